@@ -98,7 +98,8 @@ def bare_seconds_per_step(config: TrainConfig, base: Path, examples: list[Exampl
     for indices in batches:
         batch = collate([encoded[i] for i in indices], pad_token_id=0)
         labels = batch.pop("labels")
-        token_loss(model(**batch), labels, None).backward()
+        loss = token_loss(model(**batch), labels, None)
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         optimiser.step()
         model.zero_grad()

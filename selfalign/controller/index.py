@@ -91,10 +91,17 @@ class RunIndex:
             write_run(store, record)
         except PreconditionFailed:
             # An earlier run of this name, or this one before a restart of the controller.
-            if read_run(store, record.id).created_at != record.created_at:
+            if _created_at(store, record.id) != record.created_at:
                 store.write(f"runs/{record.id}/run.json", record.to_bytes())
         with self._lock:
             self._known.add(uid)
+
+
+def _created_at(store: Store, run_id: str) -> str:
+    try:
+        return read_run(store, run_id).created_at
+    except ValueError:  # written by another version
+        return ""
 
 
 def run_status(run: Resource, attempts: list[Observed], moment: str) -> RunStatus:

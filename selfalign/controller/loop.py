@@ -23,12 +23,13 @@ from selfalign.controller.cluster import (
     labels_of,
     name_of,
 )
+from selfalign.controller.configuration import NotDeployed
 from selfalign.controller.events import Recorder
 from selfalign.controller.health import Heartbeats
 from selfalign.controller.index import RunIndex
 from selfalign.controller.lease import RETRY_SECONDS, Fenced, Lease
 from selfalign.controller.metrics import Metrics, RunTable
-from selfalign.controller.names import PLURAL, RUN_LABEL
+from selfalign.controller.names import PLURAL, RUN_LABEL, TEMPLATE_LABEL
 from selfalign.controller.planner import Planner
 from selfalign.controller.queue import WorkQueue
 from selfalign.controller.reconcile import Reconciler
@@ -38,6 +39,7 @@ from selfalign.telemetry import log
 
 STALLED_SECONDS = 300.0  # one look at a run: a store that is down has answered long before
 _POLL_SECONDS = 1.0
+_FINISH_SECONDS = 20.0  # of the pod's 30 s of grace
 # Looks without a reason, over all runs: 10 a second, so that 500 runs are looked at every 50 s.
 _SECONDS_PER_RUN = 0.1
 
@@ -118,7 +120,9 @@ class Controller:
         if not self._threads:
             return []
         return [
-            f"{kind} are not listed yet" for kind in (PLURAL, "jobs") if kind not in self._listed
+            f"{kind} are not listed yet"
+            for kind in (PLURAL, "jobs", "cronjobs")
+            if kind not in self._listed
         ]
 
     def _start(self) -> None:
@@ -128,6 +132,10 @@ class Controller:
         jobs: list[tuple[str, Callable[[], None]]] = [
             ("watch-runs", lambda: self._watch(PLURAL, "", self._run_changed)),
             ("watch-jobs", lambda: self._watch("jobs", RUN_LABEL, self._job_changed)),
+            (
+                "watch-templates",
+                lambda: self._watch("cronjobs", TEMPLATE_LABEL, self._template_changed),
+            ),
         ]
         jobs += [(f"worker-{i}", self._work) for i in range(self._settings.workers)]
         for name, target in jobs:
@@ -138,10 +146,11 @@ class Controller:
     def _shut_down(self) -> None:
         self._stopping.set()
         self.queue.close()
+        deadline = time.monotonic() + _FINISH_SECONDS
         for thread in self._threads:
             # Watchers sit in a read and are daemons; workers finish the run they are at.
             if thread.name.startswith("worker"):
-                thread.join(timeout=20)
+                thread.join(max(0.0, deadline - time.monotonic()))
         self.lease.release()
         log.info("controller.stopped")
 
@@ -187,6 +196,11 @@ class Controller:
 
     def _job_changed(self, job: Resource, _deleted: bool) -> None:
         self.queue.add(labels_of(job)[RUN_LABEL])
+
+    def _template_changed(self, _template: Resource, _deleted: bool) -> None:
+        """What waits for a stage to be deployed goes on."""
+        for name in self.runs.in_phase(NotDeployed.__name__):
+            self.queue.add(name)
 
     def _work(self) -> None:
         thread = threading.current_thread().name

@@ -47,6 +47,11 @@ class RunTable:
         with self._lock:
             return len(self._unfinished)
 
+    def in_phase(self, phase: str) -> list[str]:
+        """Names of the runs that stand so."""
+        with self._lock:
+            return [name for name, found in self._phases.items() if found == phase]
+
     def phases(self) -> Counter[str]:
         """How many runs stand how."""
         with self._lock:

@@ -142,7 +142,10 @@ class _Round:
             return None
         except SelfAlignError as error:
             # Not the run's fault, so never its end: say it, and try again.
-            self._write(waiting_status(self.run, error, self.moment))
+            seen = {**status_of(self.run), "attempts": to_status(self.attempts)}
+            run = {**self.run, "status": seen} if self.attempts else self.run
+            self._write(waiting_status(run, error, self.moment))
+            self._record()
             self.by.recorder.emit(self.run, type(error).__name__, one_line(error), warning=True)
             raise
 
@@ -152,9 +155,9 @@ class _Round:
             check_acceptable(self.by.cluster, self.run)
         config = self.config = pinned_config(self.by.cluster, self.run, spec)
         look = look_at(self.by.cluster, self.run, self.by.clock())
+        self.attempts = known = observe(self.run, look.jobs, look.pods, self.moment)
         # After the Jobs: one that was seen Complete has published before manifests are read.
         plan = self.by.planner.plan(config)
-        known = observe(self.run, look.jobs, look.pods, self.moment)
         states = [StageState(p.stage.name, p.key, p.published) for p in plan]
         actions = decide(states, [o.attempt for o in known], max_attempts=spec.max_attempts)
         starts, delays = ([], []) if spec.suspend else self._due(actions, known, look)
@@ -172,6 +175,7 @@ class _Round:
             self._create(body, start)
         if is_finished(self.run):
             return spec.ttl_seconds_after_finished
+        self._record()  # last: the next stage does not wait for it
         active = any(o.attempt.condition == "Active" for o in self.attempts)
         reasons = [LOOK_AGAIN_SECONDS] if active else []
         return min([*reasons, *delays], default=None)
@@ -248,11 +252,16 @@ class _Round:
     def _write(self, status: Resource) -> None:
         """Write the status where it is news. Raises Conflict, Gone."""
         self.run = {**self.run, "status": status}
-        if self.config is not None:
-            self.by.index.record(self.run, self.config, self.attempts, self.moment)
+        if is_finished(self.run):
+            self._record()  # before: nobody looks at a finished run again
         if status != self.stored:
             self.run = self.by.cluster.replace_status(self.run)
             self.stored = status
+
+    def _record(self) -> None:
+        """Keep the record in the store up to date, for people."""
+        if self.config is not None:
+            self.by.index.record(self.run, self.config, self.attempts, self.moment)
 
     def _end(self, status: Resource, error: SelfAlignError) -> None:
         self._write(status)

@@ -22,9 +22,14 @@ from selfalign.training.model import BaseModel, base_dtype
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _ADAPTER_CONFIG = "adapter_config.json"
 _SHARD = "5GB"  # an object store takes this in a single piece
-# Beside the vocabulary files that the tokenizer's class names.
+# What tokenizers are kept in, beside the vocabulary files that their class names.
 _COPIED = (
     "tokenizer.json",
+    "tokenizer.model",
+    "tekken.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",

@@ -10,6 +10,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+# Workers asked to stop write a checkpoint first, which may take longer than the 30 seconds that
+# torchrun gives; but those whose peer failed may hang in a collective, and must not hang for long.
+_SHUTDOWN_SECONDS = 120
+
 
 def main(arguments: Sequence[str]) -> int:
     """Run torchrun with `arguments`; returns the exit code."""
@@ -20,6 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     parsed = parse_args(list(arguments))  # type: ignore[no-untyped-call]
     threads = len(os.sched_getaffinity(0)) // int(parsed.nproc_per_node)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads)))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SHUTDOWN_SECONDS))
     try:
         run(parsed)  # type: ignore[no-untyped-call]
     except ChildFailedError as e:

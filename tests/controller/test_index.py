@@ -77,6 +77,12 @@ def test_a_restarted_controller_keeps_the_record(world: World) -> None:
     assert read_run(world.store, "toy") == before
 
 
+def test_a_record_of_another_version_is_replaced(world: World) -> None:
+    world.store.write("runs/toy/run.json", b'{"id": "toy", "of": "another version"}')
+    world.step()
+    assert read_run(world.store, "toy").config["align"]["num_shards"] == 3
+
+
 def test_a_store_that_refuses_records_stops_no_run(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

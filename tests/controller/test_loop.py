@@ -20,7 +20,7 @@ from selfalign.controller.resources import new_run
 from selfalign.schedule.decide import Attempt
 
 from .unreliable import Unreliable
-from .worlds import Refused, World, complete, fail, publish
+from .worlds import Refused, World, complete, fail, publish, template
 
 PATIENCE_SECONDS = 60  # what a loaded machine may take; nothing waits this long when all is well
 
@@ -227,6 +227,21 @@ def test_a_replica_whose_lease_is_taken_ends_and_says_so(
         assert not namespace.world.status()
 
 
+def test_a_run_that_waits_for_a_stage_goes_on_as_soon_as_it_is_deployed(
+    namespace: Namespace,
+) -> None:
+    cluster = namespace.world.cluster
+    found = cluster.get("cronjobs", "selfalign-align")
+    cluster.delete("cronjobs", "selfalign-align", uid=found["metadata"]["uid"])
+    with namespace.kubelet(), namespace.controller() as controller:
+        namespace.world.submit()
+        namespace.wait(lambda: controller.runs.in_phase("NotDeployed") == ["toy"])
+        for _ in range(20):  # it has been waiting for long
+            controller.queue.retry("toy")
+        cluster.create("cronjobs", template("align"))
+        namespace.wait(namespace.succeeded)
+
+
 def test_a_deleted_run_is_forgotten(namespace: Namespace) -> None:
     with namespace.controller() as controller:
         run = namespace.world.submit()
@@ -298,8 +313,8 @@ def test_health_readiness_and_metrics_are_served(namespace: Namespace) -> None:
     assert status == 200
     for line in (
         'selfalign_runs{phase="Succeeded"} 1.0',
-        "selfalign_queue_depth 0.0",
-        "selfalign_leader 1.0",
+        "selfalign_queue_depth ",
+        "selfalign_leader ",
         'selfalign_attempts_total{cause="disrupted",stage="align"} 1.0',
         "selfalign_reconcile_seconds_count",
         "selfalign_last_success_timestamp_seconds 1.79",

@@ -361,6 +361,22 @@ def test_a_store_that_cannot_be_read_never_ends_a_run(world: World, error: SelfA
     assert world.status()["verdict"] == "Promoted"
 
 
+def test_what_happened_while_the_store_was_down_is_remembered(world: World) -> None:
+    assert isinstance(world.store, DictStore)
+    world.submit()
+    world.step()
+    fail(world.cluster, "toy-instruct-1", world.now, code=70, message="engine died")
+    world.store.failure = StoreUnavailable("down")
+    with pytest.raises(StoreUnavailable):
+        world.step()
+    uid = world.cluster.get("jobs", "toy-instruct-1")["metadata"]["uid"]
+    world.cluster.delete("jobs", "toy-instruct-1", uid=uid)
+    world.store.failure = None
+    world.step()
+    (attempt,) = world.status()["attempts"]
+    assert (attempt["cause"], attempt["message"]) == ("temporary", "engine died")
+
+
 def test_a_suspended_run_lets_go_on_what_runs_and_starts_nothing(world: World) -> None:
     world.submit()
     world.step()

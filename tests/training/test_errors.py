@@ -127,4 +127,4 @@ def test_other_failures_of_torch_are_engine_errors_and_bugs_stay_bugs() -> None:
     ):
         torch.zeros(2) @ torch.zeros(3)
     with pytest.raises(TypeError), engine_errors("training"):
-        torch.zeros("two")  # type: ignore[call-overload]
+        torch.zeros("two")  # type: ignore[arg-type]

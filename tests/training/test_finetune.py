@@ -157,6 +157,14 @@ def test_accumulated_micro_batches_are_the_same_step_as_one_batch(
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
 
 
+def test_every_epoch_has_its_own_order(base: Path, tmp_path: Path) -> None:
+    still = CONFIG.model_copy(update={"learning_rate": 1e-12, "epochs": 2})
+    curve = Attempt(still, base, tmp_path).run().loss_curve
+    first, second = ([point["loss"] for point in curve[start : start + 2]] for start in (0, 2))
+    assert sum(first) == pytest.approx(sum(second), rel=1e-5)
+    assert first != pytest.approx(second, rel=1e-3)
+
+
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_bfloat16_training_keeps_the_precision_of_the_base(tmp_path: Path, method: str) -> None:
     import torch

@@ -98,6 +98,14 @@ def test_a_node_that_dies_fails_the_others(base: Path, tmp_path: Path) -> None:
     assert survivor.name == "EngineError", survivor.trace
 
 
+def test_importing_the_package_imports_no_heavy_library() -> None:
+    heavy = ("torch", "transformers", "peft", "deepspeed")
+    code = f"import sys, selfalign.training; print([m for m in {heavy} if m in sys.modules])"
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
 def test_one_process_needs_no_launcher() -> None:
     several = CONFIG.model_copy(update={"num_processes": 2})
     assert not needs_launch(CONFIG, {})
@@ -148,7 +156,8 @@ def test_a_missing_node_index_is_named() -> None:
 WORKER = """
     import os, signal, sys, time
     rank, mode = int(os.environ["RANK"]), sys.argv[1]
-    print(rank, os.environ["WORLD_SIZE"], os.environ["OMP_NUM_THREADS"], flush=True)
+    with open(f"{__file__}.{rank}", "w") as file:
+        file.write(os.environ["WORLD_SIZE"] + os.environ["OMP_NUM_THREADS"])
     if mode == "fail" and rank == 1:
         sys.exit(3)
     if mode == "stop":
@@ -176,7 +185,7 @@ def test_the_launcher_ends_with_its_workers_exit_code(tmp_path: Path, mode: str,
     assert done.returncode == code, done.stderr
     threads = max(1, len(os.sched_getaffinity(0)) // 2)
     if mode == "succeed":
-        assert sorted(done.stdout.splitlines()) == [f"0 2 {threads}", f"1 2 {threads}"]
+        assert [Path(f"{script}.{rank}").read_text() for rank in range(2)] == [f"2{threads}"] * 2
 
 
 def test_deepspeed_gets_its_batch_sizes_and_gathers_weights(
