@@ -138,6 +138,11 @@ class CurateConfig(StageModel):
     decontamination_ngram: PositiveInt = Field(
         8, description="drop a prompt that shares a word n-gram of this length with a test item"
     )
+    decontamination_overlap: Probability = Field(
+        0.8,
+        description="drop a prompt whose content words overlap with a test item's by this Jaccard "
+        "similarity: a rewording that no n-gram finds",
+    )
     records_per_part: PositiveInt = Field(4096, description="records per part")
     max_prompts: PositiveInt | None = Field(None, description="keep at most this many")
 

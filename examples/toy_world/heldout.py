@@ -32,7 +32,7 @@ Row = dict[str, Any]
 EVALUATION_SEED = 7  # any constant: the questions do not move with the corpus
 NUM_PER_KIND = 60
 NUM_HHH_PER_CATEGORY = 15
-NUM_TRUTHFULQA = 40
+NUM_TRUTHFULQA = 36  # three questions about each known person that is held out
 NUM_CHOICES = 4
 CATEGORY_OF_KIND: dict[Kind, str] = {
     "harmful": "harmless",
@@ -119,8 +119,10 @@ def hhh_rows(world: World) -> list[Row]:
 
 def truthfulqa_rows(world: World) -> list[Row]:
     rng = Random(EVALUATION_SEED)
+    persons = world.held_out["known person"]
     rows = []
-    for index, person in enumerate(rng.sample(world.known_persons, NUM_TRUTHFULQA)):
+    for index in range(NUM_TRUTHFULQA):
+        person = persons[index % len(persons)]
         false = {false_choice(person, rng): None for _ in range(4 * NUM_CHOICES)}
         choices = list(false)[: NUM_CHOICES - 1]
         gold = index % NUM_CHOICES  # never always the same place

@@ -1,7 +1,7 @@
 """Stage `curate`: keep what is novel, over all shards at once, in a deterministic order.
 
 Reads candidates and the evaluation files; writes prompts. Exact duplicates, contamination by
-evaluation items, near duplicates and ROUGE-L novelty, cheapest first, each with its own count.
+evaluation items (their words, or the same asked in other words), near duplicates and ROUGE-L novelty, cheapest first, each with its own count.
 A killed worker's successor feeds the kept prompts of committed parts back into the indexes and
 goes on after them.
 """
@@ -15,6 +15,7 @@ from selfalign.evaluation.datasets import reference_texts
 from selfalign.filters.decontamination import Decontaminator
 from selfalign.filters.near_duplicates import NearDuplicateIndex, normalise
 from selfalign.filters.novelty import NoveltyIndex
+from selfalign.filters.rewording import RewordingIndex
 from selfalign.records import Candidate, Prompt
 from selfalign.schedule.runs import now
 from selfalign.stages.contract import PartOutcome, StageContext, provenance
@@ -38,11 +39,13 @@ class Curator:
             config.near_duplicate_threshold, config.near_duplicate_shingle
         )
         self._contamination = Decontaminator(config.decontamination_ngram)
+        self._rewording = RewordingIndex(config.decontamination_overlap)
         for kind in ("heldout", "hhh", "truthfulqa"):
             path = getattr(context.config.evaluate, kind)
             if path is not None:
                 for reference, text in reference_texts(path, kind):
                     self._contamination.add_reference(f"{kind}/{reference}", text)
+                    self._rewording.add_reference(f"{kind}/{reference}", text)
         guided = [seed.question for seed in context.seeds.topic_guided]
         for index, text in enumerate([*context.seeds.general, *guided]):
             self.add(f"seed-{index}", text)
@@ -53,6 +56,8 @@ class Curator:
             return "exact_duplicate"
         if self._contamination.find(text) is not None:
             return "contaminated"
+        if self._rewording.find(text) is not None:
+            return "contaminated_rewording"
         if self._near.find(text) is not None:
             return "near_duplicate"
         if self._novelty.find(text) is not None:
