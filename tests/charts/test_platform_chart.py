@@ -21,7 +21,7 @@ CONTROLLER_MAY = {
     ("selfalign.io", "alignmentruns/status"): {"update"},
     ("selfalign.io", "alignmentruns/finalizers"): {"update"},  # blockOwnerDeletion
     ("batch", "jobs"): {"get", "list", "watch", "create"},  # get: adopt one's own on a conflict
-    ("batch", "cronjobs"): {"list"},  # the stages' templates
+    ("batch", "cronjobs"): {"list", "watch"},  # the stages' templates
     ("", "configmaps"): {"get", "create"},  # configuration of platform, stages and run
     ("", "pods"): {"list"},  # why pending, exit codes
     ("", "events"): {"create", "list", "patch"},  # list: a Job without pods (quota)
