@@ -27,6 +27,7 @@ MODULES = (
     "entities",
     "forward",
     "heldout",
+    "muon",
     "phrasing",
     "pretrain",
     "templates",

@@ -23,6 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from .corpus import CorpusWriter, Document
 from .forward import hidden_states
+from .muon import Muon
 from .templates import Seeds
 from .tokenizer import MODEL_MAX_LENGTH
 from .world import World
@@ -172,7 +173,7 @@ def _optimizers(
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     return (
-        torch.optim.Muon(matrices, lr=config.muon_learning_rate, weight_decay=0.0, momentum=0.95),
+        Muon(matrices, lr=config.muon_learning_rate),
         torch.optim.AdamW(
             rest, lr=config.adam_learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
         ),
@@ -230,12 +231,11 @@ def _loss(
     model: LlamaForCausalLM, ids: Tensor, targets: Tensor, documents: Tensor
 ) -> tuple[Tensor, int]:
     """Summed cross-entropy of the learnt positions, and how many they are."""
-    states = hidden_states(model, ids, documents, torch.bfloat16)
+    states = hidden_states(model, ids, documents)
     learnt = targets != IGNORED  # (batch, time)
-    logits = functional.linear(states[learnt], model.lm_head.weight.to(torch.bfloat16))
-    return functional.cross_entropy(logits.float(), targets[learnt], reduction="sum"), int(
-        learnt.sum()
-    )
+    logits = functional.linear(states[learnt], model.lm_head.weight)
+    loss = functional.cross_entropy(logits, targets[learnt], reduction="sum")
+    return loss, int(learnt.sum())
 
 
 def _progress(step: int, num_steps: int, loss: float, num_tokens: int, started: float) -> None:
