@@ -72,3 +72,7 @@ logs: $(CLUSTER_TOOLS) ## follow a stage's log on the cluster: STAGE= [RUN=]
 .PHONY: undeploy
 undeploy: $(CLUSTER_TOOLS) ## remove controller and stages from the cluster; the store and the runs stay
 	@$(DEPLOY) undeploy
+
+.PHONY: cluster-test
+cluster-test: $(VENV)/.installed-models+s3+cluster+dev ## the tests on the node of KUBECONFIG's cluster, with images of VARIANT=cpu
+	@$(PYTHON) -m pytest -v -s -m cluster $(PYTEST_ARGS)

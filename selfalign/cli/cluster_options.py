@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from selfalign.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from selfalign.controller.kubernetes_api import KubernetesCluster
 
@@ -43,3 +45,22 @@ def connect_to(
     from selfalign.controller.kubernetes_api import connect
 
     return connect(namespace, context=context, kubeconfig=kubeconfig, connections=connections)
+
+
+def store_or_platform_s(
+    store_url: str | None, namespace: str | None, context: str | None, kubeconfig: str | None
+) -> str | None:
+    """The store that was named, or else that of the platform where a cluster was named; its
+    credentials are this person's own."""
+    if store_url is not None or not (namespace or context or kubeconfig):
+        return store_url
+    from selfalign.controller.configuration import platform_config
+
+    cluster = connect_to(namespace, context, kubeconfig)
+    found = platform_config(cluster).get("store")
+    if not found:
+        raise ConfigurationError(
+            f"the platform in namespace {cluster.namespace} has no store configured",
+            remedy=f"make deploy CONFIG=resolved.yaml NAMESPACE={cluster.namespace}",
+        )
+    return str(found)

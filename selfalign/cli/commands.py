@@ -6,6 +6,7 @@ import click
 
 from selfalign.cli.chat import chat_command
 from selfalign.cli.cluster import cluster_group, controller_command
+from selfalign.cli.cluster_logs import logs_command
 from selfalign.cli.inspect import (
     config_command,
     inputs_group,
@@ -23,6 +24,7 @@ from selfalign.cli.submit import submit_command
 COMMANDS: list[click.Command] = [
     run_command,
     status_command,
+    logs_command,
     report_command,
     show_command,
     chat_command,

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from selfalign.cli.cluster_options import cluster_options, store_or_platform_s
 from selfalign.cli.options import (
     config_options,
     json_option,
@@ -186,6 +187,7 @@ def inputs_push(config_path: Path, overrides: tuple[str, ...], out: Path | None)
 
 @click.command("rollback", short_help="Point `current` back at an earlier promoted model.")
 @store_options
+@cluster_options
 @click.option(
     "--to",
     default=None,
@@ -197,13 +199,18 @@ def rollback_command(
     config_path: Path,
     overrides: tuple[str, ...],
     store_url: str | None,
+    namespace: str | None,
+    context: str | None,
+    kubeconfig: str | None,
     to: str | None,
     as_json: bool,
 ) -> None:
     """Point `current` back at an earlier promoted model, by compare-and-swap.
 
-    The model rolled back from is not promoted again by a run with the same inputs.
+    The model rolled back from is not promoted again by a run with the same inputs. With
+    --namespace, --context or --kubeconfig: in the store of the platform there.
     """
+    store_url = store_or_platform_s(store_url, namespace, context, kubeconfig)
     opened = open_from(config_path, overrides, store_url)
     pointer = roll_back(opened.store, to=to)
     if as_json:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from selfalign.cli.cluster_options import cluster_options, store_or_platform_s
 from selfalign.cli.options import Opened, json_option, open_from, print_json, store_options
 from selfalign.cli.status import latest_run
 from selfalign.errors import SelfAlignError
@@ -25,6 +26,7 @@ from selfalign.seeds import load_seeds
     help="Where to write it.",
 )
 @store_options
+@cluster_options
 @json_option
 def report_command(
     run_id: str | None,
@@ -32,9 +34,16 @@ def report_command(
     config_path: Path,
     overrides: tuple[str, ...],
     store_url: str | None,
+    namespace: str | None,
+    context: str | None,
+    kubeconfig: str | None,
     as_json: bool,
 ) -> None:
-    """Write the report of a run (the latest one, unless RUN_ID names another)."""
+    """Write the report of a run (the latest one, unless RUN_ID names another).
+
+    With --namespace, --context or --kubeconfig: of the store of the platform there.
+    """
+    store_url = store_or_platform_s(store_url, namespace, context, kubeconfig)
     opened = open_from(config_path, overrides, store_url)
     data = collect(opened.store, run_id or latest_run(opened.store))
     if as_json:

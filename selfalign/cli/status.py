@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from selfalign.cli.cluster_options import cluster_options, connect_to
+from selfalign.cli.cluster_status import show_status
 from selfalign.cli.options import json_option, open_from, print_json, store_options
 from selfalign.errors import ConfigurationError
 from selfalign.schedule.runs import RunStatus, StageRecord, read_run, read_status, run_ids
@@ -23,16 +25,35 @@ _STYLES = {
 
 @click.command("status", short_help="What is done, running or failed, and the next action.")
 @click.argument("run_id", required=False)
+@click.option(
+    "--logs",
+    "with_logs",
+    is_flag=True,
+    help="On a cluster: the last log lines of each pod under way, too.",
+)
 @store_options
+@cluster_options
 @json_option
 def status_command(
     run_id: str | None,
+    with_logs: bool,
     config_path: Path,
     overrides: tuple[str, ...],
     store_url: str | None,
+    namespace: str | None,
+    context: str | None,
+    kubeconfig: str | None,
     as_json: bool,
 ) -> None:
-    """How a run stands (the latest one, unless RUN_ID names another), and what to do next."""
+    """How a run stands (the latest one, unless RUN_ID names another), and what to do next.
+
+    With --namespace, --context or --kubeconfig it is asked of that cluster: shards, attempts with
+    their causes, why a pod waits. Otherwise the store's record is shown, on a cluster's store too.
+    """
+    if store_url is None and (namespace or context or kubeconfig):
+        cluster = connect_to(namespace, context, kubeconfig)
+        show_status(cluster, run_id, with_logs=with_logs, every=False, as_json=as_json)
+        return
     store = open_from(config_path, overrides, store_url).store
     chosen = run_id or latest_run(store)
     read_run(store, chosen)

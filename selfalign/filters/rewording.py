@@ -22,13 +22,13 @@ _FUNCTION_WORDS = frozenset(
     ours out over own re s shall she should so some such t than that the their theirs them then
     there these they this those through to today too under up us ve very was we were what when
     where which while who whom whose why will with would you your yours
-    """.split()
+    """.split()  # noqa: SIM905 - words read better as text
 )
 _FORMS_OF_ASKING = frozenset(
     """
     ask asked describe discuss explain give help know known let like list need please question
     say show tell think want wonder wondering
-    """.split()
+    """.split()  # noqa: SIM905
 )
 
 

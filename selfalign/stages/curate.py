@@ -1,7 +1,8 @@
 """Stage `curate`: keep what is novel, over all shards at once, in a deterministic order.
 
 Reads candidates and the evaluation files; writes prompts. Exact duplicates, contamination by
-evaluation items (their words, or the same asked in other words), near duplicates and ROUGE-L novelty, cheapest first, each with its own count.
+evaluation items (their words, or the same asked in other words), near duplicates and ROUGE-L
+novelty, cheapest first, each with its own count.
 A killed worker's successor feeds the kept prompts of committed parts back into the indexes and
 goes on after them.
 """

@@ -18,9 +18,9 @@ class Fault:
     """What happens to the next `times` requests of a method.
 
     Attributes:
-        method: of the requests concerned.
+        method: of the requests concerned; `*` is any.
         kind: `answer` with a status instead of forwarding; forward and `lose` the response;
-            forward and `cut` the body of the response in half.
+            forward and `cut` the body of the response in half; `hang_up` without forwarding.
         times: how many requests.
         status: of `answer`.
         code: S3's error code, in the body.
@@ -28,7 +28,7 @@ class Fault:
     """
 
     method: str
-    kind: Literal["answer", "lose", "cut"]
+    kind: Literal["answer", "lose", "cut", "hang_up"]
     times: int = 1
     status: int = 500
     code: str = "InternalError"
@@ -58,7 +58,7 @@ class Proxy:
     def take(self, method: str) -> Fault | None:
         """The fault for this request, used up by one."""
         for fault in self.faults:
-            if fault.method == method and fault.times > 0:
+            if fault.method in (method, "*") and fault.times > 0:
                 fault.times -= 1
                 return fault
         return None
@@ -82,10 +82,12 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is not None and fault.kind == "answer":
             self._answer(fault)
             return
+        if fault is not None and fault.kind == "hang_up":
+            self._hang_up()
+            return
         status, headers, content = self._forward(body)
         if fault is not None and fault.kind == "lose":
-            self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
+            self._hang_up()
             return
         self.send_response(status)
         for name, value in headers:
@@ -97,6 +99,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _handle  # noqa: N815  http.server's names
+
+    def _hang_up(self) -> None:
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
 
     def _answer(self, fault: Fault) -> None:
         text = f"<Error><Code>{fault.code}</Code><Message>{fault.message}</Message></Error>"
@@ -135,12 +141,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def running_proxy(upstream: str) -> Iterator[Proxy]:
-    """A proxy in front of `upstream`, on a free loopback port."""
+def running_proxy(upstream: str, host: str = "127.0.0.1") -> Iterator[Proxy]:
+    """A proxy in front of `upstream`, on a free port of `host`."""
     handler = type("Handler", (_Handler,), {"lock": threading.Lock()})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = ThreadingHTTPServer((host, 0), handler)
     server.daemon_threads = True
-    proxy = Proxy(f"http://127.0.0.1:{server.server_port}", upstream)
+    proxy = Proxy(f"http://{host}:{server.server_port}", upstream)
     handler.proxy = proxy  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()

@@ -1,0 +1,116 @@
+"""Kills, deletions and evictions on a real node change no artifact and cost no attempt."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from selfalign.controller.cluster import labels_of, name_of
+from selfalign.controller.names import STAGE_LABEL
+from selfalign.pipeline import STAGES
+
+from .site import Site, kubectl, running_stage_pods
+
+pytestmark = pytest.mark.cluster
+KILLS = DISTURBANCES = 20
+PER_STAGE = 3  # the Job controller makes each further pod of a Job wait twice as long
+CONTAINER_KILLS = 2  # of one pod; the kubelet makes each further restart wait twice as long
+SECONDS = 3600
+
+
+def test_kills_deletions_and_evictions_change_nothing(new_site: Callable[..., Site]) -> None:
+    undisturbed, disturbed = new_site(), new_site()
+    undisturbed.create_run("toy")
+    assert undisturbed.ended("toy")["verdict"] == "Promoted"
+    disturbed.create_run("toy", maxAttempts=1)
+    storm = Storm(disturbed, random.Random(11))
+    storm.blow_until_the_run_ends()
+    status = disturbed.status("toy")
+    assert status["verdict"] == "Promoted", status["message"]
+    assert (storm.kills, storm.disturbances) >= (KILLS, DISTURBANCES)
+    assert disturbed.artifacts("toy") == undisturbed.artifacts("toy")
+    assert set(disturbed.s3.publications(disturbed.namespace).values()) == {1}
+    assert {row.get("cause") for row in status["attempts"]} <= {None, "disrupted"}
+    complete = Counter(r["stage"] for r in status["attempts"] if r["condition"] == "Complete")
+    assert max(complete.values()) == 1
+    if not storm.restarted:
+        warnings.warn(
+            pytest.PytestWarning("SELFALIGN_RESTART_API_SERVER is not set: it was not restarted"),
+            stacklevel=1,
+        )
+
+
+class Storm:
+    """What hits a run, as long as it goes on."""
+
+    def __init__(self, site: Site, choose: random.Random) -> None:
+        self.site, self.choose = site, choose
+        self.kills = self.disturbances = 0
+        self.restarted = False
+        self._of_stage: Counter[str] = Counter()
+        self._of_pod = 0
+
+    def blow_until_the_run_ends(self) -> None:
+        deadline = time.monotonic() + SECONDS
+        while time.monotonic() < deadline:
+            if self.site.status("toy").get("completedAt"):
+                return
+            self._disturb()
+            self._kill()
+            if self.disturbances >= DISTURBANCES // 2 and not self.restarted:
+                self._restart_api_server()
+            time.sleep(self.choose.uniform(0.5, 2.0))
+        told = self.site.cli("cluster", "status", "toy", "-n", self.site.namespace)
+        raise AssertionError(f"the run has not ended\n{told.stdout}")
+
+    def _disturb(self) -> None:
+        pods = [
+            pod
+            for pod in running_stage_pods(self.site, "toy")
+            if self._of_stage[labels_of(pod)[STAGE_LABEL]] < PER_STAGE
+        ]
+        if not pods:
+            return
+        pod = self.choose.choice(pods)
+        stage = labels_of(pod)[STAGE_LABEL]
+        self._of_stage[stage] += 1
+        self.disturbances += 1
+        how = self.choose.choice(["delete", "evict", "evict", "delete-job"])
+        print(f"{stage}: {how} {name_of(pod)}", flush=True)
+        namespace = self.site.namespace
+        if how == "evict":
+            self.site.evict(pod)
+        elif how == "delete":
+            kubectl("-n", namespace, "delete", "pod", name_of(pod), "--wait=false", check=False)
+        else:
+            job = labels_of(pod)["batch.kubernetes.io/job-name"]
+            kubectl("-n", namespace, "delete", "job", job, "--wait=false", check=False)
+
+    def _kill(self) -> None:
+        if not self.site.kill_controller():
+            return
+        self.kills += 1
+        self._of_pod += 1
+        print(f"controller killed, {self.kills} times", flush=True)
+        if self._of_pod >= CONTAINER_KILLS:
+            self._of_pod = 0
+            self.site.renew_controller_pod()
+
+    def _restart_api_server(self) -> None:
+        self.restarted = True
+        command = os.environ.get("SELFALIGN_RESTART_API_SERVER")
+        if command is None:
+            self.restarted = False
+            return
+        print("API server restarted", flush=True)
+        subprocess.run(command, shell=True, check=True, capture_output=True)
+
+
+assert PER_STAGE * len(STAGES) >= DISTURBANCES
