@@ -79,7 +79,8 @@ def _print(console: Console, data: dict[str, Any], report: Path, seconds: float)
     summary = data["summary"]
     cells = {(m["model"], m["metric"], m["kind"]): m for m in summary["metrics"]}
     kinds = sorted({kind for _, metric, kind in cells if metric == METRIC and kind})
-    table = Table("model", "all", *kinds, "words", box=None, padding=(0, 2, 0, 0))
+    heads = [kind.replace(" ", "\n") for kind in kinds]
+    table = Table("model", "all", *heads, "words", box=None, padding=(0, 2, 0, 0))
     for model in summary["models"]:
         row = [_rate(cells.get((model, METRIC, kind))) for kind in kinds]
         words = cells.get((model, LENGTH, None))

@@ -46,6 +46,12 @@ from selfalign.store.open import open_store
     help="Tonight's run, as the CronJob submits it: the platform's configuration, named by time, "
     "refused with exit code 2 and an Event while another nightly run goes on.",
 )
+@click.option(
+    "--fresh-seed",
+    is_flag=True,
+    help="Take today's date (UTC, as YYYYMMDD) as the seed, so that the run explores anew instead "
+    "of reusing what an earlier night generated from the same inputs.",
+)
 @click.option("--suspend", is_flag=True, help="Make it, but start nothing yet (start-stage does).")
 @click.option(
     "--max-attempts",
@@ -69,6 +75,7 @@ def submit_command(
     overrides: tuple[str, ...],
     name: str | None,
     nightly: bool,
+    fresh_seed: bool,
     suspend: bool,
     max_attempts: int | None,
     queue: str | None,
@@ -85,6 +92,8 @@ def submit_command(
     What earlier runs have finished under the same inputs is reused. --set and --config win over
     the configuration that the platform and the stages were installed with.
     """
+    if fresh_seed:
+        overrides = (f"seed={datetime.now(UTC):%Y%m%d}", *overrides)
     cluster = connect_to(namespace, context, kubeconfig)
     request = Request(suspend, max_attempts, queue, priority, ttl_seconds)
     submission = Submission(cluster, lambda: datetime.now(UTC), _this_job(), request)

@@ -205,6 +205,36 @@ def test_nightly_submitted_again_by_the_same_job_finds_its_own_run(
     assert laptop.fails("submit", "--nightly").exit_code == 2
 
 
+def test_a_fresh_seed_is_the_date_and_a_seed_of_one_s_own_wins(laptop: Laptop) -> None:
+    nightly = laptop.json("submit", "--nightly", "--fresh-seed")["run"]
+    config = laptop.world.cluster.get("alignmentruns", nightly)["spec"]["config"]
+    assert config == {"seed": int(nightly.split("-")[1])}
+    laptop.json("submit", "--name", "mine", "--fresh-seed", "--set", "seed=5")
+    assert laptop.world.cluster.get("alignmentruns", "mine")["spec"]["config"] == {"seed": 5}
+
+
+# the top level's commands, with a namespace
+
+
+def test_status_and_logs_of_the_top_level_ask_the_cluster_where_one_is_named(
+    laptop: Laptop, world: World
+) -> None:
+    world.submit()
+    world.step()
+    shown = json.loads(laptop.run("status", "toy", "--json").stdout)
+    assert shown["name"] == "toy"
+    assert shown["next_action"]
+    assert laptop.run("logs", "instruct", "--run", "toy").exit_code == 0
+
+
+def test_report_and_rollback_find_the_platform_s_store(laptop: Laptop, tmp_path: Path) -> None:
+    store = tmp_path / "bucket"
+    body = config_map(PLATFORM_CONFIG, platform_values(store=str(store)))
+    laptop.world.cluster.replace("configmaps", body)
+    for command in ("rollback", "report"):
+        assert str(store) in laptop.fails(command).message
+
+
 def test_nightly_takes_no_file_and_no_name(laptop: Laptop) -> None:
     assert laptop.fails("submit", "--nightly", "--name", "x").exit_code == 2
 
