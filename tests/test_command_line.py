@@ -229,9 +229,10 @@ def test_inputs_pass_through_the_store_with_the_same_identities(
 
 
 def test_two_processes_train_together_and_one_publishes(world: Path) -> None:
+    """With --run, as the controller starts it: torchrun has an option that begins so."""
     assert selfalign("run", "--config", world, "--until", "align").returncode == 0
     done = selfalign(
-        "engrave", "--config", world, "--set", "engrave.num_processes=2",
+        "engrave", "--config", world, "--set", "engrave.num_processes=2", "--run", "toy",
         "--set", "engrave.micro_batch_size=2", SELFALIGN_LOG="json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

@@ -135,7 +135,8 @@ def told(end: ContainerEnd, *, sharded: bool) -> str:
 
 
 def readable(message: str) -> str:
-    """A termination message as one line: what a stage wrote, or the end of its log."""
+    """A termination message as one line: what a stage wrote, or the end of its log, where an
+    error says last what was wrong."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     for line in reversed(lines):
         try:
@@ -146,7 +147,8 @@ def readable(message: str) -> str:
             return _of_event(event)
     if any(line.startswith("Traceback (most recent call last)") for line in lines):
         return lines[-1]
-    return "; ".join(line for line in lines if not line.startswith("{"))
+    text = "; ".join(line for line in lines if not line.startswith("{"))
+    return text if len(text) <= _MESSAGE_LIMIT else f"... {text[4 - _MESSAGE_LIMIT :]}"
 
 
 def _of_event(event: Resource) -> str:

@@ -212,6 +212,8 @@ def platform_command(
     if not skip_build:
         _build(IMAGES, variant, registry, image["tag"], build)
     _ensure_namespace(namespace)
+    if note := releases.leave_resource_alone(platform, cluster.resource_owner(), namespace):
+        click.echo(f"note: {note}", err=True)
     notes = releases.deploy_platform(helm, ROOT, namespace, platform)
     for name, merged in stages.items():
         releases.deploy_stage(helm, ROOT, name, namespace, merged)

@@ -15,6 +15,7 @@ from typing import Any
 from selfalign.errors import ConfigurationError, SelfAlignError, StoreUnavailable
 
 _TIMEOUT = "--request-timeout=15s"
+_RESOURCE = "alignmentruns.selfalign.io"
 NAMESPACE_LABELS = {"pod-security.kubernetes.io/enforce": "restricted"}
 
 
@@ -68,8 +69,18 @@ def dry_run(manifests: list[dict[str, Any]], namespace: str) -> list[str]:
 
 def remaining_runs(namespace: str) -> list[str]:
     """Names of the AlignmentRuns there are; they outlive the releases."""
-    answer = _kubectl("get", "alignmentruns.selfalign.io", "-n", namespace, "-o", "name", _TIMEOUT)
+    answer = _kubectl("get", _RESOURCE, "-n", namespace, "-o", "name", _TIMEOUT)
     return answer.stdout.split() if answer.returncode == 0 else []
+
+
+def resource_owner() -> str | None:
+    """Whose the AlignmentRun resource is: namespace/release, "" where nobody's; None: not there."""
+    answer = _kubectl("get", "crd", _RESOURCE, "-o", "json", _TIMEOUT)
+    if answer.returncode != 0:
+        return None
+    marks = json.loads(answer.stdout)["metadata"].get("annotations") or {}
+    release = marks.get("meta.helm.sh/release-name")
+    return f"{marks.get('meta.helm.sh/release-namespace')}/{release}" if release else ""
 
 
 def create_job(cronjob: str, job: str, namespace: str) -> None:

@@ -132,6 +132,28 @@ def check_bucket(store_url: str, environment: Values) -> str | None:
     return None
 
 
+def leave_resource_alone(values: dict[str, Any], owner: str | None, namespace: str) -> str | None:
+    """Leave the cluster-wide AlignmentRun resource to whom it belongs, where that is somebody else.
+
+    Args:
+        values: of the platform; changed where the resource is not this release's.
+        owner: as `cluster.resource_owner` tells.
+
+    Returns:
+        What a person should know, or None where this release makes or upgrades the resource.
+    """
+    crd = values.setdefault("crd", {})
+    if owner in (None, f"{namespace}/{PLATFORM}") or crd.get("create") is False:
+        return None
+    crd["create"] = False
+    whose = f"belongs to the release {owner}" if owner else "was not made by Helm"
+    return (
+        f"the AlignmentRun resource {whose} and is left as it is; where this version needs a newer "
+        "one: kubectl apply --server-side --force-conflicts -f "
+        "charts/selfalign/files/alignmentruns.selfalign.io.yaml"
+    )
+
+
 def deploy_stage(helm: Helm, root: Path, stage: str, namespace: str, values: Values) -> str:
     """Install or upgrade a stage's release; Helm's notes."""
     return helm.upgrade(root / "charts" / "stage", release_name(stage), namespace, values)

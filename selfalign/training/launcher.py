@@ -50,7 +50,7 @@ def launch_command(
         "0",  # another attempt is the Job's business
     ]
     if nodes == 1:
-        return [*command, "--standalone", *argv]
+        return [*command, "--standalone", "--", *argv]
     index = _integer(environ, "JOB_COMPLETION_INDEX", minimum=0)
     if index >= nodes:
         raise ConfigurationError(
@@ -75,6 +75,7 @@ def launch_command(
         environ["SELFALIGN_MASTER_ADDR"],
         "--master-port",
         str(port),
+        "--",
         *argv,
     ]
 

@@ -81,6 +81,26 @@ def test_a_local_store_is_refused() -> None:
         releases.check_platform_config({"config": {**COMPLETE, "store": "./store"}}, _stages())
 
 
+@pytest.mark.parametrize(
+    ("owner", "own", "noted"),
+    [
+        (None, True, None),  # nobody made it yet
+        ("nights/selfalign", True, None),
+        ("days/selfalign", False, "belongs to the release days/selfalign"),
+        ("", False, "was not made by Helm"),
+    ],
+)
+def test_a_resource_of_somebody_else_is_left_alone(
+    owner: str | None, own: bool, noted: str | None
+) -> None:
+    values: dict[str, Any] = {}
+    note = releases.leave_resource_alone(values, owner, "nights")
+    assert values["crd"].get("create", True) is own
+    assert (noted is None) == (note is None)
+    assert noted is None or noted in str(note)
+    assert releases.leave_resource_alone({"crd": {"create": False}}, "", "nights") is None
+
+
 def test_files_on_this_machine_are_refused_by_name() -> None:
     config = {**COMPLETE, "seeds": {"directory": "seeds"}, "evaluate": {"hhh": "task.json"}}
     with pytest.raises(ConfigurationError) as caught:
@@ -211,7 +231,7 @@ def test_make_targets_explain_themselves_and_exist() -> None:
     targets = {line.partition(":")[0] for line in lines if ": " in line and " ## " in line}
     assert targets == {
         "chart", "chart-schema", "images", "image", "deploy", "deploy-stage", "run",
-        "nightly-now", "status", "logs", "undeploy",
+        "nightly-now", "status", "logs", "undeploy", "cluster-test",
     }  # fmt: skip
     phony = {line.removeprefix(".PHONY: ") for line in lines if line.startswith(".PHONY")}
     assert phony == targets

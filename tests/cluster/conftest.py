@@ -42,7 +42,12 @@ def image_tag() -> str:
         pytest.skip(f"{error.message}; {error.remedy}")
     tag = os.environ.get("SELFALIGN_IMAGE_TAG") or code_tag(PROJECT, "cpu")
     nodes = json.loads(kubectl("get", "nodes", "-o", "json"))["items"]
-    images = [name for n in nodes for i in n["status"].get("images") or [] for name in i["names"]]
+    images = [
+        name
+        for node in nodes
+        for image in node["status"].get("images") or []
+        for name in image.get("names") or []
+    ]
     if f"{LOCAL_REGISTRY}/controller:{tag}" not in images:
         pytest.skip(
             f"no node has {LOCAL_REGISTRY}/controller:{tag}: `make images VARIANT=cpu` on a node, "

@@ -130,17 +130,21 @@ def test_deleting_a_run_cleans_up_its_jobs_and_keeps_its_artifacts(site: Site) -
     assert site.s3.publications(site.namespace)
 
 
-def test_two_pods_train_together(new_site: Callable[..., Site]) -> None:
-    site = new_site(deployed=False)
-    site.deploy()
-    values = site.directory / "two-nodes.yaml"
-    values.write_text((site.directory / "stages.yaml").read_text() + "nodes: 2\n")
-    site.make("deploy-stage", STAGE="engrave", VALUES=str(values))
+ZERO_2 = {"zero_optimization": {"stage": 2}, "zero_allow_untested_optimizer": True}
+
+
+def test_two_pods_train_together_with_deepspeed_and_without(site: Site) -> None:
+    shared = yaml.safe_load((site.directory / "stages.yaml").read_text())
+    deepspeed = {"env": {"DS_ACCELERATOR": "cpu"}, "config": {"engrave": {"deepspeed": ZERO_2}}}
+    for stage, own in (("engrave", deepspeed), ("clone", {})):
+        values = site.directory / f"{stage}.yaml"
+        values.write_text(yaml.safe_dump({**shared, "nodes": 2, **own}))
+        site.make("deploy-stage", STAGE=stage, VALUES=str(values))
     site.create_run("toy")
-    until(lambda: site.phases("toy").get("engrave") in ("Done", "Failed"), "engrave to end")
-    pods = [p for p in site.pods("toy") if labels_of(p)["selfalign.io/stage"] == "engrave"]
-    assert sorted(p["status"]["phase"] for p in pods) == ["Succeeded", "Succeeded"], site.status(
-        "toy"
-    )["message"]
-    assert len({p["spec"]["hostname"] for p in pods}) == 2
-    assert site.phases("toy")["engrave"] == "Done"
+    status = site.ended("toy")
+    assert status["verdict"] == "Promoted", status["message"]
+    for stage in ("engrave", "clone"):
+        pods = [p for p in site.pods("toy") if labels_of(p)["selfalign.io/stage"] == stage]
+        assert [p["status"]["phase"] for p in pods] == ["Succeeded", "Succeeded"]
+        assert len({p["spec"]["hostname"] for p in pods}) == 2
+    assert set(site.s3.publications(site.namespace).values()) == {1}

@@ -262,3 +262,9 @@ def test_the_status_remembers_every_charge_and_the_latest_disruptions() -> None:
 def test_a_termination_message_becomes_one_line(written: str, told: str | None) -> None:
     expected = "seeds/principles.txt:3: empty rule; remedy: write it" if told is None else told
     assert readable(written) == expected
+
+
+def test_of_a_long_message_the_end_is_told() -> None:
+    told = readable("usage: x\n" * 200 + "error: ambiguous option")
+    assert told.endswith("error: ambiguous option")
+    assert len(told) <= 600

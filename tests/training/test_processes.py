@@ -129,7 +129,7 @@ def test_nodes_meet_at_the_address_of_index_zero() -> None:
         *("--nproc-per-node", "4", "--nnodes", "3", "--max-restarts", "0"),
         *("--rdzv-backend", "static", "--rdzv-conf", "timeout=1800", "--node-rank", "2"),
         *("--master-addr", "engrave-0.engrave", "--master-port", "12345"),
-        *("-m", "selfalign", "engrave"),
+        *("--", "-m", "selfalign", "engrave"),
     ]
 
 
