@@ -128,7 +128,10 @@ def told(end: ContainerEnd, *, sharded: bool) -> str:
     """One line for a person."""
     what = end.message
     if end.reason == "OOMKilled":
-        what = "killed for memory (OOMKilled); raise the container's memory limit"
+        what = (
+            "killed for memory (OOMKilled); remedy: raise resources.limits.memory in the stage's "
+            "values, or lower batch_size or max_length"
+        )
     if not what:
         what = f"ended with exit code {end.code}; see its log"
     return f"shard {end.index}: {what}" if sharded and end.index is not None else what

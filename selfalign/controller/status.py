@@ -14,6 +14,7 @@ from selfalign.schedule.decide import Action, Fail, Succeed
 from selfalign.schedule.plan import PlannedStage
 
 _MESSAGE_LIMIT = 900  # an Event's message ends at 1 KiB
+REUSES = "a new run reuses what is finished"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ def next_status(run: Resource, seen: Observation, moment: str) -> Resource:
     if any(isinstance(action, Succeed) for action in seen.actions):
         return _succeeded(conditions, seen)
     if failure is not None:
-        message = f"{failure.stage}: {failure.message}; {_after(failure)}"
+        message = f"{failure.stage}: {failure.message}; {REUSES}"
         conditions.status["stage"] = failure.stage
         return conditions.ended(failure.reason, message, well=False)
     return conditions.progressing(*_progress(run, seen, current))
@@ -131,12 +132,6 @@ def _succeeded(conditions: _Conditions, seen: Observation) -> Resource:
     message = "; ".join(["promoted" if promoted else "not promoted", *reasons])
     status = conditions.ended(verdict, message, well=True)
     return {**status, "verdict": verdict}
-
-
-def _after(failure: Fail) -> str:
-    if failure.reason == "PermanentFailure":
-        return "put it right and start a new run: it reuses what is finished"
-    return "see the log of its Jobs; a new run reuses what is finished"
 
 
 def _progress(run: Resource, seen: Observation, current: PlannedStage | None) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from selfalign.controller.job import is_owned_by
 from selfalign.controller.names import STAGE_CONTAINER, STAGE_LABEL, of_run
 from selfalign.controller.outcome import Observed, job_end, pods_of
 from selfalign.controller.resources import condition, is_finished, is_true, phase_of, status_of
+from selfalign.controller.status import REUSES
 from selfalign.errors import ConfigurationError, SelfAlignError
 from selfalign.pipeline import BY_NAME, STAGES
 
@@ -209,7 +210,7 @@ def next_action(run: Resource, attempts: Iterable[Observed]) -> str:
 def _after_failure(code: int, message: str) -> str:
     if "; remedy: " in message:
         remedy = message.rpartition("; remedy: ")[2]
-        return f"{remedy.removesuffix('; ' + _ANEW)}; {_ANEW}"
+        return f"{remedy.removesuffix(f'; {REUSES}')}; {_ANEW}"
     remedies = {
         2: "correct the configuration or the seeds",
         3: "restore or delete the artifact or file it names",
@@ -221,7 +222,7 @@ def _after_failure(code: int, message: str) -> str:
     return f"{remedies.get(code, 'see the log of its Jobs')}; {_ANEW}"
 
 
-_ANEW = "then submit a new run: it reuses what is finished"
+_ANEW = f"then submit a new run ({REUSES})"
 
 
 def _stage(row: Resource, attempts: list[Observed]) -> StageView:

@@ -116,13 +116,13 @@ def test_a_store_that_is_down_is_waited_for(site: Site) -> None:
     until(lambda: site.phases("toy").get("align") == "Running", "align to run")
     site.s3.proxy.faults.append(Fault("*", "hang_up", ALWAYS))
     until(
-        lambda: "reach" in site.status("toy").get("message", "")
+        lambda: "cannot read" in site.status("toy").get("message", "")
         or any(r.get("exitCode") == 69 for r in site.status("toy").get("attempts") or []),
         "it to be noticed", 300,
     )  # fmt: skip
     cause, action = told(site, "toy")
-    assert "reach" in cause
-    assert action
+    assert site.s3.url in cause
+    assert "check the network and the endpoint" in action
     site.s3.proxy.faults.clear()
     status = site.ended("toy")
     assert status["verdict"] == "Promoted", status["message"]
