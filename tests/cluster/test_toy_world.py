@@ -142,7 +142,7 @@ def test_two_pods_train_together_with_deepspeed_and_without(site: Site) -> None:
         site.make("deploy-stage", STAGE=stage, VALUES=str(values))
     site.create_run("toy")
     status = site.ended("toy")
-    assert status["verdict"] == "Promoted", status["message"]
+    assert status.get("verdict") == "Promoted", status["message"]
     for stage in ("engrave", "clone"):
         pods = [p for p in site.pods("toy") if labels_of(p)["selfalign.io/stage"] == stage]
         assert [p["status"]["phase"] for p in pods] == ["Succeeded", "Succeeded"]
