@@ -71,11 +71,14 @@ def controller_command(
     from selfalign.controller.health import HealthServer
     from selfalign.controller.lease import LeaseLost
     from selfalign.controller.loop import Controller, Settings
-    from selfalign.controller.planner import Planner
+    from selfalign.controller.planner import Planner, open_shared_store
+    from selfalign.store.open import open_store
 
     cluster = connect_to(namespace, context, kubeconfig, connections=workers + 8)
     settings = Settings(workers, resync_seconds, lease_name, _identity())
-    controller = Controller(cluster, Planner(), settings)
+    in_a_pod = "KUBERNETES_SERVICE_HOST" in os.environ
+    planner = Planner(open_shared_store if in_a_pod else open_store)
+    controller = Controller(cluster, planner, settings)
     server = HealthServer(metrics_port, controller.metrics, controller.problems, controller.missing)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: controller.stop())

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from selfalign.config import RunConfig
+from selfalign.errors import ConfigurationError
 from selfalign.identity import DATA_FIELDS, Inputs, collect_inputs
 from selfalign.pipeline import BY_NAME, STAGES, downstream
 from selfalign.records import digest
@@ -69,6 +70,16 @@ class _Memory(Generic[_Value]):
     def drop(self, key: object) -> None:
         with self._lock:
             self._values.pop(key, None)
+
+
+def open_shared_store(url: str) -> Store:
+    """The store at `url`. Raises ConfigurationError for a directory, which pods do not share."""
+    if not url.startswith("s3://"):
+        raise ConfigurationError(
+            f"store {url!r}: pods share no directory, so what one stage writes no other would find",
+            remedy="set store: s3://bucket/prefix in the run's configuration or the platform's",
+        )
+    return open_store(url)
 
 
 class Planner:

@@ -19,7 +19,6 @@ import yaml
 
 from selfalign.controller.cluster import Conflict, Gone, Resource, name_of
 from selfalign.controller.kubernetes_api import KubernetesCluster
-from selfalign.pipeline import STAGES
 from tests.store.proxy import Proxy, running_proxy
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -193,6 +192,15 @@ class Site:
     def pods(self, run: str) -> list[Resource]:
         return self.cluster.list("pods", f"selfalign.io/run={run}")
 
+    def controller_is_ready(self) -> bool:
+        pods = self.cluster.list("pods", "app.kubernetes.io/component=controller")
+        return any(
+            condition["type"] == "Ready" and condition["status"] == "True"
+            for pod in pods
+            if "deletionTimestamp" not in pod["metadata"]
+            for condition in pod["status"].get("conditions") or []
+        )
+
     def kill_controller(self) -> bool:
         """SIGKILL the controller's process from the node; whether there was one to kill."""
         pods = self.cluster.list("pods", "app.kubernetes.io/component=controller")
@@ -237,7 +245,3 @@ def running_stage_pods(site: Site, run: str) -> list[Resource]:
         for pod in site.pods(run)
         if pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]
     ]
-
-
-def number_of_stages() -> int:
-    return len(STAGES)

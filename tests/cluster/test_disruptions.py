@@ -56,6 +56,7 @@ class Storm:
         self.restarted = False
         self._of_stage: Counter[str] = Counter()
         self._of_pod = 0
+        self._next_kill: float | None = None
 
     def blow_until_the_run_ends(self) -> None:
         deadline = time.monotonic() + SECONDS
@@ -94,14 +95,19 @@ class Storm:
             kubectl("-n", namespace, "delete", "job", job, "--wait=false", check=False)
 
     def _kill(self) -> None:
-        if not self.site.kill_controller():
-            return
-        self.kills += 1
-        self._of_pod += 1
-        print(f"controller killed, {self.kills} times", flush=True)
-        if self._of_pod >= CONTAINER_KILLS:
-            self._of_pod = 0
-            self.site.renew_controller_pod()
+        """Kill a controller that has been at work for a moment, or nothing would ever move."""
+        if not self.site.controller_is_ready():
+            self._next_kill = None
+        elif self._next_kill is None:
+            self._next_kill = time.monotonic() + self.choose.uniform(0, 8)
+        elif time.monotonic() >= self._next_kill and self.site.kill_controller():
+            self._next_kill = None
+            self.kills += 1
+            self._of_pod += 1
+            print(f"controller killed, {self.kills} times", flush=True)
+            if self._of_pod >= CONTAINER_KILLS:
+                self._of_pod = 0
+                self.site.renew_controller_pod()
 
     def _restart_api_server(self) -> None:
         self.restarted = True

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from selfalign.controller.planner import REMEMBER_SECONDS, Planner
-from selfalign.errors import DataError
+from selfalign.controller.planner import REMEMBER_SECONDS, Planner, open_shared_store
+from selfalign.errors import ConfigurationError, DataError
 from selfalign.load import validate_config
 from selfalign.schedule.plan import plan_from_store
 from selfalign.store.inputs import push_inputs
@@ -134,3 +134,8 @@ def test_stores_are_opened_once(tmp_path: Path) -> None:
 def test_annotation_lines_are_counted_from_the_run_s_seeds(world: World) -> None:
     config = validate_config(platform_values(), "test")
     assert 0 < world.planner.annotation_lines(config) < 300
+
+
+def test_a_directory_is_no_store_for_pods() -> None:
+    with pytest.raises(ConfigurationError, match="pods share no directory"):
+        open_shared_store("/scratch/store")
