@@ -192,14 +192,18 @@ class Site:
     def pods(self, run: str) -> list[Resource]:
         return self.cluster.list("pods", f"selfalign.io/run={run}")
 
-    def controller_is_ready(self) -> bool:
+    def controller_leads(self) -> bool:
+        """Whether the controller's pod is ready and holds the lease: it acts."""
         pods = self.cluster.list("pods", "app.kubernetes.io/component=controller")
-        return any(
-            condition["type"] == "Ready" and condition["status"] == "True"
+        ready = {
+            name_of(pod)
             for pod in pods
             if "deletionTimestamp" not in pod["metadata"]
             for condition in pod["status"].get("conditions") or []
-        )
+            if condition["type"] == "Ready" and condition["status"] == "True"
+        }
+        lease = self.cluster.get("leases", "selfalign-controller")
+        return lease["spec"].get("holderIdentity") in ready
 
     def kill_controller(self) -> bool:
         """SIGKILL the controller's process from the node; whether there was one to kill."""

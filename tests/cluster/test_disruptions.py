@@ -95,8 +95,8 @@ class Storm:
             kubectl("-n", namespace, "delete", "job", job, "--wait=false", check=False)
 
     def _kill(self) -> None:
-        """Kill a controller that has been at work for a moment, or nothing would ever move."""
-        if not self.site.controller_is_ready():
+        """Kill a controller that has led for a moment, or nothing would ever move."""
+        if not self.site.controller_leads():
             self._next_kill = None
         elif self._next_kill is None:
             self._next_kill = time.monotonic() + self.choose.uniform(0, 8)
