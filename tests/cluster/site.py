@@ -223,8 +223,10 @@ class Site:
 
     def renew_controller_pod(self) -> None:
         """Delete the controller's pod at once: a new one has no restarts behind it to wait for."""
-        kubectl("-n", self.namespace, "delete", "pod", "--force", "--grace-period=0", "-l",
-                "app.kubernetes.io/component=controller", check=False)  # fmt: skip
+        kubectl(
+            "-n", self.namespace, "delete", "pod", "--force", "--grace-period=0", "--wait=false",
+            "-l", "app.kubernetes.io/component=controller", check=False,
+        )  # fmt: skip
 
     def evict(self, pod: Resource) -> None:
         """As `kubectl drain` does."""
