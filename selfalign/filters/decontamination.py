@@ -7,13 +7,13 @@ Rewordings escape it (2311.04850).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
+
+from selfalign.filters.words import words_of
 
 # A fragment shorter than this ("Yes.", "New York") occurs anywhere: it counts only if the two
 # texts are the same. The candidate filter's lower limit: shorter texts are no tasks.
 MIN_CONTAINED_WORDS = 4
-_WORD = re.compile(r"[^\W_]+")
 
 
 class Decontaminator:
@@ -37,7 +37,7 @@ class Decontaminator:
 
     def add_reference(self, reference_id: str, text: str) -> None:
         """Remember an evaluation text. One without words matches nothing."""
-        words = _WORD.findall(text.casefold())
+        words = words_of(text)
         if not words:
             return
         index = len(self._references)
@@ -49,7 +49,7 @@ class Decontaminator:
 
     def find(self, text: str) -> str | None:
         """Id of the first reference added that the text overlaps with, or None."""
-        words = _WORD.findall(text.casefold())
+        words = words_of(text)
         if not words:
             return None
         found = {self._whole.get(len(words), {}).get(tuple(words))}

@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
+from selfalign.filters.words import words_of
 from selfalign.seeds import Exemplar, Labels, Principle, Template, cited_rules
 
-_WORD = re.compile(r"[^\W_]+")
 _Run = tuple[str, ...]
 
 
@@ -74,6 +74,6 @@ def _runs(texts: Iterable[str], ngram: int) -> frozenset[_Run]:
     """Every run of `ngram` words of the texts, case and punctuation aside."""
     found: set[_Run] = set()
     for text in texts:
-        words = _WORD.findall(text.casefold())
+        words = words_of(text)
         found.update(tuple(words[start : start + ngram]) for start in range(len(words) - ngram + 1))
     return frozenset(found)

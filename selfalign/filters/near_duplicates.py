@@ -7,10 +7,11 @@ threshold. Buckets only propose pairs; each is then judged by the estimate itsel
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
 from datasketch import MinHash, MinHashLSH
+
+from selfalign.filters.words import words_of
 
 NUM_PERMUTATIONS = 128  # standard error of an estimate: at most 0.044, sqrt(.25 / 128)
 MISSED = 0.01  # of the pairs right at the threshold, at most, for want of a common bucket
@@ -19,7 +20,6 @@ _SEED = 1  # any constant: it decides the estimates, hence which prompts are kep
 # 50%, -3, .5
 _OPENING = "\"'`´“”„‘’‚«»‹›([{¿¡"
 _CLOSING = "\"'`´“”„‘’‚«»‹›)]}.,;:!?…"
-_WORD = re.compile(r"[^\W_]+")
 
 
 class Match(NamedTuple):
@@ -41,7 +41,7 @@ def normalise(text: str) -> str:
 
 def shingles(text: str, size: int) -> set[str]:
     """Runs of `size` words; a text of fewer words is one shingle, one without words has none."""
-    words = _WORD.findall(text.casefold())
+    words = words_of(text)
     count = max(len(words) - size + 1, min(len(words), 1))
     return {" ".join(words[start : start + size]) for start in range(count)}
 

@@ -8,12 +8,12 @@ A change of the content words themselves (a synonym, a translation) escapes it s
 
 from __future__ import annotations
 
-import re
 from collections import Counter
+
+from selfalign.filters.words import words_of
 
 # A set of one word ("love", "Yes") says too little about what is asked.
 MIN_CONTENT_WORDS = 2
-_WORD = re.compile(r"[^\W_]+")
 _FUNCTION_WORDS = frozenset(
     """
     a about after all also am an and any are as at be because been before being but by can could
@@ -34,7 +34,7 @@ _FORMS_OF_ASKING = frozenset(
 
 def content_words(text: str) -> frozenset[str]:
     """The words that say what a text is about, in lower case."""
-    words = set(_WORD.findall(text.casefold()))
+    words = set(words_of(text))
     return frozenset(words - _FUNCTION_WORDS - _FORMS_OF_ASKING)
 
 

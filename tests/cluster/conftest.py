@@ -100,7 +100,7 @@ def new_site(image_tag: str, s3: S3, local_config: Path, tmp_path: Path) -> Iter
     """Makes namespaces with the platform and all stages deployed, each with a store of its own."""
     made: list[str] = []
 
-    def new(*, nightly: str | None = None, deployed: bool = True, **stage_values: Any) -> Site:
+    def new(*, nightly: str | None = None, **stage_values: Any) -> Site:
         name = f"selfalign-test-{uuid.uuid4().hex[:8]}"
         directory = tmp_path / name
         directory.mkdir()
@@ -113,8 +113,7 @@ def new_site(image_tag: str, s3: S3, local_config: Path, tmp_path: Path) -> Iter
                           f"store=s3://{BUCKET}/{name}", "--out", str(resolved))  # fmt: skip
         assert pushed.returncode == 0, pushed.stderr
         site.config = yaml.safe_load(resolved.read_text())
-        if deployed:
-            site.deploy(nightly=nightly)
+        site.deploy(nightly=nightly)
         return site
 
     yield new

@@ -46,11 +46,8 @@ def test_a_configuration_error_ends_the_run_before_anything_starts(site: Site) -
 
 
 def test_a_configuration_error_of_a_stage_is_never_retried(site: Site) -> None:
-    """The stage refuses a plan that is not the controller's: exit code 2."""
-    site.create_run("toy", suspend=True)
-    until(lambda: site.status("toy").get("stages"), "the run to be planned", 60)
-    options = {"engine": {"kind": "vllm"}}  # not in a CPU image
-    site.create_run("engine", config=options)
+    """An engine that its image does not have: exit code 2."""
+    site.create_run("engine", config={"engine": {"kind": "vllm"}})  # not in a CPU image
     status = site.ended("engine", 300)
     assert attempts(status, "instruct") == [("permanent", 2)]
     cause, action = told(site, "engine")
