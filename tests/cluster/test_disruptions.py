@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import subprocess
+import threading
 import time
 import warnings
 from collections import Counter
@@ -71,23 +72,36 @@ class Storm:
         self._of_pod = 0
         self._next_kill: float | None = None
         self._held = False
+        self._ended = False
+        self._due: dict[str, float] = {}  # uid of a pod seen running -> when it is hit
 
     def blow_until_the_run_ends(self) -> None:
+        """Both at once, each at its own pace: what hits pods must not wait for what kills."""
+        pods = threading.Thread(target=self._repeat, args=(self._disturb, 0.3), daemon=True)
+        pods.start()
+        self._repeat(self._lead_on, 0.5)
+        pods.join()
+        if not self._ended:
+            told = self.site.cli("cluster", "status", "toy", "-n", self.site.namespace)
+            raise AssertionError(f"the run has not ended\n{told.stdout}")
+
+    def _repeat(self, what: Callable[[], None], seconds: float) -> None:
         deadline = time.monotonic() + SECONDS
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and not self._ended:
             # What is looked for may be gone meanwhile, and so may the API server.
             with contextlib.suppress(SelfAlignError, Conflict, Gone):
-                status = self.site.status("toy")
-                if status.get("completedAt"):
-                    return
-                self._hold_back_the_end(status)
-                self._disturb()
-                self._kill()
-            if self.disturbances >= DISTURBANCES // 2 and not self.restarted:
-                self._restart_api_server()
-            time.sleep(self.choose.uniform(0.2, 1.0))
-        told = self.site.cli("cluster", "status", "toy", "-n", self.site.namespace)
-        raise AssertionError(f"the run has not ended\n{told.stdout}")
+                what()
+            time.sleep(seconds)
+
+    def _lead_on(self) -> None:
+        status = self.site.status("toy")
+        if status.get("completedAt"):
+            self._ended = True
+            return
+        self._hold_back_the_end(status)
+        self._kill()
+        if self.disturbances >= DISTURBANCES // 2 and not self.restarted:
+            self._restart_api_server()
 
     def _hold_back_the_end(self, status: Resource) -> None:
         """Suspend the run before its last stage while only kills are still to come."""
@@ -103,9 +117,13 @@ class Storm:
             for pod in running_stage_pods(self.site, "toy")
             if pod["metadata"]["uid"] not in self._hit and self._has_room(labels_of(pod))
         ]
-        if not pods:
+        now = time.monotonic()
+        for pod in pods:
+            self._due.setdefault(pod["metadata"]["uid"], now + self.choose.uniform(0, 4))
+        due = [pod for pod in pods if self._due[pod["metadata"]["uid"]] <= now]
+        if not due:
             return
-        pod = self.choose.choice(pods)
+        pod = due[0]
         stage = labels_of(pod)[STAGE_LABEL]
         self._of_stage[stage] += 1
         self._hit.add(pod["metadata"]["uid"])
