@@ -250,7 +250,7 @@ class EvaluateConfig(StageModel):
     ablate_principles: list[PositiveInt] = Field(
         default=[], description="also score the base with each of these rules left out"
     )
-    confidence: Probability = Field(0.95, description="of intervals")
+    confidence: float = Field(0.95, gt=0, lt=1, description="of intervals")
     bootstrap_samples: PositiveInt = Field(2000, description="resamples for paired intervals")
 
 

@@ -238,3 +238,13 @@ def test_two_processes_train_together_and_one_publishes(world: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count('"artifact.published"') == 1
     assert len(list((world.parent / "store").rglob("engraved_model/*/manifest.json"))) == 1
+
+
+def test_a_mistake_in_the_last_stage_ends_the_run_before_the_first(world: Path) -> None:
+    ran = selfalign(
+        "run", "--config", world, "--json",
+        "--set", "promote.rules=[{metric: heldout.algned, against: base}]",
+    )  # fmt: skip
+    assert ran.returncode == 2
+    assert "heldout.algned" in json.loads(ran.stdout)["error"]
+    assert not (world.parent / "store" / "runs").exists()

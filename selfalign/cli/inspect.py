@@ -22,9 +22,10 @@ from selfalign.config import RunConfig, SeedsConfig
 from selfalign.errors import ConfigurationError
 from selfalign.load import dump_config, load_config, write_resolved
 from selfalign.seeds import ANNOTATION_LIMIT, annotation_budget, load_seeds
+from selfalign.stages.preflight import check_run
 from selfalign.stages.rollback import roll_back
 from selfalign.store.check import check_store
-from selfalign.store.inputs import is_stored, push_inputs
+from selfalign.store.inputs import localise, push_inputs
 from selfalign.store.open import open_store
 
 
@@ -175,9 +176,10 @@ def inputs_push(config_path: Path, overrides: tuple[str, ...], out: Path | None)
     other machines need nothing but the store.
     """
     config = load_config(config_path, overrides).config
-    if not is_stored(config.seeds.directory):
-        load_seeds(config.seeds)
-    resolved = push_inputs(config, open_store(config.store))
+    store = open_store(config.store)
+    local = localise(config, store)
+    check_run(local, load_seeds(local.seeds))
+    resolved = push_inputs(config, store)
     if out is None:
         click.echo(dump_config(resolved), nl=False)
     else:

@@ -19,6 +19,7 @@ from selfalign.runner.local import LocalRun, RunFailed
 from selfalign.schedule.plan import PlannedStage
 from selfalign.schedule.runs import RunRecord, new_run_id, now, write_run
 from selfalign.seeds import annotation_budget, load_seeds
+from selfalign.stages.preflight import check_run
 from selfalign.store.base import PreconditionFailed, Store
 from selfalign.store.inputs import localise
 from selfalign.store.open import open_store
@@ -59,8 +60,9 @@ def run_command(
     config = load_config(config_path, overrides).config
     store = open_store(config.store)
     config = localise(config, store)
-    load_seeds(config.seeds)
+    seeds = load_seeds(config.seeds)
     inputs = collect_inputs(config)
+    check_run(config, seeds, until=until)
     run_id = run_id or new_run_id()
     if not _RUN_ID.fullmatch(run_id):
         raise ConfigurationError(

@@ -17,10 +17,11 @@ from pathlib import Path
 from selfalign.config import RunConfig
 from selfalign.errors import ConfigurationError, DataError, StorageFull, StoreDenied
 from selfalign.identity import collect_inputs
-from selfalign.pipeline import BY_NAME, PRODUCER
+from selfalign.pipeline import PRODUCER
 from selfalign.schedule.plan import PlannedStage, plan_from_store
 from selfalign.seeds import load_seeds
 from selfalign.stages.contract import StageContext
+from selfalign.stages.preflight import check_shard
 from selfalign.store.base import Store
 from selfalign.store.inputs import localise
 from selfalign.store.manifest import Manifest
@@ -62,7 +63,7 @@ def run_stage(
         The manifest, or None when other shards have to finish first.
     """
     shards = num_shards or getattr(config, name).num_shards
-    _check_shard(name, shard, shards)
+    check_shard(name, shard, shards)
     bind(stage=name, shard=shard, run=run)
     config = localise(config, store)
     planned = _planned(name, config, store)
@@ -130,19 +131,6 @@ def _explain_os_error(name: str, error: OSError) -> Exception:
             remedy="give this user access to it, or choose another directory",
         )
     return error
-
-
-def _check_shard(name: str, shard: int, num_shards: int) -> None:
-    if num_shards > 1 and not BY_NAME[name].sharded:
-        raise ConfigurationError(
-            f"{name} cannot be sharded, but {num_shards} shards were asked for",
-            remedy=f"set {name}.num_shards to 1",
-        )
-    if not 0 <= shard < num_shards:
-        raise ConfigurationError(
-            f"{name}: shard {shard} does not exist: there are {num_shards}",
-            remedy=f"shards are numbered 0 to {num_shards - 1}",
-        )
 
 
 def _planned(name: str, config: RunConfig, store: Store) -> PlannedStage:

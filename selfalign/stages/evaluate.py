@@ -13,7 +13,6 @@ from itertools import groupby
 from pathlib import Path
 
 from selfalign.engines.base import Completion, Engine, GenerationRequest, Sampling, ScoreRequest
-from selfalign.errors import ConfigurationError
 from selfalign.evaluation.datasets import load_heldout, load_hhh, load_truthfulqa
 from selfalign.evaluation.generation import heldout_scores
 from selfalign.evaluation.multiple_choice import (
@@ -32,6 +31,7 @@ from selfalign.records import EvaluationRecord, canonical_json, record_seed
 from selfalign.schedule.runs import now
 from selfalign.stages.contract import EngineHandle, StageContext, provenance
 from selfalign.stages.models import artifact_engine, base_engine
+from selfalign.stages.preflight import require_evaluation_data
 from selfalign.stages.variants import Variant, model_manifest, variants
 from selfalign.store.artifact import ShardWriter
 from selfalign.store.manifest import Counts, Manifest, Part, Shard
@@ -112,6 +112,7 @@ def _opener(context: StageContext, model: str) -> Callable[[], Engine]:
 def _tasks(context: StageContext) -> dict[str, _Task]:
     """The tasks that the configuration gives data for, by name."""
     config = context.config.evaluate
+    require_evaluation_data(config)
     tasks: dict[str, _Task] = {}
     if config.heldout is not None:
         tasks["heldout"] = _heldout_task(context, config.heldout)
@@ -125,11 +126,6 @@ def _tasks(context: StageContext) -> dict[str, _Task]:
         qa = truthfulqa_template(config.truthfulqa_template)
         tasks["truthfulqa"] = lambda engine, variant: truthfulqa_scores(
             qa_items, engine.score(_in_context(variant, truthfulqa_requests(qa_items, qa)))
-        )
-    if not tasks:
-        raise ConfigurationError(
-            "evaluate: no evaluation data is configured, so there is nothing to judge a model by",
-            remedy="set evaluate.heldout, evaluate.hhh or evaluate.truthfulqa",
         )
     return tasks
 

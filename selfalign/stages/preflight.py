@@ -1,0 +1,102 @@
+"""What can be known to fail before a run begins, so that it does not fail after days of training.
+
+Reads the configuration, the seeds and the evaluation files, and nothing that costs. The stages
+check the same again, each for itself: on a cluster a stage may be started alone.
+"""
+
+from __future__ import annotations
+
+from selfalign.config import EvaluateConfig, RunConfig
+from selfalign.errors import ConfigurationError
+from selfalign.evaluation.datasets import load_heldout, load_hhh, load_truthfulqa
+from selfalign.evaluation.multiple_choice import hhh_template, truthfulqa_template
+from selfalign.evaluation.scores import SOURCES, split_metric_name
+from selfalign.pipeline import STAGES
+from selfalign.seeds import Seeds
+
+_Kinds = dict[str, set[str]]  # by the setting that names a file; empty: it has no kinds
+
+
+def check_run(config: RunConfig, seeds: Seeds, *, until: str | None = None) -> None:
+    """Raise now what a stage would raise later.
+
+    Args:
+        config: with every path on this machine.
+        until: the last stage that will run; None is all of them.
+
+    Raises:
+        ConfigurationError: shards of a stage that cannot be sharded, nothing to evaluate by, an
+            ablation of a rule that does not exist, a gate rule on a metric that does not
+            exist, a broken template.
+        DataError: a broken evaluation file.
+    """
+    names = [stage.name for stage in STAGES]
+    names = names[: names.index(until) + 1] if until else names
+    for name in names:
+        check_shard(name, 0, getattr(config, name).num_shards)
+    if "evaluate" in names:
+        require_evaluation_data(config.evaluate)
+        hhh_template(config.evaluate.hhh_template)
+        truthfulqa_template(config.evaluate.truthfulqa_template)
+        for number in config.evaluate.ablate_principles:
+            seeds.without_principle(number)
+    if "curate" in names:
+        kinds = _kinds(config.evaluate)
+        if "promote" in names:
+            for rule in config.promote.rules:
+                _check_metric(rule.metric, kinds)
+
+
+def check_shard(name: str, shard: int, num_shards: int) -> None:
+    """Raise ConfigurationError where stage `name` has no such shard."""
+    stage = next(stage for stage in STAGES if stage.name == name)
+    if num_shards > 1 and not stage.sharded:
+        raise ConfigurationError(
+            f"{name} cannot be sharded, but {num_shards} shards were asked for",
+            remedy=f"set {name}.num_shards to 1",
+        )
+    if not 0 <= shard < num_shards:
+        raise ConfigurationError(
+            f"{name}: shard {shard} does not exist: there are {num_shards}",
+            remedy=f"shards are numbered 0 to {num_shards - 1}",
+        )
+
+
+def require_evaluation_data(config: EvaluateConfig) -> None:
+    """Raise ConfigurationError where no evaluation file is named."""
+    if config.heldout is None and config.hhh is None and config.truthfulqa is None:
+        raise ConfigurationError(
+            "evaluate: no evaluation data is configured, so there is nothing to judge a model by",
+            remedy="set evaluate.heldout, evaluate.hhh or evaluate.truthfulqa, or stop earlier: "
+            "selfalign run --until clone",
+        )
+
+
+def _kinds(config: EvaluateConfig) -> _Kinds:
+    """Read every evaluation file that is named; what kinds of items it holds."""
+    kinds: _Kinds = {}
+    if config.heldout is not None:
+        kinds["evaluate.heldout"] = {item.kind for item in load_heldout(config.heldout)}
+    if config.hhh is not None:
+        kinds["evaluate.hhh"] = {item.category for item in load_hhh(config.hhh)}
+    if config.truthfulqa is not None:
+        load_truthfulqa(config.truthfulqa)
+        kinds["evaluate.truthfulqa"] = set()
+    return kinds
+
+
+def _check_metric(name: str, kinds: _Kinds) -> None:
+    metric, kind = split_metric_name(name)
+    if metric not in SOURCES:
+        raise ConfigurationError(
+            f"promote.rules: unknown metric {name!r}; known are {', '.join(SOURCES)}",
+            remedy="name one of these; a part of a metric is spelt metric/kind",
+        )
+    found = kinds.get(SOURCES[metric])
+    if kind is None or found is None or kind in found:
+        return
+    raise ConfigurationError(
+        f"promote.rules: {name!r}: {SOURCES[metric]} has no items of kind {kind!r}; it has "
+        f"{', '.join(sorted(found)) or 'no kinds'}",
+        remedy="name one of these, or the metric alone",
+    )
