@@ -8,7 +8,7 @@ key: finished work is found instead of done again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,13 @@ def path_sha256(path: Path) -> str:
     if path.is_file():
         return file_sha256(path)
     files = visible_files(path)
-    return digest([[str(p.relative_to(path)), file_sha256(p)] for p in files])
+    return names_sha256(path, files, [file_sha256(p) for p in files])
+
+
+def names_sha256(directory: Path, files: Sequence[Path], shas: Sequence[str]) -> str:
+    """The digest of a directory's files, from the SHA-256 of each."""
+    named = zip(files, shas, strict=True)
+    return digest([[str(file.relative_to(directory)), sha] for file, sha in named])
 
 
 def visible_files(directory: Path) -> list[Path]:

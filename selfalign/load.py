@@ -49,6 +49,12 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue  # `<<: *anchor`; what it brings may be overridden
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(
+                    None, None,
+                    f"expected a key, got {key!r} (a value that begins with {{ or [ needs quotes)",
+                    key_node.start_mark,
+                )  # fmt: skip
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} is given twice", key_node.start_mark
@@ -78,13 +84,15 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
 def validate_config(raw: dict[str, Any], where: str) -> RunConfig:
     """Turn plain values into a RunConfig, or say everything that is wrong with them."""
     try:
-        return RunConfig.model_validate(raw)
+        config = RunConfig.model_validate(raw)
     except ValidationError as error:
         lines = [_explain(problem, where) for problem in error.errors()]
         raise ConfigurationError(
             "\n".join(lines),
             remedy="see `selfalign config --schema` for every key, its meaning and its default",
         ) from error
+    _refuse_credentials(config)
+    return config
 
 
 def override_values(overrides: Sequence[str]) -> dict[str, Any]:
@@ -179,20 +187,39 @@ def _resolve_paths(raw: dict[str, Any], directory: Path) -> None:
     for section, name in _PATHS:
         node = raw.get(section)
         if isinstance(node, dict) and _is_local(node.get(name)):
-            node[name] = str(directory / Path(node[name]).expanduser())
-    if "directory" not in (raw.get("seeds") or {}):
-        section_node = raw.get("seeds") or {}
-        if isinstance(section_node, dict):
-            raw["seeds"] = {**section_node, "directory": str(directory / "seeds")}
+            node[name] = str(_absolute(directory, node[name], f"{section}.{name}"))
+    seeds = {} if raw.get("seeds") is None else raw["seeds"]
+    if isinstance(seeds, dict) and "directory" not in seeds:
+        raw["seeds"] = {**seeds, "directory": str(directory / "seeds")}
     base = raw.get("base_model")
     if isinstance(base, dict) and _is_local(base.get("path")):
-        local = directory / Path(base["path"]).expanduser()
+        local = _absolute(directory, base["path"], "base_model.path")
         # A hub id has a revision and no directory of its name; anything else is a directory.
         if local.exists() or base.get("revision") is None:
             base["path"] = str(local)
     store = raw.get("store", "store")
     if isinstance(store, str) and "://" not in store:
-        raw["store"] = str(directory / Path(store).expanduser())
+        raw["store"] = str(_absolute(directory, store, "store"))
+
+
+def _absolute(directory: Path, path: str, name: str) -> Path:
+    try:
+        return directory / Path(path).expanduser()
+    except RuntimeError as error:  # ~somebody, whom this machine does not know
+        raise ConfigurationError(
+            f"{name}: {path!r}: {error}", remedy="write the directory out, without ~"
+        ) from error
+
+
+def _refuse_credentials(config: RunConfig) -> None:
+    """A store's URL is shown and kept with every run, so no secret may stand in it."""
+    _, separator, rest = config.store.partition("://")
+    if separator and "@" in rest.partition("/")[0]:
+        raise ConfigurationError(
+            "store: the URL holds credentials before an @",
+            remedy="write s3://bucket/prefix alone; credentials come from the AWS default chain "
+            "(service account, environment or profile)",
+        )
 
 
 def _is_local(value: Any) -> bool:

@@ -80,28 +80,28 @@ def seeds_group() -> None:
 @click.argument("directory", type=click.Path(path_type=Path), default=Path("seeds"))
 @click.option(
     "--general",
-    type=int,
+    type=click.IntRange(min=1),
     default=SeedsConfig().general,
     show_default=True,
     help="Lines general.txt must have.",
 )
 @click.option(
     "--topic-guided",
-    type=int,
+    type=click.IntRange(min=1),
     default=SeedsConfig().topic_guided,
     show_default=True,
     help="Lines topic_guided.jsonl must have.",
 )
 @click.option(
     "--principles",
-    type=int,
+    type=click.IntRange(min=1),
     default=SeedsConfig().principles,
     show_default=True,
     help="Rules principles.txt must have.",
 )
 @click.option(
     "--exemplars",
-    type=int,
+    type=click.IntRange(min=1),
     default=SeedsConfig().exemplars,
     show_default=True,
     help="Dialogues exemplars.txt must have.",

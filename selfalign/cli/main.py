@@ -14,7 +14,8 @@ import click
 
 from selfalign import __version__
 from selfalign.cli.commands import COMMANDS
-from selfalign.errors import Interrupted, SelfAlignError
+from selfalign.errors import Interrupted, SelfAlignError, StorageFull
+from selfalign.store.files import translate_os_error
 from selfalign.telemetry import configure_logging, log
 
 TERMINATION_LOG = Path("/dev/termination-log")  # Kubernetes' default terminationMessagePath
@@ -79,19 +80,40 @@ def main() -> None:
         signal.signal(number, _interrupt)
     try:
         result = cli.main(standalone_mode=False)
+        sys.stdout.flush()
     except click.Abort:
         sys.exit(130)
     except click.ClickException as error:
-        error.show()
+        if "--json" in sys.argv:
+            _tell(error.format_message(), _usage_remedy(error), error.exit_code)
+        else:
+            error.show()
         sys.exit(error.exit_code)
     except SelfAlignError as error:
         _tell(error.message, error.remedy, error.exit_code)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader of a pipe has gone: nothing more to say, and nobody to say it to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         sys.exit(0)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        told = translate_os_error(error, "selfalign", "go on")
+        if error.filename is None and isinstance(told, StorageFull):
+            _drop_stdout()  # it is what could not be written
+        _tell(told.message, told.remedy, told.exit_code)
+        sys.exit(told.exit_code)
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _usage_remedy(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"see {context.command_path if context else 'selfalign'} --help"
+
+
+def _drop_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _interrupt(number: int, _frame: Any) -> None:

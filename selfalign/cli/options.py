@@ -15,6 +15,7 @@ from selfalign.errors import ConfigurationError
 from selfalign.load import LoadedConfig, load_config
 from selfalign.store.base import Store
 from selfalign.store.open import open_store
+from selfalign.telemetry import log
 
 DEFAULT_CONFIG = "selfalign.yaml"
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -84,15 +85,29 @@ class Opened:
 def open_from(config_path: Path, overrides: tuple[str, ...], store_url: str | None) -> Opened:
     """Open the store named by `--store`, or else by the configuration."""
     if store_url is not None:
-        loaded = load_config(config_path, overrides) if config_path.is_file() else None
-        return Opened(open_store(store_url), loaded)
-    if not config_path.is_file():
+        return Opened(open_store(store_url), _beside_store(config_path, overrides))
+    if not config_path.exists():
         raise ConfigurationError(
             f"{config_path}: no such file, so the store is not known",
             remedy="give --config FILE, or --store with a directory or s3://bucket/prefix",
         )
     loaded = load_config(config_path, overrides)
     return Opened(open_store(loaded.config.store), loaded)
+
+
+def _beside_store(config_path: Path, overrides: tuple[str, ...]) -> LoadedConfig | None:
+    """The configuration that goes with `--store`: one that was asked for must be right, one
+    that happens to lie here need not be."""
+    source = click.get_current_context().get_parameter_source("config_path")
+    if overrides or source is not click.core.ParameterSource.DEFAULT:
+        return load_config(config_path, overrides)
+    if not config_path.exists():
+        return None
+    try:
+        return load_config(config_path)
+    except ConfigurationError as error:
+        log.warning("config.ignored", file=str(config_path), error=error.message)
+        return None
 
 
 def print_json(value: Any) -> None:

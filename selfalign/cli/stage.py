@@ -15,9 +15,9 @@ from selfalign.pipeline import STAGES, Stage
 from selfalign.store.open import open_store
 
 
-def _shard_from_environment() -> int:
-    # An Indexed Job tells each pod its index in this variable.
-    return int(os.environ.get("JOB_COMPLETION_INDEX", "0"))
+def _shard_from_environment() -> str:
+    # An Indexed Job tells each pod its index in this variable; click checks that it is a number.
+    return os.environ.get("JOB_COMPLETION_INDEX", "0")
 
 
 def stage_command(stage: Stage) -> click.Command:

@@ -63,9 +63,22 @@ def parse_topic_guided(file: str, text: str, problems: Problems) -> list[tuple[i
             found = f"{error.msg} at column {error.colno}"
             problems.add(file, number, expected, found, "correct the line")
             continue
+        if _has_lone_surrogate(value):
+            found = "half of a surrogate pair, an escape such as \\ud800"
+            problems.add(file, number, "text", found, "write the character itself")
+            continue
         if _fields_are_right(file, number, value, problems):
             seeds.append((number, TopicSeed(**value)))
     return seeds
+
+
+def _has_lone_surrogate(value: Any) -> bool:
+    # JSON may hold one, and no tokenizer takes it.
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _fields_are_right(file: str, number: int, value: Any, problems: Problems) -> bool:

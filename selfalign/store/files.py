@@ -26,7 +26,6 @@ _FULL = {
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the file would exceed the largest size allowed",
     errno.EIO: "the disk fails",
-    errno.EROFS: "the file system is read-only",  # ext4 and xfs turn so after disk errors
 }
 _DENIED = {errno.EACCES, errno.EPERM}
 _MISPLACED = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY}
@@ -57,6 +56,12 @@ def translate_os_error(error: OSError, where: str, action: str) -> SelfAlignErro
             f"{where}: cannot {action}: {_FULL[code]}" + (f": {path}" if path else ""),
             remedy="free space or raise the quota, and look at the kernel's log for disk errors",
         )
+    if code == errno.EROFS:
+        return StoreDenied(
+            reason,
+            remedy="mount it writable, or use another place; ext4 and xfs turn read-only by "
+            "themselves after disk errors, which the kernel's log tells",
+        )
     if code in _DENIED:
         return StoreDenied(
             f"{reason}; {_permissions(path)}" if path else reason,
@@ -66,7 +71,7 @@ def translate_os_error(error: OSError, where: str, action: str) -> SelfAlignErro
     if code in _MISPLACED:
         return ConfigurationError(
             f"{reason}; a file stands where a directory is needed, or the reverse",
-            remedy="move it out of the way, or use another store or key",
+            remedy="move it out of the way, or use another path",
         )
     if code in _UNSUPPORTED:
         return ConfigurationError(

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from selfalign.config import RunConfig
 from selfalign.errors import ConfigurationError, DataError
-from selfalign.identity import DATA_FIELDS, file_sha256, path_sha256, visible_files
+from selfalign.identity import DATA_FIELDS, file_sha256, names_sha256, visible_files
+from selfalign.seeds import SEED_FILES
 from selfalign.store.artifact import download_file
 from selfalign.store.base import NotFound, PreconditionFailed, Store
+from selfalign.store.keys import check_key
 from selfalign.store.manifest import FileEntry, StoredModel
 
 SCHEME = "store:"
@@ -44,21 +47,30 @@ def cache_directory() -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "selfalign"
 
 
-def push(store: Store, kind: str, path: Path) -> str:
-    """Upload a file or directory unless the store has it; return its `store:` name."""
+def push(store: Store, kind: str, path: Path, *, only: Sequence[str] | None = None) -> str:
+    """Upload a file or directory unless the store has it; return its `store:` name.
+
+    Args:
+        only: of a directory, the files that count, by their relative names; None is all.
+    """
     if not path.exists():
         raise ConfigurationError(f"{path}: does not exist", remedy="correct the path")
-    digest = path_sha256(path)
+    root = path.parent if path.is_file() else path
+    files = [path] if path.is_file() else visible_files(path)
+    if only is not None:
+        files = [file for file in files if str(file.relative_to(root)) in only]
+    names = [f"files/{file.relative_to(root)}" for file in files]
+    for name in names:
+        check_key(name)  # all of them before the first upload
+    shas = [file_sha256(file) for file in files]
+    digest = shas[0] if path.is_file() else names_sha256(root, files, shas)
     prefix = f"inputs/{kind}/{digest}/"
     if store.exists(prefix + "manifest.json"):
         return SCHEME + prefix.rstrip("/")
-    files = [path] if path.is_file() else visible_files(path)
-    root = path.parent if path.is_file() else path
     entries = []
-    for file in files:
-        name = f"files/{file.relative_to(root)}"
+    for file, name, sha in zip(files, names, shas, strict=True):
         store.upload(file, prefix + name)
-        entries.append(FileEntry(name=name, sha256=file_sha256(file), bytes=file.stat().st_size))
+        entries.append(FileEntry(name=name, sha256=sha, bytes=file.stat().st_size))
     manifest = InputManifest(
         kind=kind, digest=digest, single=path.name if path.is_file() else None, files=entries
     )
@@ -100,7 +112,7 @@ def push_inputs(config: RunConfig, store: Store) -> RunConfig:
     """Upload everything local that the configuration names; return it with `store:` names."""
     seeds, evaluate, base = config.seeds, config.evaluate, config.base_model
     if not is_stored(seeds.directory):
-        name = push(store, "seeds", seeds.directory)
+        name = push(store, "seeds", seeds.directory, only=SEED_FILES)
         seeds = seeds.model_copy(update={"directory": Path(name)})
     updates = {}
     for field in DATA_FIELDS:
