@@ -248,3 +248,44 @@ def test_a_mistake_in_the_last_stage_ends_the_run_before_the_first(world: Path) 
     assert ran.returncode == 2
     assert "heldout.algned" in json.loads(ran.stdout)["error"]
     assert not (world.parent / "store" / "runs").exists()
+
+
+def test_a_wrong_command_line_answers_json_with_json() -> None:
+    for arguments in (["run", "--json", "--max-attempts", "0"], ["frob", "--json"]):
+        ran = selfalign(*arguments)
+        assert ran.returncode == 2
+        assert json.loads(ran.stdout)["exit_code"] == 2
+    assert selfalign("align", JOB_COMPLETION_INDEX="two").returncode == 2
+
+
+def test_what_cannot_be_written_is_told_with_its_exit_code(world: Path, tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "selfalign", "config", "--config", str(world)],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=PROJECT,
+        )  # fmt: skip
+    assert (ran.returncode, "no space" in ran.stderr) == (74, True), ran.stderr
+    (tmp_path / "x").write_text("")
+    shown = selfalign("inputs", "push", "--config", world, "--out", tmp_path / "x" / "y.yaml")
+    assert shown.returncode == 2
+    assert "Traceback" not in shown.stderr
+
+
+def test_piped_text_is_not_cut(world: Path) -> None:
+    deep = "/" + "/".join(["a-directory-with-a-long-name"] * 8)
+    shown = selfalign("config", "--config", world, "--set", f"store={deep}")
+    assert deep in shown.stdout
+
+
+def test_a_configuration_that_lies_here_does_not_stop_a_look_at_another_store(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "selfalign.yaml").write_text("base_model: [")
+    (tmp_path / "store").mkdir()
+    implicit = selfalign("status", "--store", tmp_path / "store", cwd=tmp_path)
+    assert "not valid YAML" not in implicit.stderr.splitlines()[-1]
+    explicit = selfalign(
+        "status", "--store", tmp_path / "store", "--config", "missing.yaml", cwd=tmp_path
+    )
+    assert explicit.returncode == 2
+    assert "missing.yaml" in explicit.stderr

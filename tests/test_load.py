@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,31 @@ def test_a_section_may_be_merged_into_another(tmp_path: Path) -> None:
     )
     config = load_config(path).config
     assert (config.clone.epochs, config.clone.warmup_steps) == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("base_model: {path: m}\nstore: {{ STORE }}\n", "expected a key"),
+        ("? [a]\n: 1\n", "expected a key"),
+        ("base_model: {path: m}\nseeds: 5\n", "seeds"),
+        ("base_model: {path: m}\nseeds: []\n", "seeds"),
+        ("base_model: {path: m}\nstore: ~nobody-at-all/x\n", "~nobody-at-all/x"),
+        ("base_model: {path: m}\nseeds: {directory: ~nobody-at-all/x}\n", "seeds.directory"),
+    ],
+)
+def test_what_is_no_configuration_is_refused_in_a_sentence(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(said)):
+        load_config(config_file(tmp_path, text))
+
+
+@pytest.mark.parametrize("url", ["s3://KEY:SECRET@bucket/p", "file://KEY:SECRET@host/p"])
+def test_credentials_in_the_stores_url_are_refused_and_not_repeated(
+    tmp_path: Path, url: str
+) -> None:
+    path = config_file(tmp_path, "base_model: {path: m}")
+    with pytest.raises(ConfigurationError) as refused:
+        load_config(path, [f"store={url}"])
+    assert "SECRET" not in str(refused.value)

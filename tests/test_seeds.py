@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -366,3 +367,12 @@ def test_every_real_principle_can_be_removed_and_dialogues_remain() -> None:
 def test_removing_a_rule_that_does_not_exist_is_refused(directory: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"rule 4: expected one of \[1, 2, 3\]"):
         load(directory).without_principle(4)
+
+
+def test_half_of_a_surrogate_pair_is_refused_with_its_line(directory: Path) -> None:
+    path = directory / "topic_guided.jsonl"
+    lines = path.read_text("utf-8").splitlines()
+    lines[1] = json.dumps({**json.loads(lines[1]), "topic": "x\ud800"})
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    with pytest.raises(ConfigurationError, match=r"topic_guided\.jsonl:2: .*surrogate"):
+        load(directory)

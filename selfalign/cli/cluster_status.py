@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from selfalign.cli.cluster_options import cluster_options, connect_to
-from selfalign.cli.options import json_option, print_json
+from selfalign.cli.options import json_option, new_console, print_json
 from selfalign.controller.cluster import Cluster, name_of
 from selfalign.controller.resources import phase_of, status_of
 from selfalign.controller.view import RunView, StageView, find_run, look
@@ -56,7 +56,7 @@ def show_status(
     if as_json:
         print_json({"namespace": cluster.namespace, **view.as_json()})
     else:
-        _show(Console(), cluster.namespace, view)
+        _show(new_console(), cluster.namespace, view)
 
 
 def _show(console: Console, namespace: str, view: RunView) -> None:
@@ -149,4 +149,4 @@ def _show_all(cluster: Cluster, as_json: bool) -> None:
                   pad_edge=False)  # fmt: skip
     for row in rows:
         table.add_row(*(escape(value) for value in row.values()))
-    Console().print(table)
+    new_console().print(table)

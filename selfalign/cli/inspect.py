@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -14,6 +13,7 @@ from selfalign.cli.cluster_options import cluster_options, store_or_platform_s
 from selfalign.cli.options import (
     config_options,
     json_option,
+    new_console,
     open_from,
     print_json,
     store_options,
@@ -51,7 +51,7 @@ def config_command(
     for name, value, origin in rows:
         style = "dim" if origin == "default" else None
         table.add_row(name, escape(str(value)), origin, style=style)
-    Console().print(table)
+    new_console().print(table)
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -125,7 +125,7 @@ def seeds_check(
     for name, lines in budget.lines.items():
         table.add_row(name, str(lines))
     table.add_row("[bold]total[/bold]", f"[bold]{budget.total}[/bold] of {ANNOTATION_LIMIT}")
-    Console().print(table)
+    new_console().print(table)
 
 
 @click.group("store", short_help="Check the object store.")
@@ -151,7 +151,7 @@ def store_check(
     else:
         for result in results:
             mark = "[green]ok[/green]    " if result.ok else "[red]FAILED[/red]"
-            Console().print(f"{mark} {result.name}: {escape(result.detail)}", soft_wrap=True)
+            new_console().print(f"{mark} {result.name}: {escape(result.detail)}", soft_wrap=True)
     return 0 if all(result.ok for result in results) else ConfigurationError.exit_code
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from rich.console import Console
 
 from selfalign.config import RunConfig
 from selfalign.errors import ConfigurationError
@@ -18,6 +19,7 @@ from selfalign.store.open import open_store
 from selfalign.telemetry import log
 
 DEFAULT_CONFIG = "selfalign.yaml"
+_UNCUT = 10_000  # columns
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -108,6 +110,12 @@ def _beside_store(config_path: Path, overrides: tuple[str, ...]) -> LoadedConfig
     except ConfigurationError as error:
         log.warning("config.ignored", file=str(config_path), error=error.message)
         return None
+
+
+def new_console(*, stderr: bool = False) -> Console:
+    """Where a command writes its text: as wide as the terminal, and uncut where there is none."""
+    made = Console(stderr=stderr)
+    return made if made.is_terminal else Console(stderr=stderr, width=_UNCUT)
 
 
 def print_json(value: Any) -> None:

@@ -122,9 +122,9 @@ def test_a_disk_that_turned_read_only_can_be_read_and_not_written(tmp_path: Path
         store = LocalStore(tmp_path)
         store.write("object", b"old")
         subprocess.run(["mount", "-o", "remount,ro", str(tmp_path)], check=True)
-        with pytest.raises(StorageFull, match="read-only"):
+        with pytest.raises(StoreDenied, match="read-only"):
             store.write("object", b"new")
-        with pytest.raises(StorageFull, match="read-only"):
+        with pytest.raises(StoreDenied, match="read-only"):
             store.delete("object")
         again = LocalStore(tmp_path)
         assert again.read("object") == b"old"
@@ -135,8 +135,9 @@ def test_a_disk_that_turned_read_only_can_be_read_and_not_written(tmp_path: Path
 @pytest.mark.parametrize(
     ("code", "expected"),
     [
-        *((code, StorageFull) for code in (errno.EDQUOT, errno.EIO, errno.EROFS)),
+        *((code, StoreDenied) for code in (errno.EDQUOT, errno.EIO)),
         (errno.EPERM, StoreDenied),
+        (errno.EROFS, StoreDenied),
         (errno.ESTALE, StoreUnavailable),
         (errno.EOPNOTSUPP, ConfigurationError),
     ],
