@@ -61,7 +61,7 @@ def _fine_tune(
             "generate more prompts",
         )
     writer = context.writer()
-    checkpoints = StoreCheckpoints(context.store, writer.prefix)
+    checkpoints = StoreCheckpoints(writer)
     progress = Progress("steps", None)
 
     def on_progress(step: int, total_steps: int, loss: float, tokens_per_second: float) -> None:

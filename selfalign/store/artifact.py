@@ -5,11 +5,12 @@ Layout under `artifacts/<artifact>/<key>/`:
     parts/<i>-of-<n>/<part>-<sha>.jsonl.zst   records
     parts/<i>-of-<n>/<part>.json              commit mark of the part: written after it, if absent
     shards/<i>-of-<n>.json                    commit mark of the shard: written after its parts
-    files/...                                 models, summaries
+    files/<name>-<sha>                        models, summaries
     manifest.json                             the artifact exists: written last, if absent
 
 Two workers may do the same part at once: the first commit mark wins, the other's records are
-discarded, so a reader never sees a mixture.
+discarded, so a reader never sees a mixture. The same holds for files: whose manifest is first
+decides, and no object of one worker ever takes the place of another's.
 """
 
 from __future__ import annotations
@@ -77,6 +78,12 @@ class ArtifactWriter:
         self.identity = identity
         self.parents = parents
         self.prefix = artifact_prefix(artifact, key)
+        self._manifest = self.prefix + "manifest.json"
+
+    @property
+    def published(self) -> bool:
+        """Whether the manifest is there."""
+        return self.store.exists(self._manifest)
 
     def shard(self, index: int, num_shards: int) -> ShardWriter:
         """The writer of one shard."""
@@ -84,18 +91,14 @@ class ArtifactWriter:
 
     def add_file(self, source: Path, name: str) -> FileEntry:
         """Upload a file; it becomes part of the artifact when the manifest names it."""
-        entry = FileEntry(
-            name=f"files/{name}", sha256=file_sha256(source), bytes=source.stat().st_size
-        )
-        self.store.upload(source, self.prefix + entry.name)
+        entry = _file_entry(name, file_sha256(source), source.stat().st_size)
+        self.store.upload(source, self.prefix + entry.location)
         return entry
 
     def add_bytes(self, data: bytes, name: str) -> FileEntry:
         """Write a small file; it becomes part of the artifact when the manifest names it."""
-        entry = FileEntry(
-            name=f"files/{name}", sha256=hashlib.sha256(data).hexdigest(), bytes=len(data)
-        )
-        self.store.write(self.prefix + entry.name, data)
+        entry = _file_entry(name, hashlib.sha256(data).hexdigest(), len(data))
+        self.store.write(self.prefix + entry.location, data)
         return entry
 
     def publish(
@@ -107,7 +110,11 @@ class ArtifactWriter:
         details: dict[str, Any],
         provenance: Provenance,
     ) -> Manifest:
-        """Publish the manifest, or return the one that another worker published first."""
+        """Publish the manifest, or return the one that another worker published first.
+
+        Files that the published manifest does not name are removed: they come from workers that
+        lost or died.
+        """
         manifest = Manifest(
             artifact=self.artifact,
             stage=self.stage,
@@ -122,13 +129,20 @@ class ArtifactWriter:
             digest=content_digest(shards, files),
         )
         try:
-            self.store.write(self.prefix + "manifest.json", manifest.to_bytes(), if_absent=True)
+            self.store.write(self._manifest, manifest.to_bytes(), if_absent=True)
         except PreconditionFailed:
             published = read_manifest(self.store, self.artifact, self.key)
             if published is None:
                 raise
-            return published
+            manifest = published
+        self._sweep(manifest)
         return manifest
+
+    def _sweep(self, published: Manifest) -> None:
+        named = {self.prefix + entry.location for entry in published.files}
+        for key in list(self.store.list(f"{self.prefix}files/")):
+            if key not in named:
+                self.store.delete(key)
 
     def publish_when_complete(
         self, num_shards: int, details: dict[str, Any] | None = None
@@ -294,7 +308,7 @@ def verify(store: Store, manifest: Manifest) -> list[str]:
 def download_file(store: Store, prefix: str, entry: FileEntry, target: Path) -> None:
     """Copy one object of an artifact to `target`, verified; nothing is left when it is wrong."""
     try:
-        store.download(prefix + entry.name, target)
+        store.download(prefix + entry.location, target)
     except NotFound as error:
         raise _missing(store, prefix, entry) from error
     found = file_sha256(target)
@@ -329,9 +343,16 @@ def download_files(store: Store, manifest: Manifest, below: str, directory: Path
     return directory
 
 
+def _file_entry(name: str, sha256: str, size: int) -> FileEntry:
+    """The entry of a file of which several workers may upload versions."""
+    return FileEntry(
+        name=f"files/{name}", key=f"files/{name}-{sha256[:12]}", sha256=sha256, bytes=size
+    )
+
+
 def _read_verified(store: Store, prefix: str, entry: FileEntry) -> bytes:
     try:
-        data = store.read(prefix + entry.name)
+        data = store.read(prefix + entry.location)
     except NotFound as error:
         raise _missing(store, prefix, entry) from error
     found = hashlib.sha256(data).hexdigest()
@@ -342,14 +363,14 @@ def _read_verified(store: Store, prefix: str, entry: FileEntry) -> bytes:
 
 def _missing(store: Store, prefix: str, entry: FileEntry) -> DataError:
     return DataError(
-        f"{store.url}/{prefix}{entry.name}: the manifest names it but it is missing",
+        f"{store.url}/{prefix}{entry.location}: the manifest names it but it is missing",
         remedy=_restore(store, prefix),
     )
 
 
 def _corrupt(store: Store, prefix: str, entry: FileEntry, found: str, size: int) -> DataError:
     return DataError(
-        f"{store.url}/{prefix}{entry.name}: corrupt: expected SHA-256 {entry.sha256[:12]} "
+        f"{store.url}/{prefix}{entry.location}: corrupt: expected SHA-256 {entry.sha256[:12]} "
         f"({entry.bytes} bytes), got {found[:12]} ({size} bytes)",
         remedy=_restore(store, prefix),
     )

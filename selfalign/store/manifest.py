@@ -22,12 +22,23 @@ class StoredModel(BaseModel):
 
 
 class FileEntry(StoredModel):
-    """One object of the artifact. `name` is relative to the artifact's prefix."""
+    """One object of the artifact.
+
+    Attributes:
+        name: what readers ask for.
+        key: where the object lives, relative to the artifact's prefix; None: under its name.
+    """
 
     name: str
     sha256: str
     bytes: int
     records: int | None = None
+    key: str | None = None
+
+    @property
+    def location(self) -> str:
+        """Where the object lives, relative to the artifact's prefix."""
+        return self.name if self.key is None else self.key
 
 
 class Counts(StoredModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from selfalign.store.artifact import (
     verify,
 )
 from selfalign.store.local import LocalStore
-from selfalign.store.manifest import Counts, Manifest, Provenance
+from selfalign.store.manifest import Counts, FileEntry, Manifest, Provenance
 
 WHEN = Provenance(started_at="2026-01-01T00:00:00+00:00", finished_at="2026-01-01T00:00:01+00:00")
 
@@ -162,7 +163,20 @@ def test_model_files_are_copied_once_and_verified(store: LocalStore, tmp_path: P
     download_files(store, manifest, "merged", copy)
     assert (copy / "model.safetensors").read_bytes() == source.read_bytes()
     assert read_file(store, manifest, "merged/config.json") == b"{}"
-    store.write("artifacts/prompts/abc/files/merged/config.json", b"[]")
+    store.write(f"artifacts/prompts/abc/{note.location}", b"[]")
     with pytest.raises(DataError, match="corrupt"):
         download_files(store, manifest, "merged", tmp_path / "other")
     assert not (tmp_path / "other" / "config.json").exists()
+
+
+def test_a_file_under_its_plain_name_is_still_read(store: LocalStore) -> None:
+    key = "artifacts/prompts/abc/files/summary.json"
+    store.write(key, b"{}")
+    entry = FileEntry(
+        name="files/summary.json", sha256=hashlib.sha256(b"{}").hexdigest(), bytes=2
+    )
+    manifest = writer(store).publish(
+        shards=[], files=[entry], counts=Counts(), details={}, provenance=WHEN
+    )
+    assert read_file(store, manifest, "summary.json") == b"{}"
+    assert verify(store, manifest) == []
