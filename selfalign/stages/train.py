@@ -90,7 +90,7 @@ def _fine_tune(
         manifest = writer.publish(
             shards=[],
             files=_upload(context, context.work / "output"),
-            counts=Counts(read=len(data), kept=len(data)),
+            counts=Counts(read=len(data), kept=result.examples, dropped=result.dropped_examples),
             details=_details(config, result),
             provenance=provenance(started),
         )

@@ -14,6 +14,7 @@ from selfalign.identity import collect_inputs
 from selfalign.load import load_config
 from selfalign.pipeline import STAGES
 from selfalign.records import AlignedResponse, Candidate, Prompt, VerboseResponse
+from selfalign.report.render import funnel
 from selfalign.schedule.plan import plan_from_store
 from selfalign.stages.entry import run_stage
 from selfalign.stages.rollback import roll_back
@@ -193,6 +194,24 @@ def test_nothing_left_to_train_on_is_an_error_that_says_where_to_look(world: Pat
     with pytest.raises(DataError, match="holds no records to train on") as caught:
         run_through(config, "engrave")
     assert "selfalign show aligned_responses" in str(caught.value)
+
+
+def test_examples_that_training_leaves_out_are_counted_by_reason(world: Path) -> None:
+    # prompts are 11 or 12 tokens long
+    manifests = run_through(load(world, "engrave.max_length=12"), "engrave")
+    counts = manifests["engraved_model"].counts
+    assert counts.read == manifests["aligned_responses"].counts.kept
+    assert counts.dropped["prompt_too_long"] > 0
+    assert counts.read == counts.kept + sum(counts.dropped.values())
+    assert counts.kept == manifests["engraved_model"].details["examples"]
+    (row,) = [row for row in funnel(manifests) if row.stage == "engrave"]
+    assert row.dropped[0][:2] == ("prompt_too_long", counts.dropped["prompt_too_long"])
+
+
+def test_prompts_that_all_fill_max_length_are_an_error_that_says_so(world: Path) -> None:
+    with pytest.raises(DataError, match="their prompt fills max_length 4") as caught:
+        run_through(load(world, "engrave.max_length=4"), "engrave")
+    assert "raise max_length" in str(caught.value)
 
 
 def test_a_gate_that_fails_moves_nothing_and_says_why(world: Path) -> None:

@@ -172,9 +172,7 @@ def test_model_files_are_copied_once_and_verified(store: LocalStore, tmp_path: P
 def test_a_file_under_its_plain_name_is_still_read(store: LocalStore) -> None:
     key = "artifacts/prompts/abc/files/summary.json"
     store.write(key, b"{}")
-    entry = FileEntry(
-        name="files/summary.json", sha256=hashlib.sha256(b"{}").hexdigest(), bytes=2
-    )
+    entry = FileEntry(name="files/summary.json", sha256=hashlib.sha256(b"{}").hexdigest(), bytes=2)
     manifest = writer(store).publish(
         shards=[], files=[entry], counts=Counts(), details={}, provenance=WHEN
     )
