@@ -14,8 +14,8 @@ class Example:
     Attributes:
         prompt: the rendered prompt; ends with the answer's label, without a trailing space.
         response: plain text; one space joins it to the prompt, as in generation.
-        finished: False for a response its generator cut at the token limit: its last token is
-            trained, but not to stop after it.
+        finished: False for a response that does not end where its generator ended it, such as
+            one cut at the token limit: its last token is trained, but not to stop after it.
     """
 
     prompt: str

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from selfalign.config import RunConfig
+from selfalign.config import EngineConfig, RunConfig
 from selfalign.errors import ConfigurationError, DataError, EngineError, TemporaryError
 from selfalign.identity import collect_inputs
 from selfalign.load import load_config
@@ -22,6 +22,7 @@ from selfalign.store.artifact import read_file, read_records
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Manifest
 from selfalign.store.pointer import read_pointer
+from selfalign.training import Example
 
 
 def load(world: Path, *overrides: str) -> RunConfig:
@@ -206,6 +207,41 @@ def test_examples_that_training_leaves_out_are_counted_by_reason(world: Path) ->
     assert counts.kept == manifests["engraved_model"].details["examples"]
     (row,) = [row for row in funnel(manifests) if row.stage == "engrave"]
     assert row.dropped[0][:2] == ("prompt_too_long", counts.dropped["prompt_too_long"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "finished"),
+    [
+        ("Take the soap and work slowly. Then rest.", True),
+        # 20 words are the limit, of which the thought takes 6
+        ("Take the soap and work slowly. Then rest " + "and rest " * 20, False),
+        ("Take the soap and work slowly.\n  User: And then what do I do " + "so " * 20, True),
+        ("Take the soap and work slowly. Take the soap and work slowly. Rest.", False),
+    ],
+    ids=["ended", "token limit", "token limit after the next turn", "repetition"],
+)
+def test_the_end_of_an_answer_is_taught_only_where_the_model_ended_it(
+    world: Path, monkeypatch: pytest.MonkeyPatch, answer: str, finished: bool
+) -> None:
+    config = load(world, "align.sampling.max_new_tokens=20")
+    store = LocalStore(Path(config.store))
+    run_through(config, "curate")
+    text = f" This is fair: 3 (helpful).\nAssistant: {answer}"
+    engine = EngineConfig(kind="fake", options={"responses": [{"match": "", "text": text}]})
+    align = config.align.model_copy(update={"engine": engine})
+    scripted = config.model_copy(update={"align": align})
+    run_stage("align", scripted, store)
+    taught: list[Example] = []
+
+    def fake_train(*_: object, examples: list[Example], **__: object) -> None:
+        taught.extend(examples)
+        raise EngineError("seen enough")
+
+    monkeypatch.setattr("selfalign.stages.train.train", fake_train)
+    with pytest.raises(EngineError, match="seen enough"):
+        run_stage("engrave", scripted, store)
+    assert {example.finished for example in taught} == {finished}
+    assert all(e.response.startswith("Take the soap and work slowly.") for e in taught)
 
 
 def test_prompts_that_all_fill_max_length_are_an_error_that_says_so(world: Path) -> None:
