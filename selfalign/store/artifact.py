@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import heapq
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -28,7 +29,7 @@ from pydantic import ValidationError
 
 from selfalign.errors import DataError
 from selfalign.identity import file_sha256
-from selfalign.records import Json, Record
+from selfalign.records import Json, Record, digest
 from selfalign.store.base import NotFound, PreconditionFailed, Store
 from selfalign.store.manifest import (
     Counts,
@@ -40,6 +41,7 @@ from selfalign.store.manifest import (
     Shard,
     StoredModel,
     content_digest,
+    content_sum,
 )
 
 _ZSTD_LEVEL = 6  # fixed: the compressed bytes are part of what a resumed run must reproduce
@@ -47,10 +49,10 @@ _Stored = TypeVar("_Stored", bound=StoredModel)
 _AnyRecord = TypeVar("_AnyRecord", bound=Record)
 
 
-def encode_records(records: Iterable[Record]) -> bytes:
-    """JSON lines, zstd-compressed, the same bytes for the same records."""
-    lines = "".join(record.model_dump_json() + "\n" for record in records)
-    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(lines.encode())
+def _compress(lines: list[str]) -> bytes:
+    """Lines of JSON, zstd-compressed, the same bytes for the same lines."""
+    text = "".join(line + "\n" for line in lines)
+    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(text.encode())
 
 
 def artifact_prefix(artifact: str, key: str) -> str:
@@ -127,7 +129,7 @@ class ArtifactWriter:
             details=details,
             provenance=provenance,
             digest=content_digest(shards, files),
-        )
+        ).sealed()
         try:
             self.store.write(self._manifest, manifest.to_bytes(), if_absent=True)
         except PreconditionFailed:
@@ -206,15 +208,16 @@ class ShardWriter:
         dropped_samples: dict[str, list[str]] | None = None,
     ) -> Part:
         """Commit a part; when another worker was first, its part stands and is returned."""
-        records = list(records)
-        data = encode_records(records)
+        lines = [record.model_dump_json() for record in records]
+        data = _compress(lines)
         sha = hashlib.sha256(data).hexdigest()
         relative = f"parts/{self._name}/{name}-{sha[:12]}.jsonl.zst"
         part = Part(
             name=name,
-            file=FileEntry(name=relative, sha256=sha, bytes=len(data), records=len(records)),
+            file=FileEntry(name=relative, sha256=sha, bytes=len(data), records=len(lines)),
             counts=counts,
             dropped_samples=dropped_samples or {},
+            content=content_sum(lines),
         )
         self._store.write(self._artifact.prefix + relative, data)
         mark = f"{self._parts}{name}.json"
@@ -257,29 +260,52 @@ def read_manifest(store: Store, artifact: str, key: str) -> Manifest | None:
     Raises DataError when the manifest is corrupt.
     """
     name = artifact_prefix(artifact, key) + "manifest.json"
-    manifest = _read_stored(store, name, Manifest)
-    if manifest is not None and manifest.digest != manifest.expected_digest():
-        raise DataError(
-            f"{store.url}/{name}: the manifest's digest {manifest.digest[:12]} does not match its "
-            f"entries ({manifest.expected_digest()[:12]})",
-            remedy=f"the manifest was edited or damaged; delete {artifact_prefix(artifact, key)} "
-            "and run the stage again",
-        )
+    try:
+        data = store.read(name)
+    except NotFound:
+        return None
+    manifest = _parse_stored(store, name, data, Manifest)
+    checks = [("digest", manifest.digest, manifest.expected_digest())]
+    if manifest.checksum is not None:
+        # of the text that is there, so that fields which later versions add change nothing
+        value = json.loads(data)
+        checks.append(("checksum", value.pop("checksum"), digest(value)))
+    for what, claimed, found in checks:
+        if claimed != found:
+            raise DataError(
+                f"{store.url}/{name}: the manifest's {what} {claimed[:12]} does not match its "
+                f"content ({found[:12]})",
+                remedy="the manifest was edited or damaged; delete "
+                f"{artifact_prefix(artifact, key)} and run the stage again",
+            )
     return manifest
 
 
 def read_rows(store: Store, manifest: Manifest) -> Iterator[Json]:
-    """Every record of the artifact as JSON, in order, each part verified before its first row."""
+    """Every record of the artifact as JSON, each part verified before its first row.
+
+    The order is the same however the work was shared: a stage deals its work out to shards in the
+    order of ids, so merging the shards by id gives the order in which one alone would have written.
+    """
     prefix = artifact_prefix(manifest.artifact, manifest.key)
-    for shard in manifest.shards:
+
+    def rows(shard: Shard) -> Iterator[Json]:
         for part in shard.parts:
             yield from _read_rows(store, prefix, part.file)
+
+    yield from heapq.merge(*map(rows, manifest.shards), key=_place)
+
+
+def _place(row: Json) -> tuple[str, int, str]:
+    """Where a record stands among others: by its id, a number at the end counting by value."""
+    head, _, number = row["id"].rpartition("-")
+    return head, len(number), number
 
 
 def read_records(
     store: Store, manifest: Manifest, record_type: type[_AnyRecord]
 ) -> Iterator[_AnyRecord]:
-    """Every record of the artifact, in order, verified."""
+    """Every record of the artifact, in the order of `read_rows`, verified."""
     for row in read_rows(store, manifest):
         yield record_type.model_validate(row)
 
@@ -394,6 +420,10 @@ def _read_stored(store: Store, key: str, model: type[_Stored]) -> _Stored | None
         data = store.read(key)
     except NotFound:
         return None
+    return _parse_stored(store, key, data, model)
+
+
+def _parse_stored(store: Store, key: str, data: bytes, model: type[_Stored]) -> _Stored:
     try:
         return model.model_validate_json(data)
     except ValidationError as error:

@@ -109,7 +109,7 @@ def test_a_setting_that_only_says_how_work_is_done_redoes_nothing(world: Path) -
     assert published(load(world, "seed=1")) == set()
 
 
-def test_shards_together_write_the_records_one_worker_writes(world: Path, tmp_path: Path) -> None:
+def test_shards_together_write_what_one_worker_writes(world: Path, tmp_path: Path) -> None:
     one = run_through(load(world), "align")
     config = load(world, f"store={tmp_path / 'sharded'}")
     store = LocalStore(tmp_path / "sharded")
@@ -118,13 +118,14 @@ def test_shards_together_write_the_records_one_worker_writes(world: Path, tmp_pa
         results = [run_stage(stage, config, store, shard=i, num_shards=shards)
                    for i in range(shards)]  # fmt: skip
         assert [r is not None for r in results] == [False] * (shards - 1) + [True]
-    sharded = plan_from_store(config, collect_inputs(config), store)
-    manifest = sharded[0].manifest
-    assert manifest is not None
     whole = LocalStore(Path(load(world).store))
-    expected = {c.id: c.text for c in read_records(whole, one["candidates"], Candidate)}
-    found = {c.id: c.text for c in read_records(store, manifest, Candidate)}
-    assert found == expected
+    sharded = plan_from_store(config, collect_inputs(config), store)[:3]
+    for planned, kind in zip(sharded, (Candidate, Prompt, AlignedResponse), strict=True):
+        manifest, expected = planned.manifest, one[planned.stage.writes]
+        assert manifest is not None
+        assert (manifest.key, manifest.digest) == (expected.key, expected.digest)
+        found = list(read_records(store, manifest, kind))
+        assert found == list(read_records(whole, expected, kind))
 
 
 def test_verbose_answers_come_from_the_engraved_model(world: Path) -> None:
