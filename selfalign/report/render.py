@@ -58,9 +58,11 @@ def funnel(manifests: dict[str, Manifest]) -> list[FunnelRow]:
     rows = []
     for stage in STAGES:
         manifest = manifests.get(stage.writes)
-        if manifest is None or stage.workload not in ("generate", "cpu") or not manifest.shards:
+        if manifest is None or stage.workload == "evaluate":
             continue
         counts = manifest.counts
+        if not manifest.shards and not counts.read:  # promote reads no records
+            continue
         dropped = sorted(counts.dropped.items(), key=lambda item: -item[1])
         rows.append(
             FunnelRow(

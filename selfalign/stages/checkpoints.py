@@ -1,7 +1,9 @@
 """Training checkpoints in the store, so that a killed pod's successor resumes on any node.
 
 `checkpoints/<step>/...` holds the files, `checkpoints/<step>.json` is written after them and
-names them with their digests: a checkpoint without it is torn and never resumed from.
+names them with their digests: a checkpoint without it is torn and never resumed from. None
+outlives the publication of the model they lead to, not even those of a second worker that is
+still training then.
 """
 
 from __future__ import annotations
@@ -10,8 +12,8 @@ from pathlib import Path
 
 from selfalign.errors import DataError
 from selfalign.identity import file_sha256
-from selfalign.store.artifact import download_file
-from selfalign.store.base import NotFound, Store
+from selfalign.store.artifact import ArtifactWriter, download_file
+from selfalign.store.base import NotFound
 from selfalign.store.manifest import FileEntry, StoredModel
 from selfalign.telemetry import log
 
@@ -26,14 +28,18 @@ class CheckpointMark(StoredModel):
 
 
 class StoreCheckpoints:
-    """Keeps checkpoints of one training under an artifact's prefix."""
+    """Keeps checkpoints of one training under its artifact's prefix."""
 
-    def __init__(self, store: Store, prefix: str) -> None:
-        self._store = store
-        self._prefix = f"{prefix}checkpoints/"
+    def __init__(self, writer: ArtifactWriter) -> None:
+        self._writer = writer
+        self._store = writer.store
+        self._prefix = f"{writer.prefix}checkpoints/"
 
     def save(self, step: int, directory: Path) -> None:
-        """Upload a complete checkpoint directory, mark it, and drop the oldest ones."""
+        """Upload a complete checkpoint directory, mark it, and drop the oldest ones.
+
+        Once another worker has published the model, nothing is kept.
+        """
         name = f"{step:09d}"
         entries = []
         for path in sorted(p for p in directory.rglob("*") if p.is_file()):
@@ -47,6 +53,10 @@ class StoreCheckpoints:
         log.info("checkpoint.saved", step=step, files=len(entries))
         for old in self._steps()[:-KEPT_CHECKPOINTS]:
             self._remove(old)
+        # after the upload: whoever publishes later than this look clears after it, too
+        if self._writer.published:
+            log.warning("checkpoint.superseded", step=step)
+            self.clear()
 
     def latest(self, directory: Path) -> int | None:
         """Fetch the newest whole checkpoint into `directory`; None if there is none."""

@@ -33,7 +33,10 @@ from selfalign.training import (
 def engrave(context: StageContext) -> Manifest | None:
     """Principle engraving: the standard prompt alone, no principles, no thought."""
     rows = read_records(context.store, context.parent("aligned_responses"), AlignedResponse)
-    examples = (Example(render_standard(context.seeds, row.prompt), row.response) for row in rows)
+    examples = (
+        Example(render_standard(context.seeds, row.prompt), row.response, _finished(row))
+        for row in rows
+    )
     return _fine_tune(context, context.config.engrave, examples)
 
 
@@ -42,10 +45,19 @@ def clone(context: StageContext) -> Manifest | None:
     rows = read_records(context.store, context.parent("verbose_responses"), VerboseResponse)
     renderers: tuple[Callable[..., str], ...] = (render_standard, render_concise)
     examples = (
-        Example(renderers[index % 2](context.seeds, row.prompt), row.response)
+        Example(renderers[index % 2](context.seeds, row.prompt), row.response, _finished(row))
         for index, row in enumerate(rows)
     )
     return _fine_tune(context, context.config.clone, examples)
+
+
+def _finished(row: AlignedResponse | VerboseResponse) -> bool:
+    """Whether the model ended its answer where the text ends.
+
+    Not so where it met the token limit or was cut at a repetition: there the filter `unfinished`
+    looked for the last complete sentence. To stop after that one would be learnt as a habit.
+    """
+    return "unfinished" not in row.verdicts
 
 
 def _fine_tune(
@@ -61,7 +73,7 @@ def _fine_tune(
             "generate more prompts",
         )
     writer = context.writer()
-    checkpoints = StoreCheckpoints(context.store, writer.prefix)
+    checkpoints = StoreCheckpoints(writer)
     progress = Progress("steps", None)
 
     def on_progress(step: int, total_steps: int, loss: float, tokens_per_second: float) -> None:
@@ -90,7 +102,7 @@ def _fine_tune(
         manifest = writer.publish(
             shards=[],
             files=_upload(context, context.work / "output"),
-            counts=Counts(read=len(data), kept=len(data)),
+            counts=Counts(read=len(data), kept=result.examples, dropped=result.dropped_examples),
             details=_details(config, result),
             provenance=provenance(started),
         )

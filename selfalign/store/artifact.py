@@ -5,17 +5,19 @@ Layout under `artifacts/<artifact>/<key>/`:
     parts/<i>-of-<n>/<part>-<sha>.jsonl.zst   records
     parts/<i>-of-<n>/<part>.json              commit mark of the part: written after it, if absent
     shards/<i>-of-<n>.json                    commit mark of the shard: written after its parts
-    files/...                                 models, summaries
+    files/<name>-<sha>                        models, summaries
     manifest.json                             the artifact exists: written last, if absent
 
 Two workers may do the same part at once: the first commit mark wins, the other's records are
-discarded, so a reader never sees a mixture.
+discarded, so a reader never sees a mixture. The same holds for files: whose manifest is first
+decides, and no object of one worker ever takes the place of another's.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import heapq
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -27,7 +29,7 @@ from pydantic import ValidationError
 
 from selfalign.errors import DataError
 from selfalign.identity import file_sha256
-from selfalign.records import Json, Record
+from selfalign.records import Json, Record, digest
 from selfalign.store.base import NotFound, PreconditionFailed, Store
 from selfalign.store.manifest import (
     Counts,
@@ -39,6 +41,7 @@ from selfalign.store.manifest import (
     Shard,
     StoredModel,
     content_digest,
+    content_sum,
 )
 
 _ZSTD_LEVEL = 6  # fixed: the compressed bytes are part of what a resumed run must reproduce
@@ -46,10 +49,10 @@ _Stored = TypeVar("_Stored", bound=StoredModel)
 _AnyRecord = TypeVar("_AnyRecord", bound=Record)
 
 
-def encode_records(records: Iterable[Record]) -> bytes:
-    """JSON lines, zstd-compressed, the same bytes for the same records."""
-    lines = "".join(record.model_dump_json() + "\n" for record in records)
-    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(lines.encode())
+def _compress(lines: list[str]) -> bytes:
+    """Lines of JSON, zstd-compressed, the same bytes for the same lines."""
+    text = "".join(line + "\n" for line in lines)
+    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(text.encode())
 
 
 def artifact_prefix(artifact: str, key: str) -> str:
@@ -77,6 +80,12 @@ class ArtifactWriter:
         self.identity = identity
         self.parents = parents
         self.prefix = artifact_prefix(artifact, key)
+        self._manifest = self.prefix + "manifest.json"
+
+    @property
+    def published(self) -> bool:
+        """Whether the manifest is there."""
+        return self.store.exists(self._manifest)
 
     def shard(self, index: int, num_shards: int) -> ShardWriter:
         """The writer of one shard."""
@@ -84,18 +93,14 @@ class ArtifactWriter:
 
     def add_file(self, source: Path, name: str) -> FileEntry:
         """Upload a file; it becomes part of the artifact when the manifest names it."""
-        entry = FileEntry(
-            name=f"files/{name}", sha256=file_sha256(source), bytes=source.stat().st_size
-        )
-        self.store.upload(source, self.prefix + entry.name)
+        entry = _file_entry(name, file_sha256(source), source.stat().st_size)
+        self.store.upload(source, self.prefix + entry.location)
         return entry
 
     def add_bytes(self, data: bytes, name: str) -> FileEntry:
         """Write a small file; it becomes part of the artifact when the manifest names it."""
-        entry = FileEntry(
-            name=f"files/{name}", sha256=hashlib.sha256(data).hexdigest(), bytes=len(data)
-        )
-        self.store.write(self.prefix + entry.name, data)
+        entry = _file_entry(name, hashlib.sha256(data).hexdigest(), len(data))
+        self.store.write(self.prefix + entry.location, data)
         return entry
 
     def publish(
@@ -107,7 +112,11 @@ class ArtifactWriter:
         details: dict[str, Any],
         provenance: Provenance,
     ) -> Manifest:
-        """Publish the manifest, or return the one that another worker published first."""
+        """Publish the manifest, or return the one that another worker published first.
+
+        Files that the published manifest does not name are removed: they come from workers that
+        lost or died.
+        """
         manifest = Manifest(
             artifact=self.artifact,
             stage=self.stage,
@@ -120,15 +129,22 @@ class ArtifactWriter:
             details=details,
             provenance=provenance,
             digest=content_digest(shards, files),
-        )
+        ).sealed()
         try:
-            self.store.write(self.prefix + "manifest.json", manifest.to_bytes(), if_absent=True)
+            self.store.write(self._manifest, manifest.to_bytes(), if_absent=True)
         except PreconditionFailed:
             published = read_manifest(self.store, self.artifact, self.key)
             if published is None:
                 raise
-            return published
+            manifest = published
+        self._sweep(manifest)
         return manifest
+
+    def _sweep(self, published: Manifest) -> None:
+        named = {self.prefix + entry.location for entry in published.files}
+        for key in list(self.store.list(f"{self.prefix}files/")):
+            if key not in named:
+                self.store.delete(key)
 
     def publish_when_complete(
         self, num_shards: int, details: dict[str, Any] | None = None
@@ -192,15 +208,16 @@ class ShardWriter:
         dropped_samples: dict[str, list[str]] | None = None,
     ) -> Part:
         """Commit a part; when another worker was first, its part stands and is returned."""
-        records = list(records)
-        data = encode_records(records)
+        lines = [record.model_dump_json() for record in records]
+        data = _compress(lines)
         sha = hashlib.sha256(data).hexdigest()
         relative = f"parts/{self._name}/{name}-{sha[:12]}.jsonl.zst"
         part = Part(
             name=name,
-            file=FileEntry(name=relative, sha256=sha, bytes=len(data), records=len(records)),
+            file=FileEntry(name=relative, sha256=sha, bytes=len(data), records=len(lines)),
             counts=counts,
             dropped_samples=dropped_samples or {},
+            content=content_sum(lines),
         )
         self._store.write(self._artifact.prefix + relative, data)
         mark = f"{self._parts}{name}.json"
@@ -243,29 +260,52 @@ def read_manifest(store: Store, artifact: str, key: str) -> Manifest | None:
     Raises DataError when the manifest is corrupt.
     """
     name = artifact_prefix(artifact, key) + "manifest.json"
-    manifest = _read_stored(store, name, Manifest)
-    if manifest is not None and manifest.digest != manifest.expected_digest():
-        raise DataError(
-            f"{store.url}/{name}: the manifest's digest {manifest.digest[:12]} does not match its "
-            f"entries ({manifest.expected_digest()[:12]})",
-            remedy=f"the manifest was edited or damaged; delete {artifact_prefix(artifact, key)} "
-            "and run the stage again",
-        )
+    try:
+        data = store.read(name)
+    except NotFound:
+        return None
+    manifest = _parse_stored(store, name, data, Manifest)
+    checks = [("digest", manifest.digest, manifest.expected_digest())]
+    if manifest.checksum is not None:
+        # of the text that is there, so that fields which later versions add change nothing
+        value = json.loads(data)
+        checks.append(("checksum", value.pop("checksum"), digest(value)))
+    for what, claimed, found in checks:
+        if claimed != found:
+            raise DataError(
+                f"{store.url}/{name}: the manifest's {what} {claimed[:12]} does not match its "
+                f"content ({found[:12]})",
+                remedy="the manifest was edited or damaged; delete "
+                f"{artifact_prefix(artifact, key)} and run the stage again",
+            )
     return manifest
 
 
 def read_rows(store: Store, manifest: Manifest) -> Iterator[Json]:
-    """Every record of the artifact as JSON, in order, each part verified before its first row."""
+    """Every record of the artifact as JSON, each part verified before its first row.
+
+    The order is the same however the work was shared: a stage deals its work out to shards in the
+    order of ids, so merging the shards by id gives the order in which one alone would have written.
+    """
     prefix = artifact_prefix(manifest.artifact, manifest.key)
-    for shard in manifest.shards:
+
+    def rows(shard: Shard) -> Iterator[Json]:
         for part in shard.parts:
             yield from _read_rows(store, prefix, part.file)
+
+    yield from heapq.merge(*map(rows, manifest.shards), key=_place)
+
+
+def _place(row: Json) -> tuple[str, int, str]:
+    """Where a record stands among others: by its id, a number at the end counting by value."""
+    head, _, number = row["id"].rpartition("-")
+    return head, len(number), number
 
 
 def read_records(
     store: Store, manifest: Manifest, record_type: type[_AnyRecord]
 ) -> Iterator[_AnyRecord]:
-    """Every record of the artifact, in order, verified."""
+    """Every record of the artifact, in the order of `read_rows`, verified."""
     for row in read_rows(store, manifest):
         yield record_type.model_validate(row)
 
@@ -294,7 +334,7 @@ def verify(store: Store, manifest: Manifest) -> list[str]:
 def download_file(store: Store, prefix: str, entry: FileEntry, target: Path) -> None:
     """Copy one object of an artifact to `target`, verified; nothing is left when it is wrong."""
     try:
-        store.download(prefix + entry.name, target)
+        store.download(prefix + entry.location, target)
     except NotFound as error:
         raise _missing(store, prefix, entry) from error
     found = file_sha256(target)
@@ -329,9 +369,16 @@ def download_files(store: Store, manifest: Manifest, below: str, directory: Path
     return directory
 
 
+def _file_entry(name: str, sha256: str, size: int) -> FileEntry:
+    """The entry of a file of which several workers may upload versions."""
+    return FileEntry(
+        name=f"files/{name}", key=f"files/{name}-{sha256[:12]}", sha256=sha256, bytes=size
+    )
+
+
 def _read_verified(store: Store, prefix: str, entry: FileEntry) -> bytes:
     try:
-        data = store.read(prefix + entry.name)
+        data = store.read(prefix + entry.location)
     except NotFound as error:
         raise _missing(store, prefix, entry) from error
     found = hashlib.sha256(data).hexdigest()
@@ -342,14 +389,14 @@ def _read_verified(store: Store, prefix: str, entry: FileEntry) -> bytes:
 
 def _missing(store: Store, prefix: str, entry: FileEntry) -> DataError:
     return DataError(
-        f"{store.url}/{prefix}{entry.name}: the manifest names it but it is missing",
+        f"{store.url}/{prefix}{entry.location}: the manifest names it but it is missing",
         remedy=_restore(store, prefix),
     )
 
 
 def _corrupt(store: Store, prefix: str, entry: FileEntry, found: str, size: int) -> DataError:
     return DataError(
-        f"{store.url}/{prefix}{entry.name}: corrupt: expected SHA-256 {entry.sha256[:12]} "
+        f"{store.url}/{prefix}{entry.location}: corrupt: expected SHA-256 {entry.sha256[:12]} "
         f"({entry.bytes} bytes), got {found[:12]} ({size} bytes)",
         remedy=_restore(store, prefix),
     )
@@ -373,6 +420,10 @@ def _read_stored(store: Store, key: str, model: type[_Stored]) -> _Stored | None
         data = store.read(key)
     except NotFound:
         return None
+    return _parse_stored(store, key, data, model)
+
+
+def _parse_stored(store: Store, key: str, data: bytes, model: type[_Stored]) -> _Stored:
     try:
         return model.model_validate_json(data)
     except ValidationError as error:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,12 +25,23 @@ class StoredModel(BaseModel):
 
 
 class FileEntry(StoredModel):
-    """One object of the artifact. `name` is relative to the artifact's prefix."""
+    """One object of the artifact.
+
+    Attributes:
+        name: what readers ask for.
+        key: where the object lives, relative to the artifact's prefix; None: under its name.
+    """
 
     name: str
     sha256: str
     bytes: int
     records: int | None = None
+    key: str | None = None
+
+    @property
+    def location(self) -> str:
+        """Where the object lives, relative to the artifact's prefix."""
+        return self.name if self.key is None else self.key
 
 
 class Counts(StoredModel):
@@ -51,12 +65,16 @@ class Counts(StoredModel):
 
 
 class Part(StoredModel):
-    """A committed part of a shard: its file, its counts, and a few dropped texts per filter."""
+    """A committed part of a shard: its file, its counts, and a few dropped texts per filter.
+
+    `content` is the `content_sum` of its records; None in parts of 0.2.0 and before.
+    """
 
     name: str
     file: FileEntry
     counts: Counts
     dropped_samples: dict[str, list[str]] = Field(default_factory=dict)
+    content: str | None = None
 
 
 class Provenance(StoredModel):
@@ -85,7 +103,11 @@ class Parent(StoredModel):
 
 
 class Manifest(StoredModel):
-    """The proof that an artifact is complete."""
+    """The proof that an artifact is complete.
+
+    `digest` speaks of the content alone, `checksum` of the whole manifest, counts and provenance
+    too; None in manifests of 0.2.0 and before.
+    """
 
     schema_version: int = SCHEMA_VERSION
     artifact: str
@@ -99,6 +121,12 @@ class Manifest(StoredModel):
     details: dict[str, Any] = Field(default_factory=dict)
     provenance: Provenance
     digest: str
+    checksum: str | None = None
+
+    def sealed(self) -> Manifest:
+        """The same manifest with its checksum."""
+        value = json.loads(self.model_dump_json(exclude={"checksum"}))
+        return self.model_copy(update={"checksum": digest(value)})
 
     @property
     def entries(self) -> list[FileEntry]:
@@ -117,12 +145,26 @@ class Manifest(StoredModel):
         raise KeyError(name)
 
 
-def content_digest(shards: list[Shard], files: list[FileEntry]) -> str:
-    """SHA-256 over what the artifact holds: record parts in order, then files by name.
+def content_sum(records: Iterable[str]) -> str:
+    """The sum of the SHA-256 of records, modulo 2^256: sums of parts add up to that of all."""
+    hashes = (hashlib.sha256(record.encode()).digest() for record in records)
+    return _hex(sum(int.from_bytes(value, "big") for value in hashes))
 
-    Names of objects do not enter for record parts (they carry the part's own digest), so the
-    digest speaks of content alone.
+
+def content_digest(shards: list[Shard], files: list[FileEntry]) -> str:
+    """SHA-256 over what the artifact holds: its records, and its files by name.
+
+    How records are cut into parts and shards does not enter, nor do the names of objects, so
+    the digest speaks of content alone.
     """
-    parts = [[part.name, part.file.sha256] for shard in shards for part in shard.parts]
+    parts = [part for shard in shards for part in shard.parts]
+    sums = [part.content for part in parts if part.content is not None]
     named = sorted([entry.name, entry.sha256] for entry in files)
-    return digest({"parts": parts, "files": named})
+    if parts and len(sums) == len(parts):
+        records = _hex(sum(int(value, 16) for value in sums))
+        return digest({"records": records, "files": named})
+    return digest({"parts": [[part.name, part.file.sha256] for part in parts], "files": named})
+
+
+def _hex(total: int) -> str:
+    return f"{total % 2**256:064x}"

@@ -14,8 +14,8 @@ class Example:
     Attributes:
         prompt: the rendered prompt; ends with the answer's label, without a trailing space.
         response: plain text; one space joins it to the prompt, as in generation.
-        finished: False for a response its generator cut at the token limit: its last token is
-            trained, but not to stop after it.
+        finished: False for a response that does not end where its generator ended it, such as
+            one cut at the token limit: its last token is trained, but not to stop after it.
     """
 
     prompt: str
@@ -60,7 +60,8 @@ class TrainResult:
         steps: optimiser steps.
         examples: examples there were to train on.
         truncated_examples: of these, those cut at `max_length`.
-        dropped_examples: prompts that left no room for a response, and empty responses.
+        dropped_examples: how many were left out, by reason: prompt_too_long (it leaves no room for
+            a response), empty_response.
         trained_tokens: tokens that carried loss, summed over all steps.
         loss_curve: per step: step, loss (mean over the step's tokens, nats), learning_rate, epoch.
         merged: directory of the whole model; loads with transformers and vLLM as it is.
@@ -73,7 +74,7 @@ class TrainResult:
     steps: int
     examples: int
     truncated_examples: int
-    dropped_examples: int
+    dropped_examples: dict[str, int]
     trained_tokens: int
     loss_curve: list[dict[str, float]]
     merged: Path

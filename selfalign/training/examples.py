@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,14 +34,14 @@ class EncodedExamples:
         bounds: example i is tokens[bounds[i] : bounds[i + 1]]; int64, (examples + 1,).
         prompt_lengths: leading tokens of each example that carry no loss; int32, (examples,).
         truncated: how many were cut at the maximal length.
-        dropped: how many are left out.
+        dropped: how many are left out, by reason (see `TrainResult.dropped_examples`).
     """
 
     tokens: NDArray[np.int32]
     bounds: NDArray[np.int64]
     prompt_lengths: NDArray[np.int32]
     truncated: int
-    dropped: int
+    dropped: dict[str, int]
 
     def __len__(self) -> int:
         return len(self.prompt_lengths)
@@ -108,20 +109,25 @@ def encode(
     """
     rows: list[NDArray[np.int32]] = []
     prompt_lengths: list[int] = []
-    truncated = dropped = 0
+    truncated = 0
+    dropped: Counter[str] = Counter()
     for example, prompt, response in _tokenised(examples, tokenizer):
         whole = [*response, eos_token_id] if example.finished else response
         room = max_length - len(prompt)
-        if room < 1 or not example.response.strip():
-            dropped += 1
+        if not example.response.strip():
+            dropped["empty_response"] += 1
+            continue
+        if room < 1:
+            dropped["prompt_too_long"] += 1
             continue
         truncated += len(whole) > room
         rows.append(np.array(prompt + whole[:room], dtype=np.int32))
         prompt_lengths.append(len(prompt))
     if not rows:
         raise DataError(
-            f"expected examples to train on, got {len(examples)}, of which {dropped} were dropped "
-            f"because their response is empty or their prompt fills max_length {max_length}",
+            f"expected examples to train on, got {len(examples)}, of which "
+            f"{dropped['prompt_too_long']} were dropped because their prompt fills max_length "
+            f"{max_length}, and {dropped['empty_response']} because their response is empty",
             remedy="look at the counts of the stages before, or raise max_length",
         )
     return EncodedExamples(
@@ -129,7 +135,7 @@ def encode(
         bounds=np.cumsum([0, *map(len, rows)], dtype=np.int64),
         prompt_lengths=np.array(prompt_lengths, dtype=np.int32),
         truncated=truncated,
-        dropped=dropped,
+        dropped=dict(sorted(dropped.items())),
     )
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from selfalign.config import RunConfig
+from selfalign.config import EngineConfig, RunConfig
 from selfalign.errors import ConfigurationError, DataError, EngineError, TemporaryError
 from selfalign.identity import collect_inputs
 from selfalign.load import load_config
 from selfalign.pipeline import STAGES
 from selfalign.records import AlignedResponse, Candidate, Prompt, VerboseResponse
+from selfalign.report.render import funnel
 from selfalign.schedule.plan import plan_from_store
 from selfalign.stages.entry import run_stage
 from selfalign.stages.rollback import roll_back
@@ -21,6 +22,7 @@ from selfalign.store.artifact import read_file, read_records
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Manifest
 from selfalign.store.pointer import read_pointer
+from selfalign.training import Example
 
 
 def load(world: Path, *overrides: str) -> RunConfig:
@@ -107,7 +109,7 @@ def test_a_setting_that_only_says_how_work_is_done_redoes_nothing(world: Path) -
     assert published(load(world, "seed=1")) == set()
 
 
-def test_shards_together_write_the_records_one_worker_writes(world: Path, tmp_path: Path) -> None:
+def test_shards_together_write_what_one_worker_writes(world: Path, tmp_path: Path) -> None:
     one = run_through(load(world), "align")
     config = load(world, f"store={tmp_path / 'sharded'}")
     store = LocalStore(tmp_path / "sharded")
@@ -116,13 +118,14 @@ def test_shards_together_write_the_records_one_worker_writes(world: Path, tmp_pa
         results = [run_stage(stage, config, store, shard=i, num_shards=shards)
                    for i in range(shards)]  # fmt: skip
         assert [r is not None for r in results] == [False] * (shards - 1) + [True]
-    sharded = plan_from_store(config, collect_inputs(config), store)
-    manifest = sharded[0].manifest
-    assert manifest is not None
     whole = LocalStore(Path(load(world).store))
-    expected = {c.id: c.text for c in read_records(whole, one["candidates"], Candidate)}
-    found = {c.id: c.text for c in read_records(store, manifest, Candidate)}
-    assert found == expected
+    sharded = plan_from_store(config, collect_inputs(config), store)[:3]
+    for planned, kind in zip(sharded, (Candidate, Prompt, AlignedResponse), strict=True):
+        manifest, expected = planned.manifest, one[planned.stage.writes]
+        assert manifest is not None
+        assert (manifest.key, manifest.digest) == (expected.key, expected.digest)
+        found = list(read_records(store, manifest, kind))
+        assert found == list(read_records(whole, expected, kind))
 
 
 def test_verbose_answers_come_from_the_engraved_model(world: Path) -> None:
@@ -193,6 +196,59 @@ def test_nothing_left_to_train_on_is_an_error_that_says_where_to_look(world: Pat
     with pytest.raises(DataError, match="holds no records to train on") as caught:
         run_through(config, "engrave")
     assert "selfalign show aligned_responses" in str(caught.value)
+
+
+def test_examples_that_training_leaves_out_are_counted_by_reason(world: Path) -> None:
+    # prompts are 11 or 12 tokens long
+    manifests = run_through(load(world, "engrave.max_length=12"), "engrave")
+    counts = manifests["engraved_model"].counts
+    assert counts.read == manifests["aligned_responses"].counts.kept
+    assert counts.dropped["prompt_too_long"] > 0
+    assert counts.read == counts.kept + sum(counts.dropped.values())
+    assert counts.kept == manifests["engraved_model"].details["examples"]
+    (row,) = [row for row in funnel(manifests) if row.stage == "engrave"]
+    assert row.dropped[0][:2] == ("prompt_too_long", counts.dropped["prompt_too_long"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "finished"),
+    [
+        ("Take the soap and work slowly. Then rest.", True),
+        # 20 words are the limit, of which the thought takes 6
+        ("Take the soap and work slowly. Then rest " + "and rest " * 20, False),
+        ("Take the soap and work slowly.\n  User: And then what do I do " + "so " * 20, True),
+        ("Take the soap and work slowly. Take the soap and work slowly. Rest.", False),
+    ],
+    ids=["ended", "token limit", "token limit after the next turn", "repetition"],
+)
+def test_the_end_of_an_answer_is_taught_only_where_the_model_ended_it(
+    world: Path, monkeypatch: pytest.MonkeyPatch, answer: str, finished: bool
+) -> None:
+    config = load(world, "align.sampling.max_new_tokens=20")
+    store = LocalStore(Path(config.store))
+    run_through(config, "curate")
+    text = f" This is fair: 3 (helpful).\nAssistant: {answer}"
+    engine = EngineConfig(kind="fake", options={"responses": [{"match": "", "text": text}]})
+    align = config.align.model_copy(update={"engine": engine})
+    scripted = config.model_copy(update={"align": align})
+    run_stage("align", scripted, store)
+    taught: list[Example] = []
+
+    def fake_train(*_: object, examples: list[Example], **__: object) -> None:
+        taught.extend(examples)
+        raise EngineError("seen enough")
+
+    monkeypatch.setattr("selfalign.stages.train.train", fake_train)
+    with pytest.raises(EngineError, match="seen enough"):
+        run_stage("engrave", scripted, store)
+    assert {example.finished for example in taught} == {finished}
+    assert all(e.response.startswith("Take the soap and work slowly.") for e in taught)
+
+
+def test_prompts_that_all_fill_max_length_are_an_error_that_says_so(world: Path) -> None:
+    with pytest.raises(DataError, match="their prompt fills max_length 4") as caught:
+        run_through(load(world, "engrave.max_length=4"), "engrave")
+    assert "raise max_length" in str(caught.value)
 
 
 def test_a_gate_that_fails_moves_nothing_and_says_why(world: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from selfalign.store.artifact import (
     verify,
 )
 from selfalign.store.local import LocalStore
-from selfalign.store.manifest import Counts, Manifest, Provenance
+from selfalign.store.manifest import Counts, FileEntry, Manifest, Provenance
 
 WHEN = Provenance(started_at="2026-01-01T00:00:00+00:00", finished_at="2026-01-01T00:00:01+00:00")
 
@@ -35,18 +36,23 @@ def writer(store: LocalStore) -> ArtifactWriter:
     )  # fmt: skip
 
 
-def prompts(*texts: str) -> list[Prompt]:
-    return [Prompt(id=f"p{i}", source="self_instruct", text=text) for i, text in enumerate(texts)]
+def prompts(*texts: str, shard: int = 0) -> list[Prompt]:
+    """What the shard of two would hold of prompts dealt out in turn."""
+    return [
+        Prompt(id=f"p-{2 * i + shard:02d}", source="self_instruct", text=f"{text}{shard}")
+        for i, text in enumerate(texts)
+    ]
 
 
-def publish_two_shards(store: LocalStore) -> Manifest:
+def publish_two_shards(store: LocalStore, details: dict[str, object] | None = None) -> Manifest:
     artifact = writer(store)
     for index in range(2):
         shard = artifact.shard(index, 2)
-        shard.commit("part-0", prompts(f"a{index}", "b"), Counts(read=3, kept=2, dropped={"x": 1}))
-        shard.commit("part-1", prompts("c"), Counts(read=1, kept=1))
+        a, b, c = prompts("a", "b", "c", shard=index)
+        shard.commit("part-0", [a, b], Counts(read=3, kept=2, dropped={"x": 1}))
+        shard.commit("part-1", [c], Counts(read=1, kept=1))
         shard.finish(["part-0", "part-1"], WHEN)
-    manifest = artifact.publish_when_complete(2)
+    manifest = artifact.publish_when_complete(2, details)
     assert manifest is not None
     return manifest
 
@@ -74,8 +80,55 @@ def test_counts_of_parts_add_up_and_records_come_back_in_order(store: LocalStore
     manifest = publish_two_shards(store)
     assert manifest.counts == Counts(read=8, kept=6, dropped={"x": 2})
     texts = [record.text for record in read_records(store, manifest, Prompt)]
-    assert texts == ["a0", "b", "c", "a1", "b", "c"]
+    assert texts == ["a0", "a1", "b0", "b1", "c0", "c1"]
     assert verify(store, manifest) == []
+
+
+def test_the_digest_and_the_order_do_not_tell_how_records_were_shared(tmp_path: Path) -> None:
+    # more than 99 of one request: their numbers are wider than the others'
+    ids = [f"general-00000001-{i:02d}" for i in range(120)]
+    ids += [f"general-00000002-{i:02d}" for i in range(3)]
+    records = [Prompt(id=name, source="self_instruct", text=name) for name in ids]
+    digests = set()
+    for num_shards, size in ((1, 1000), (1, 7), (3, 5), (4, 50), (200, 1)):
+        store = LocalStore(tmp_path / f"{num_shards}-{size}")
+        for index in range(num_shards):
+            shard, mine = writer(store).shard(index, num_shards), records[index::num_shards]
+            names = [f"part-{start:03d}" for start in range(0, len(mine), size)]
+            for number, name in enumerate(names):
+                part = mine[number * size :][:size]
+                shard.commit(name, part, Counts(read=len(part), kept=len(part)))
+            shard.finish(names, WHEN)
+        manifest = writer(store).publish_when_complete(num_shards)
+        assert manifest is not None
+        assert list(read_records(store, manifest, Prompt)) == records, num_shards
+        digests.add(manifest.digest)
+    assert len(digests) == 1
+
+
+def test_other_records_have_another_digest(tmp_path: Path) -> None:
+    digests = set()
+    for number, texts in enumerate([("a",), ("b",), ("a", "b"), ("b", "a"), ("a", "a")]):
+        store = LocalStore(tmp_path / str(number))
+        shard = writer(store).shard(0, 1)
+        shard.commit("part-0", prompts(*texts), Counts())
+        shard.finish(["part-0"], WHEN)
+        manifest = writer(store).publish_when_complete(1)
+        assert manifest is not None
+        digests.add(manifest.digest)
+    assert len(digests) == 5
+
+
+def test_a_manifest_without_sums_and_checksum_is_still_read(store: LocalStore) -> None:
+    value = publish_two_shards(store).model_dump()
+    del value["checksum"]
+    for shard in value["shards"]:
+        for part in shard["parts"]:
+            del part["content"]
+    old = Manifest.model_validate(value)
+    old = old.model_copy(update={"digest": old.expected_digest()})
+    store.write("artifacts/prompts/abc/manifest.json", old.to_bytes())
+    assert read_manifest(store, "prompts", "abc") == old
 
 
 def test_a_text_with_unusual_line_ends_survives(store: LocalStore) -> None:
@@ -86,7 +139,7 @@ def test_a_text_with_unusual_line_ends_survives(store: LocalStore) -> None:
     shard.finish(["part-0"], WHEN)
     manifest = artifact.publish_when_complete(1)
     assert manifest is not None
-    assert [r.text for r in read_records(store, manifest, Prompt)] == [odd]
+    assert [r.text for r in read_records(store, manifest, Prompt)] == [f"{odd}0"]
 
 
 def test_the_first_of_two_workers_on_a_part_wins_and_nothing_mixes(store: LocalStore) -> None:
@@ -98,7 +151,7 @@ def test_the_first_of_two_workers_on_a_part_wins_and_nothing_mixes(store: LocalS
     two.finish(["part-0"], WHEN)
     manifest = writer(store).publish_when_complete(1)
     assert manifest is not None
-    assert [r.text for r in read_records(store, manifest, Prompt)] == ["first"]
+    assert [r.text for r in read_records(store, manifest, Prompt)] == ["first0"]
     leftovers = [key for key in store.list("artifacts/prompts/abc/parts/") if ".zst" in key]
     assert len(leftovers) == 1
 
@@ -129,14 +182,35 @@ def test_a_missing_part_is_named(store: LocalStore, tmp_path: Path) -> None:
         list(read_records(store, manifest, Prompt))
 
 
-def test_an_edited_manifest_is_refused(store: LocalStore) -> None:
-    publish_two_shards(store)
+@pytest.mark.parametrize(
+    ("path", "edited"),
+    [
+        (("counts", "kept"), 7),
+        (("counts", "dropped", "x"), 1),
+        (("details", "rate"), 1e-4),
+        (("provenance", "engine", "name"), "another"),
+        (("shards", 0, "parts", 0, "file", "sha256"), "0" * 64),
+        (("shards", 0, "parts", 0, "content"), "0" * 64),
+        (("digest",), "0" * 64),
+        (("checksum",), "0" * 64),
+    ],
+    ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_an_edited_manifest_is_refused(
+    store: LocalStore, path: tuple[str | int, ...], edited: object
+) -> None:
+    publish_two_shards(store, {"rate": 1e-05, "text": "ü\u2028", "none": None, "list": (1, 2.0)})
+    assert read_manifest(store, "prompts", "abc") is not None
     key = "artifacts/prompts/abc/manifest.json"
     value = json.loads(store.read(key))
-    value["shards"][0]["parts"][0]["file"]["sha256"] = "0" * 64
+    place = value
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = edited
     store.write(key, json.dumps(value).encode())
-    with pytest.raises(DataError, match="does not match its entries"):
+    with pytest.raises(DataError, match="does not match its content") as caught:
         read_manifest(store, "prompts", "abc")
+    assert key in caught.value.message
 
 
 def test_a_truncated_manifest_is_refused(store: LocalStore) -> None:
@@ -162,7 +236,18 @@ def test_model_files_are_copied_once_and_verified(store: LocalStore, tmp_path: P
     download_files(store, manifest, "merged", copy)
     assert (copy / "model.safetensors").read_bytes() == source.read_bytes()
     assert read_file(store, manifest, "merged/config.json") == b"{}"
-    store.write("artifacts/prompts/abc/files/merged/config.json", b"[]")
+    store.write(f"artifacts/prompts/abc/{note.location}", b"[]")
     with pytest.raises(DataError, match="corrupt"):
         download_files(store, manifest, "merged", tmp_path / "other")
     assert not (tmp_path / "other" / "config.json").exists()
+
+
+def test_a_file_under_its_plain_name_is_still_read(store: LocalStore) -> None:
+    key = "artifacts/prompts/abc/files/summary.json"
+    store.write(key, b"{}")
+    entry = FileEntry(name="files/summary.json", sha256=hashlib.sha256(b"{}").hexdigest(), bytes=2)
+    manifest = writer(store).publish(
+        shards=[], files=[entry], counts=Counts(), details={}, provenance=WHEN
+    )
+    assert read_file(store, manifest, "summary.json") == b"{}"
+    assert verify(store, manifest) == []

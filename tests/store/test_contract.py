@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from selfalign.errors import ConfigurationError, DataError
+from selfalign.store.artifact import (
+    ArtifactWriter,
+    download_files,
+    read_file,
+    read_manifest,
+    verify,
+)
 from selfalign.store.base import NotFound, PreconditionFailed, Store
+from selfalign.store.manifest import Counts, FileEntry, Manifest, Provenance
 from selfalign.store.open import open_store
 
 from .conftest import PAGE_SIZE, SECRET_KEY, SESSION_TOKEN
@@ -209,6 +217,44 @@ def test_the_url_opens_the_same_store_and_holds_no_secret(store: Store, store_ur
     for secret in (SECRET_KEY, SESSION_TOKEN, "AKIA"):
         assert secret not in store.url
         assert secret not in repr(store)
+
+
+@pytest.mark.parametrize("loser_uploads_last", [False, True])
+def test_two_workers_with_other_bytes_publish_one_whole_artifact(
+    store: Store, tmp_path: Path, loser_uploads_last: bool
+) -> None:
+    def worker() -> ArtifactWriter:
+        return ArtifactWriter(
+            store, artifact="final_model", stage="clone", key="k", identity={}, parents={}
+        )
+
+    def upload(writer: ArtifactWriter, name: str) -> list[FileEntry]:
+        source = tmp_path / "weights"
+        source.write_text(f"weights of {name}")
+        return [
+            writer.add_file(source, "merged/model.safetensors"),
+            writer.add_bytes(b"the same", "merged/config.json"),
+            writer.add_bytes(name.encode(), "loss.jsonl"),
+        ]
+
+    def publish(writer: ArtifactWriter, files: list[FileEntry]) -> Manifest:
+        when = Provenance(started_at="", finished_at="")
+        return writer.publish(shards=[], files=files, counts=Counts(), details={}, provenance=when)
+
+    winner, loser = worker(), worker()
+    if loser_uploads_last:
+        first = publish(winner, upload(winner, "winner"))
+        second = publish(loser, upload(loser, "loser"))
+    else:
+        files, others = upload(winner, "winner"), upload(loser, "loser")
+        first, second = publish(winner, files), publish(loser, others)
+    assert second == first == read_manifest(store, "final_model", "k")
+    assert verify(store, first) == []
+    assert read_file(store, first, "loss.jsonl") == b"winner"
+    copy = download_files(store, first, "merged", tmp_path / "copy")
+    assert (copy / "model.safetensors").read_text() == "weights of winner"
+    assert (copy / "config.json").read_text() == "the same"
+    assert len(list(store.list(winner.prefix))) == 4  # three files and the manifest
 
 
 def _digest(path: Path) -> bytes:

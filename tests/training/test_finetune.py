@@ -70,7 +70,7 @@ def test_the_loss_falls_and_is_told_step_by_step(run: Run) -> None:
 def test_the_result_counts_what_was_done(run: Run) -> None:
     result = run[1]
     assert (result.steps, result.examples) == (40, QUESTIONS)
-    assert (result.truncated_examples, result.dropped_examples) == (0, 0)
+    assert (result.truncated_examples, result.dropped_examples) == (0, {})
     assert result.trained_tokens == 20 * QUESTIONS * 3  # two words and the end, in 20 epochs
     assert result.hardware["processes"] == "1"
     assert result.resumed_from is None
