@@ -135,7 +135,7 @@ def test_a_disk_that_turned_read_only_can_be_read_and_not_written(tmp_path: Path
 @pytest.mark.parametrize(
     ("code", "expected"),
     [
-        *((code, StoreDenied) for code in (errno.EDQUOT, errno.EIO)),
+        *((code, StorageFull) for code in (errno.EDQUOT, errno.EIO)),
         (errno.EPERM, StoreDenied),
         (errno.EROFS, StoreDenied),
         (errno.ESTALE, StoreUnavailable),
