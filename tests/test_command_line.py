@@ -85,6 +85,33 @@ def test_a_run_from_the_command_line_to_its_report_and_back(world: Path, tmp_pat
     assert "first ever promoted" in refused.stderr
 
 
+def test_after_a_rollback_run_and_report_say_what_is_current(world: Path, tmp_path: Path) -> None:
+    first = json.loads(selfalign("run", "--config", world, "--json").stdout)
+    other = ("--config", world, "--set", "clone.learning_rate=0.001")
+    second = json.loads(selfalign("run", *other, "--json").stdout)
+    assert second["current"]["digest"] == second["artifacts"]["final_model"]["digest"]
+    assert selfalign("rollback", "--config", world).returncode == 0
+
+    again = json.loads(selfalign("run", *other, "--json").stdout)
+    kept = first["artifacts"]["final_model"]
+    assert again["promoted"] is True
+    assert (again["current"]["key"], again["current"]["digest"]) == (kept["key"], kept["digest"])
+    told = selfalign("run", *other).stdout
+    expected = f"passed the gate earlier; current is {kept['key']} since the rollback"
+    assert expected in told
+    report = tmp_path / "report.html"
+    assert selfalign("report", *other, "--out", report).returncode == 0
+    assert "P" + expected[1:] in report.read_text()
+    assert '<div class="verdict yes">' not in report.read_text()
+    assert (
+        selfalign(
+            "rollback", "--config", world, "--to", second["artifacts"]["final_model"]["key"]
+        ).returncode
+        == 0
+    )
+    assert "passed the gate earlier" not in selfalign("run", *other).stdout
+
+
 def test_a_corrupt_part_is_named_and_never_read(world: Path) -> None:
     assert selfalign("run", "--config", world, "--until", "instruct").returncode == 0
     part = next((world.parent / "store").rglob("general-*.zst"))

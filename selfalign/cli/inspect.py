@@ -192,7 +192,8 @@ def inputs_push(config_path: Path, overrides: tuple[str, ...], out: Path | None)
     "--to",
     default=None,
     metavar="KEY",
-    help="An earlier promoted model (key or its beginning).  [default: the one before]",
+    help="A model promoted before, also one rolled back from (key or its beginning).  "
+    "[default: the one before]",
 )
 @json_option
 def rollback_command(
@@ -207,8 +208,9 @@ def rollback_command(
 ) -> None:
     """Point `current` back at an earlier promoted model, by compare-and-swap.
 
-    The model rolled back from is not promoted again by a run with the same inputs. With
-    --namespace, --context or --kubeconfig: in the store of the platform there.
+    The model rolled back from is not promoted again by a run with the same inputs; `--to` its
+    key brings it back. With --namespace, --context or --kubeconfig: in the store of the platform
+    there.
     """
     store_url = store_or_platform_s(store_url, namespace, context, kubeconfig)
     opened = open_from(config_path, overrides, store_url)

@@ -72,6 +72,7 @@ def _as_json(data: ReportData) -> dict[str, object]:
         "phase": data.status.phase,
         "annotation_lines": data.run.annotation_lines,
         "verdict": None if data.verdict is None else data.verdict.model_dump(),
+        "current": None if data.current is None else data.current.model_dump(),
         "summary": None if data.summary is None else data.summary.model_dump(),
         "funnel": [
             {"stage": row.stage, "read": row.read, "kept": row.kept, "dropped": row.dropped}

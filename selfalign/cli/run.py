@@ -22,6 +22,7 @@ from selfalign.seeds import annotation_budget, load_seeds
 from selfalign.store.base import PreconditionFailed, Store
 from selfalign.store.inputs import localise
 from selfalign.store.open import open_store
+from selfalign.store.pointer import read_pointer, standing
 
 _RUN_ID = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")  # fits a Job's name with its stage
 
@@ -130,12 +131,15 @@ def _succeeded(
     console: Console, store: Store, plan: list[PlannedStage], run_id: str, as_json: bool
 ) -> None:
     promotion = plan[-1].manifest
+    current = read_pointer(store)
     if as_json:
         print_json(
             {
                 "phase": "Succeeded",
                 "run": run_id,
+                # the gate's verdict; what is current may be another model since
                 "promoted": None if promotion is None else promotion.details["promoted"],
+                "current": None if current is None else current.pointer.model.model_dump(),
                 "artifacts": {
                     p.stage.writes: {"key": p.key, "digest": p.manifest.digest}
                     for p in plan
@@ -145,8 +149,12 @@ def _succeeded(
         )
         return
     if promotion is not None:
-        verdict = "promoted" if promotion.details["promoted"] else "not promoted"
-        console.print(f"[bold]{verdict}[/bold]", highlight=False)
+        verdict = (
+            standing(promotion.parents["final_model"].digest, current)
+            if promotion.details["promoted"]
+            else "not promoted"
+        )
+        console.print(f"[bold]{verdict}[/bold]", highlight=False, soft_wrap=True)
         for reason in promotion.details["reasons"]:
             console.print(f"  {reason}", highlight=False, soft_wrap=True, markup=False)
     console.print(f"next: selfalign report --store {store.url}", highlight=False, soft_wrap=True)

@@ -18,6 +18,7 @@ from selfalign.stages.train import loss_curve
 from selfalign.store.artifact import read_file, read_manifest, read_records
 from selfalign.store.base import NotFound, Store
 from selfalign.store.manifest import Manifest
+from selfalign.store.pointer import PromotedModel, read_pointer, standing
 
 SHOWN_ANSWERS_PER_KIND = 3
 SHOWN_RESPONSES = 5
@@ -50,6 +51,8 @@ class ReportData:
 
     Attributes:
         rules: citations by rule number, over all aligned responses.
+        current: the model that is promoted now, by this run or another.
+        standing: what became of the final model if it passed the gate, else empty.
         losses: stage -> loss curve.
         history: earlier runs and this one, oldest first.
     """
@@ -59,6 +62,8 @@ class ReportData:
     manifests: dict[str, Manifest]
     summary: EvaluationSummary | None = None
     verdict: Verdict | None = None
+    standing: str = ""
+    current: PromotedModel | None = None
     rules: Counter[int] = field(default_factory=Counter)
     responses: list[AlignedResponse] = field(default_factory=list)
     losses: dict[str, list[dict[str, float]]] = field(default_factory=dict)
@@ -87,6 +92,8 @@ def collect(store: Store, run_id: str) -> ReportData:
 
 
 def _add_evaluation(store: Store, data: ReportData) -> None:
+    current = read_pointer(store)
+    data.current = None if current is None else current.pointer.model
     evaluation = data.manifests.get("evaluation")
     if evaluation is None:
         return
@@ -98,6 +105,8 @@ def _add_evaluation(store: Store, data: ReportData) -> None:
     promotion = data.manifests.get("promotion")
     if promotion is not None:
         data.verdict = Verdict.model_validate_json(read_file(store, promotion, "verdict.json"))
+        if data.verdict.promote:
+            data.standing = standing(promotion.parents["final_model"].digest, current)
 
 
 def _answers(records: Any, prompts: dict[str, str]) -> list[Answers]:

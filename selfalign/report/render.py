@@ -118,6 +118,7 @@ def _context(data: ReportData, principles: dict[int, str]) -> dict[str, Any]:
         "status": data.status,
         "manifests": data.manifests,
         "verdict": data.verdict,
+        "standing": data.standing,
         "summary": data.summary,
         "tables": score_tables(data.summary) if data.summary else [],
         "comparisons": [
