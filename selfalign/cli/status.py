@@ -90,14 +90,12 @@ def status_command(
 
 def latest_run(store: Store) -> str:
     """The newest run's id. Raises ConfigurationError when there is none."""
-    newest = None
-    for newest in run_ids(store):  # noqa: B007 - the last one is what is wanted
-        pass
-    if newest is None:
+    ids = run_ids(store)
+    if not ids:
         raise ConfigurationError(
             f"{store.url}: no run was made yet", remedy="start one: selfalign run --config FILE"
         )
-    return newest
+    return ids[-1]
 
 
 def next_action(status: RunStatus) -> str:

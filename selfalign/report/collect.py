@@ -16,7 +16,7 @@ from selfalign.records import AlignedResponse, EvaluationRecord
 from selfalign.schedule.runs import RunRecord, RunStatus, read_run, read_status, run_ids
 from selfalign.stages.train import loss_curve
 from selfalign.store.artifact import read_file, read_manifest, read_records
-from selfalign.store.base import NotFound, Store
+from selfalign.store.base import Store
 from selfalign.store.manifest import Manifest
 from selfalign.store.pointer import PromotedModel, read_pointer, standing
 
@@ -138,14 +138,7 @@ def _add_responses(store: Store, data: ReportData) -> None:
 
 
 def _history(store: Store, run_id: str) -> list[RunStatus]:
-    history = []
-    for earlier in run_ids(store):
-        if earlier > run_id:
-            break
-        try:
-            status = read_status(store, earlier)
-        except NotFound:
-            continue
-        if status is not None:
-            history.append(status)
-    return history[-HISTORY_LENGTH:]
+    ids = run_ids(store)
+    earlier = ids[: ids.index(run_id) + 1] if run_id in ids else []
+    statuses = [read_status(store, each) for each in earlier[-HISTORY_LENGTH:]]
+    return [status for status in statuses if status is not None]
