@@ -112,6 +112,20 @@ def test_after_a_rollback_run_and_report_say_what_is_current(world: Path, tmp_pa
     assert "passed the gate earlier" not in selfalign("run", *other).stdout
 
 
+def test_another_configuration_s_artifact_is_shown_only_by_its_key(world: Path) -> None:
+    assert selfalign("run", "--config", world, "--until", "instruct").returncode == 0
+    other = selfalign("show", "candidates", "--config", world, "--set", "seed=777")
+    assert other.returncode == 2
+    assert "not made for this configuration" in other.stderr
+    key = json.loads(selfalign("show", "candidates", "--config", world, "--json").stdout)["key"]
+    assert f"published keys of candidates: {key}" in other.stderr
+    # a wrong key hides none of those there are, and a store alone shows its only one
+    assert f"candidates: {key}" in selfalign("show", "candidates", "z", "--config", world).stderr
+    store = world.parent / "store"
+    alone = selfalign("show", "candidates", "--store", store, "--json", cwd=store)
+    assert json.loads(alone.stdout)["key"] == key
+
+
 def test_a_corrupt_part_is_named_and_never_read(world: Path) -> None:
     assert selfalign("run", "--config", world, "--until", "instruct").returncode == 0
     part = next((world.parent / "store").rglob("general-*.zst"))
