@@ -186,6 +186,7 @@ def test_a_truncated_model_ends_the_run_without_further_attempts(
     assert done.returncode == 3
     assert "attempt 2" not in done.stdout
     assert "model.safetensors" in done.stdout
+    assert "remedy: " in done.stdout
 
 
 def test_temporary_failures_are_tried_again_and_then_told(world: Path) -> None:
@@ -199,6 +200,27 @@ def test_temporary_failures_are_tried_again_and_then_told(world: Path) -> None:
     assert status["phase"] == "Failed"
     assert status["reason"] == "AttemptsExhausted"
     assert len(status["stages"][0]["attempts"]) == 2
+
+
+@pytest.mark.parametrize("json_option", [(), ("--json",)])
+def test_a_run_outlives_the_reader_of_its_output(world: Path, json_option: tuple[str, ...]) -> None:
+    raw = yaml.safe_load(world.read_text())
+    raw["engine"]["options"]["fail_after"] = 0
+    world.write_text(yaml.safe_dump(raw))
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "selfalign", "run", "--config", str(world), "--max-attempts", "1",
+         *json_option],
+        stdout=writer, stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 70, done.stderr
+    shown = subprocess.run(
+        [sys.executable, "-m", "selfalign", "status", "--config", str(world)],
+        stdout=writer, stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    os.close(writer)
+    assert (shown.returncode, shown.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -21,6 +21,7 @@ from selfalign.store.artifact import read_manifest
 from selfalign.store.inputs import localise
 from selfalign.store.manifest import Manifest
 from selfalign.store.pointer import read_pointer
+from selfalign.telemetry import no_progress_bars
 
 _RENDERERS = {"standard": render_standard, "verbose": render_verbose, "align": render_align}
 
@@ -57,6 +58,7 @@ def chat_command(
     as_json: bool,
 ) -> None:
     """Ask QUESTION, or one question per line of standard input, each on its own."""
+    no_progress_bars()
     opened = open_from(config_path, overrides, store_url)
     config = localise(opened.config, opened.store)
     seeds = load_seeds(config.seeds)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 
 from selfalign import __version__
 from selfalign.cli.options import config_options, json_option, print_json
@@ -14,7 +18,7 @@ from selfalign.errors import ConfigurationError
 from selfalign.identity import collect_inputs
 from selfalign.load import load_config
 from selfalign.pipeline import STAGES
-from selfalign.runner.display import RunDisplay
+from selfalign.runner.display import RunConsole, RunDisplay
 from selfalign.runner.local import LocalRun, RunFailed
 from selfalign.schedule.plan import PlannedStage
 from selfalign.schedule.runs import RunRecord, new_run_id, now, write_run
@@ -83,7 +87,7 @@ def run_command(
             remedy="leave --run-id out: a new run reuses everything the earlier one finished",
         ) from None
     directory = run_directory(config.store, run_id)
-    console = Console(stderr=as_json)
+    console = RunConsole(stderr=as_json)
     console.print(
         f"run {run_id}, log in {directory / 'log.jsonl'}", highlight=False, soft_wrap=True
     )
@@ -107,19 +111,34 @@ def run_directory(store_url: str, run_id: str) -> Path:
     return Path("selfalign-runs") / run_id
 
 
+def _print_result(result: dict[str, Any]) -> None:
+    """The result on stdout; the exit code tells it where nobody reads there any more."""
+    try:
+        print_json(result)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _failed(console: Console, failure: RunFailed, as_json: bool) -> int:
     if as_json:
-        print_json(
+        _print_result(
             {
                 "phase": "Failed",
                 "stage": failure.stage,
                 "reason": failure.reason,
                 "error": failure.message,
+                "remedy": failure.remedy,
                 "exit_code": failure.exit_code,
             }
         )
     else:
         console.print(f"[red]failed[/red] in {failure.stage} ({failure.reason})", highlight=False)
+        if failure.remedy:
+            console.print(
+                f"[green]remedy:[/green] {escape(failure.remedy)}",
+                highlight=False,
+                soft_wrap=True,
+            )
         console.print(
             "what was finished is kept; put it right and run the same command again",
             highlight=False,
@@ -133,7 +152,7 @@ def _succeeded(
     promotion = plan[-1].manifest
     current = read_pointer(store)
     if as_json:
-        print_json(
+        _print_result(
             {
                 "phase": "Succeeded",
                 "run": run_id,

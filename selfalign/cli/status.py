@@ -13,7 +13,7 @@ from selfalign.cli.cluster_options import cluster_options, connect_to
 from selfalign.cli.cluster_status import show_status
 from selfalign.cli.options import json_option, open_from, print_json, store_options
 from selfalign.errors import ConfigurationError
-from selfalign.schedule.runs import RunStatus, StageRecord, read_run, read_status, run_ids
+from selfalign.schedule.runs import RunStatus, StageRecord, read_run, run_ids, status_to_show
 from selfalign.store.base import Store
 from selfalign.store.pointer import read_pointer
 
@@ -57,7 +57,7 @@ def status_command(
     store = open_from(config_path, overrides, store_url).store
     chosen = run_id or latest_run(store)
     read_run(store, chosen)
-    status = read_status(store, chosen) or RunStatus(id=chosen, phase="Running", updated_at="")
+    status = status_to_show(store, chosen)
     current = read_pointer(store)
     action = next_action(status)
     if as_json:
@@ -106,6 +106,8 @@ def next_action(status: RunStatus) -> str:
         return "wait; if nothing moves any more, run `selfalign run` again: it resumes"
     if status.phase == "Interrupted":
         return "run `selfalign run` again with the same configuration: it resumes"
+    if status.remedy:
+        return f"{status.remedy}; then run again"
     failed = [s for s in status.stages if s.phase == "Failed"]
     code = failed[-1].attempts[-1].exit_code if failed and failed[-1].attempts else None
     remedies = {

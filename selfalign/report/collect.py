@@ -13,7 +13,14 @@ from typing import Any
 from selfalign.evaluation.gate import Verdict
 from selfalign.evaluation.summary import EvaluationSummary
 from selfalign.records import AlignedResponse, EvaluationRecord
-from selfalign.schedule.runs import RunRecord, RunStatus, read_run, read_status, run_ids
+from selfalign.schedule.runs import (
+    RunRecord,
+    RunStatus,
+    read_run,
+    read_status,
+    run_ids,
+    status_to_show,
+)
 from selfalign.stages.train import loss_curve
 from selfalign.store.artifact import read_file, read_manifest, read_records
 from selfalign.store.base import Store
@@ -74,7 +81,7 @@ class ReportData:
 def collect(store: Store, run_id: str) -> ReportData:
     """Gather a run's report. Raises ConfigurationError for an unknown run."""
     run = read_run(store, run_id)
-    status = read_status(store, run_id) or RunStatus(id=run_id, phase="Running", updated_at="")
+    status = status_to_show(store, run_id)
     manifests = {}
     for record in status.stages:
         manifest = read_manifest(store, record.artifact, record.key) if record.key else None

@@ -66,6 +66,7 @@ class RunStatus(StoredModel):
     updated_at: str
     reason: str = ""
     message: str = ""
+    remedy: str | None = None
     verdict: str | None = None
     stages: list[StageRecord] = Field(default_factory=list)
 
@@ -119,6 +120,18 @@ def read_status(store: Store, run_id: str) -> RunStatus | None:
         return RunStatus.model_validate_json(store.read(f"runs/{run_id}/status.json"))
     except (NotFound, ValidationError):
         return None
+
+
+def status_to_show(store: Store, run_id: str) -> RunStatus:
+    """The run's status, or one that says that none can be read: then nothing moves it either."""
+    return read_status(store, run_id) or RunStatus(
+        id=run_id,
+        phase="Interrupted",
+        updated_at="",
+        reason="NoStatus",
+        message=f"no readable runs/{run_id}/status.json: the run has only begun, or ended before "
+        "it could write one",
+    )
 
 
 def run_ids(store: Store) -> list[str]:
