@@ -118,13 +118,27 @@ def seeds_check(
     load_seeds(config)
     budget = annotation_budget(directory)
     if as_json:
-        print_json({"files": budget.lines, "total": budget.total, "limit": ANNOTATION_LIMIT})
+        print_json(
+            {
+                "files": budget.lines,
+                "total": budget.total,
+                "limit": ANNOTATION_LIMIT,
+                "within_limit": budget.is_kept,
+            }
+        )
         return
     table = Table("file", "lines", box=None, pad_edge=False)
     for name, lines in budget.lines.items():
         table.add_row(name, str(lines))
     table.add_row("[bold]total[/bold]", f"[bold]{budget.total}[/bold] of {ANNOTATION_LIMIT}")
     Console().print(table)
+    if not budget.is_kept:
+        # the method's own limit; a directory of somebody else's lines may be larger
+        click.echo(
+            click.style("warning: ", fg="yellow")
+            + f"{budget.total} lines: over the limit, fewer than {ANNOTATION_LIMIT} are asked for",
+            err=True,
+        )
 
 
 @click.group("store", short_help="Check the object store.")
