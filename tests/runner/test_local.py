@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
+from selfalign.cli.main import cli
 from selfalign.cli.status import next_action
 from selfalign.config import RunConfig
 from selfalign.errors import DataError, Interrupted, SelfAlignError, StorageFull
@@ -107,3 +109,12 @@ def test_a_closed_pipe_ends_the_display_and_not_the_run() -> None:
     with os.fdopen(writer, "w") as pipe, RunDisplay(RunConsole(file=pipe)) as display:
         display.attempt_failed("align", 1, "told to nobody", again=True)
         display.attempt_failed("align", 2, "told to nobody", again=True)
+
+
+@pytest.mark.parametrize("command", ["instruct", "chat"])
+def test_libraries_draw_no_bars_into_a_stage_s_output(
+    monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr("os.environ", dict(os.environ))
+    CliRunner().invoke(cli, [command, "--config", "absent.yaml"])
+    assert os.environ["TQDM_DISABLE"] == os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "1"
