@@ -1,13 +1,15 @@
 """Logs and progress: structlog events on stderr, JSON unless a person is watching.
 
 Event names are fixed: `stage.started`, `stage.progress`, `part.committed`, `shard.finished`,
-`artifact.published`, `stage.failed`. `run`, `stage` and `shard` are bound once per process. The
+`artifact.published`, `stage.failed`; the runner wraps any other line of a stage's output as
+`stage.output`. `run`, `stage` and `shard` are bound once per process. The
 local runner and `selfalign logs` read these lines back.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from typing import Any
@@ -47,6 +49,12 @@ def configure_logging(*, json_lines: bool | None = None, level: str = "info") ->
         logger_factory=structlog.PrintLoggerFactory(_CurrentStderr()),  # type: ignore[arg-type]
         cache_logger_on_first_use=False,
     )
+
+
+def no_progress_bars() -> None:
+    """Turn the bars of libraries off in this process and its children. Call before imports."""
+    for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
 
 
 class _CurrentStderr:

@@ -85,6 +85,47 @@ def test_a_run_from_the_command_line_to_its_report_and_back(world: Path, tmp_pat
     assert "first ever promoted" in refused.stderr
 
 
+def test_after_a_rollback_run_and_report_say_what_is_current(world: Path, tmp_path: Path) -> None:
+    first = json.loads(selfalign("run", "--config", world, "--json").stdout)
+    other = ("--config", world, "--set", "clone.learning_rate=0.001")
+    second = json.loads(selfalign("run", *other, "--json").stdout)
+    assert second["current"]["digest"] == second["artifacts"]["final_model"]["digest"]
+    assert selfalign("rollback", "--config", world).returncode == 0
+
+    again = json.loads(selfalign("run", *other, "--json").stdout)
+    kept = first["artifacts"]["final_model"]
+    assert again["promoted"] is True
+    assert (again["current"]["key"], again["current"]["digest"]) == (kept["key"], kept["digest"])
+    told = selfalign("run", *other).stdout
+    expected = f"passed the gate earlier; current is {kept['key']} since the rollback"
+    assert expected in told
+    report = tmp_path / "report.html"
+    assert selfalign("report", *other, "--out", report).returncode == 0
+    assert "P" + expected[1:] in report.read_text()
+    assert '<div class="verdict yes">' not in report.read_text()
+    assert (
+        selfalign(
+            "rollback", "--config", world, "--to", second["artifacts"]["final_model"]["key"]
+        ).returncode
+        == 0
+    )
+    assert "passed the gate earlier" not in selfalign("run", *other).stdout
+
+
+def test_another_configuration_s_artifact_is_shown_only_by_its_key(world: Path) -> None:
+    assert selfalign("run", "--config", world, "--until", "instruct").returncode == 0
+    other = selfalign("show", "candidates", "--config", world, "--set", "seed=777")
+    assert other.returncode == 2
+    assert "not made for this configuration" in other.stderr
+    key = json.loads(selfalign("show", "candidates", "--config", world, "--json").stdout)["key"]
+    assert f"published keys of candidates: {key}" in other.stderr
+    # a wrong key hides none of those there are, and a store alone shows its only one
+    assert f"candidates: {key}" in selfalign("show", "candidates", "z", "--config", world).stderr
+    store = world.parent / "store"
+    alone = selfalign("show", "candidates", "--store", store, "--json", cwd=store)
+    assert json.loads(alone.stdout)["key"] == key
+
+
 def test_a_corrupt_part_is_named_and_never_read(world: Path) -> None:
     assert selfalign("run", "--config", world, "--until", "instruct").returncode == 0
     part = next((world.parent / "store").rglob("general-*.zst"))
@@ -145,6 +186,7 @@ def test_a_truncated_model_ends_the_run_without_further_attempts(
     assert done.returncode == 3
     assert "attempt 2" not in done.stdout
     assert "model.safetensors" in done.stdout
+    assert "remedy: " in done.stdout
 
 
 def test_temporary_failures_are_tried_again_and_then_told(world: Path) -> None:
@@ -158,6 +200,27 @@ def test_temporary_failures_are_tried_again_and_then_told(world: Path) -> None:
     assert status["phase"] == "Failed"
     assert status["reason"] == "AttemptsExhausted"
     assert len(status["stages"][0]["attempts"]) == 2
+
+
+@pytest.mark.parametrize("json_option", [(), ("--json",)])
+def test_a_run_outlives_the_reader_of_its_output(world: Path, json_option: tuple[str, ...]) -> None:
+    raw = yaml.safe_load(world.read_text())
+    raw["engine"]["options"]["fail_after"] = 0
+    world.write_text(yaml.safe_dump(raw))
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "selfalign", "run", "--config", str(world), "--max-attempts", "1",
+         *json_option],
+        stdout=writer, stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 70, done.stderr
+    shown = subprocess.run(
+        [sys.executable, "-m", "selfalign", "status", "--config", str(world)],
+        stdout=writer, stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    os.close(writer)
+    assert (shown.returncode, shown.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -8,7 +8,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from selfalign.cli.inspect import seeds_check
 from selfalign.config import SeedsConfig
 from selfalign.errors import ConfigurationError
 from selfalign.seeds import (
@@ -313,6 +315,17 @@ def test_budget_counts_non_blank_lines_of_what_reaches_a_model(directory: Path) 
     assert budget.is_kept
     (directory / "general.txt").write_text("A line.\n" * ANNOTATION_LIMIT)
     assert not annotation_budget(directory).is_kept
+
+
+@pytest.mark.parametrize(("lines", "kept"), [(1, True), (ANNOTATION_LIMIT, False)])
+def test_seeds_check_warns_over_the_limit(directory: Path, lines: int, kept: bool) -> None:
+    (directory / "general.txt").write_text("".join(f"Line {n}?\n" for n in range(lines)))
+    options = [str(directory), "--general", str(lines), "--topic-guided", "2",
+               "--principles", "3", "--exemplars", "2"]  # fmt: skip
+    told = CliRunner().invoke(seeds_check, options)
+    assert (told.exit_code, "warning" in told.stderr) == (0, not kept), told.output
+    asked = CliRunner().invoke(seeds_check, [*options, "--json"])
+    assert json.loads(asked.stdout)["within_limit"] is kept
 
 
 def test_real_seeds_load_as_configured_and_keep_the_budget() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from selfalign.cli.options import Opened, json_option, open_from, print_json, store_options
+from selfalign.cli.options import Opened, json_option, open_from, store_options
 from selfalign.cli.show import find_artifact
 from selfalign.engines.base import Engine, GenerationRequest, Sampling
 from selfalign.errors import ConfigurationError
@@ -21,6 +22,7 @@ from selfalign.store.artifact import read_manifest
 from selfalign.store.inputs import localise
 from selfalign.store.manifest import Manifest
 from selfalign.store.pointer import read_pointer
+from selfalign.telemetry import no_progress_bars
 
 _RENDERERS = {"standard": render_standard, "verbose": render_verbose, "align": render_align}
 
@@ -57,6 +59,7 @@ def chat_command(
     as_json: bool,
 ) -> None:
     """Ask QUESTION, or one question per line of standard input, each on its own."""
+    no_progress_bars()
     opened = open_from(config_path, overrides, store_url)
     config = localise(opened.config, opened.store)
     seeds = load_seeds(config.seeds)
@@ -70,7 +73,8 @@ def chat_command(
         for number, text in enumerate([question] if question else _questions()):
             answer = _ask(engine, seeds, prompt, text, sampling, opened.config.seed + number)
             if as_json:
-                print_json({"question": text, "answer": answer, "model": model, "prompt": prompt})
+                told = {"question": text, "answer": answer, "model": model, "prompt": prompt}
+                click.echo(json.dumps(told, ensure_ascii=False))  # one line for each question
             else:
                 click.echo(answer)
 

@@ -119,13 +119,27 @@ def seeds_check(
     load_seeds(config)
     budget = annotation_budget(directory)
     if as_json:
-        print_json({"files": budget.lines, "total": budget.total, "limit": ANNOTATION_LIMIT})
+        print_json(
+            {
+                "files": budget.lines,
+                "total": budget.total,
+                "limit": ANNOTATION_LIMIT,
+                "within_limit": budget.is_kept,
+            }
+        )
         return
     table = Table("file", "lines", box=None, pad_edge=False)
     for name, lines in budget.lines.items():
         table.add_row(name, str(lines))
     table.add_row("[bold]total[/bold]", f"[bold]{budget.total}[/bold] of {ANNOTATION_LIMIT}")
     new_console().print(table)
+    if not budget.is_kept:
+        # the method's own limit; a directory of somebody else's lines may be larger
+        click.echo(
+            click.style("warning: ", fg="yellow")
+            + f"{budget.total} lines: over the limit, fewer than {ANNOTATION_LIMIT} are asked for",
+            err=True,
+        )
 
 
 @click.group("store", short_help="Check the object store.")
@@ -194,7 +208,8 @@ def inputs_push(config_path: Path, overrides: tuple[str, ...], out: Path | None)
     "--to",
     default=None,
     metavar="KEY",
-    help="An earlier promoted model (key or its beginning).  [default: the one before]",
+    help="A model promoted before, also one rolled back from (key or its beginning).  "
+    "[default: the one before]",
 )
 @json_option
 def rollback_command(
@@ -209,8 +224,9 @@ def rollback_command(
 ) -> None:
     """Point `current` back at an earlier promoted model, by compare-and-swap.
 
-    The model rolled back from is not promoted again by a run with the same inputs. With
-    --namespace, --context or --kubeconfig: in the store of the platform there.
+    The model rolled back from is not promoted again by a run with the same inputs; `--to` its
+    key brings it back. With --namespace, --context or --kubeconfig: in the store of the platform
+    there.
     """
     store_url = store_or_platform_s(store_url, namespace, context, kubeconfig)
     opened = open_from(config_path, overrides, store_url)

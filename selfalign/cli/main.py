@@ -92,6 +92,11 @@ def main() -> None:
     except SelfAlignError as error:
         _tell(error.message, error.remedy, error.exit_code)
         sys.exit(error.exit_code)
+    except SystemExit as ended:
+        # rich's way to end on a closed pipe; stdout is /dev/null by then
+        if isinstance(ended.__context__, BrokenPipeError):
+            sys.exit(0)
+        raise
     except BrokenPipeError:
         # The reader of a pipe has gone: nothing more to say, and nobody to say it to.
         _drop_stdout()

@@ -5,14 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from pydantic import ValidationError
 
 from selfalign.cli.cluster_options import cluster_options, store_or_platform_s
-from selfalign.cli.options import Opened, json_option, open_from, print_json, store_options
+from selfalign.cli.options import json_option, open_from, print_json, store_options
 from selfalign.cli.status import latest_run
+from selfalign.config import RunConfig
 from selfalign.errors import SelfAlignError
 from selfalign.report.collect import ReportData, collect
 from selfalign.report.render import funnel, render_report
-from selfalign.seeds import load_seeds
+from selfalign.seeds import file_digests, load_seeds
+from selfalign.seeds.loading import PRINCIPLES
+from selfalign.store.base import Store
+from selfalign.store.inputs import localise
 
 
 @click.command("report", short_help="Write one HTML file of a run: verdict, scores, funnel.")
@@ -49,19 +54,24 @@ def report_command(
     if as_json:
         print_json(_as_json(data))
         return
-    html = render_report(data, _principle_names(opened))
+    html = render_report(data, _principle_names(opened.store, data))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(html, encoding="utf-8")
     click.echo(f"wrote {out}")
 
 
-def _principle_names(opened: Opened) -> dict[int, str]:
-    """Names of the rules, where the seeds can be read from here."""
-    if opened.loaded is None:
+def _principle_names(store: Store, data: ReportData) -> dict[int, str]:
+    """Names of the rules, where the seeds of the run can still be read, unchanged, from here."""
+    aligned = data.manifests.get("aligned_responses")
+    if aligned is None:
         return {}
     try:
-        seeds = load_seeds(opened.loaded.config.seeds)
-    except SelfAlignError:
+        config = localise(RunConfig.model_validate(data.run.config), store)
+        found = file_digests(config.seeds.directory)[PRINCIPLES]
+        if found != aligned.identity["seeds"][PRINCIPLES]:
+            return {}
+        seeds = load_seeds(config.seeds)
+    except (SelfAlignError, ValidationError, KeyError):
         return {}
     return {rule.number: rule.name for rule in seeds.principles}
 
@@ -72,6 +82,7 @@ def _as_json(data: ReportData) -> dict[str, object]:
         "phase": data.status.phase,
         "annotation_lines": data.run.annotation_lines,
         "verdict": None if data.verdict is None else data.verdict.model_dump(),
+        "current": None if data.current is None else data.current.model_dump(),
         "summary": None if data.summary is None else data.summary.model_dump(),
         "funnel": [
             {"stage": row.stage, "read": row.read, "kept": row.kept, "dropped": row.dropped}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 
 from selfalign import __version__
 from selfalign.cli.options import config_options, json_option, print_json
@@ -14,7 +18,7 @@ from selfalign.errors import ConfigurationError
 from selfalign.identity import collect_inputs
 from selfalign.load import load_config
 from selfalign.pipeline import STAGES
-from selfalign.runner.display import RunDisplay
+from selfalign.runner.display import RunConsole, RunDisplay
 from selfalign.runner.local import LocalRun, RunFailed
 from selfalign.schedule.plan import PlannedStage
 from selfalign.schedule.runs import RunRecord, new_run_id, now, write_run
@@ -23,6 +27,7 @@ from selfalign.stages.preflight import check_run
 from selfalign.store.base import PreconditionFailed, Store
 from selfalign.store.inputs import localise
 from selfalign.store.open import open_store
+from selfalign.store.pointer import read_pointer, standing
 
 _RUN_ID = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")  # fits a Job's name with its stage
 
@@ -83,8 +88,8 @@ def run_command(
             f"a run named {run_id!r} exists in {store.url}",
             remedy="leave --run-id out: a new run reuses everything the earlier one finished",
         ) from None
-    directory = run_directory(config.store, run_id)
-    console = Console(stderr=as_json)
+    directory = run_directory(store.url, run_id)
+    console = RunConsole(stderr=as_json)
     console.print(
         f"run {run_id}, log in {directory / 'log.jsonl'}", highlight=False, soft_wrap=True
     )
@@ -108,19 +113,34 @@ def run_directory(store_url: str, run_id: str) -> Path:
     return Path("selfalign-runs") / run_id
 
 
+def _print_result(result: dict[str, Any]) -> None:
+    """The result on stdout; the exit code tells it where nobody reads there any more."""
+    try:
+        print_json(result)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _failed(console: Console, failure: RunFailed, as_json: bool) -> int:
     if as_json:
-        print_json(
+        _print_result(
             {
                 "phase": "Failed",
                 "stage": failure.stage,
                 "reason": failure.reason,
                 "error": failure.message,
+                "remedy": failure.remedy,
                 "exit_code": failure.exit_code,
             }
         )
     else:
         console.print(f"[red]failed[/red] in {failure.stage} ({failure.reason})", highlight=False)
+        if failure.remedy:
+            console.print(
+                f"[green]remedy:[/green] {escape(failure.remedy)}",
+                highlight=False,
+                soft_wrap=True,
+            )
         console.print(
             "what was finished is kept; put it right and run the same command again",
             highlight=False,
@@ -132,12 +152,15 @@ def _succeeded(
     console: Console, store: Store, plan: list[PlannedStage], run_id: str, as_json: bool
 ) -> None:
     promotion = plan[-1].manifest
+    current = read_pointer(store)
     if as_json:
-        print_json(
+        _print_result(
             {
                 "phase": "Succeeded",
                 "run": run_id,
+                # the gate's verdict; what is current may be another model since
                 "promoted": None if promotion is None else promotion.details["promoted"],
+                "current": None if current is None else current.pointer.model.model_dump(),
                 "artifacts": {
                     p.stage.writes: {"key": p.key, "digest": p.manifest.digest}
                     for p in plan
@@ -147,8 +170,12 @@ def _succeeded(
         )
         return
     if promotion is not None:
-        verdict = "promoted" if promotion.details["promoted"] else "not promoted"
-        console.print(f"[bold]{verdict}[/bold]", highlight=False)
+        verdict = (
+            standing(promotion.parents["final_model"].digest, current)
+            if promotion.details["promoted"]
+            else "not promoted"
+        )
+        console.print(f"[bold]{verdict}[/bold]", highlight=False, soft_wrap=True)
         for reason in promotion.details["reasons"]:
             console.print(f"  {reason}", highlight=False, soft_wrap=True, markup=False)
     console.print(f"next: selfalign report --store {store.url}", highlight=False, soft_wrap=True)

@@ -12,13 +12,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from selfalign.cli.options import Opened, json_option, open_from, print_json, store_options
+from selfalign.cli.options import (
+    Opened,
+    json_option,
+    new_console,
+    open_from,
+    print_json,
+    store_options,
+)
 from selfalign.errors import ConfigurationError, DataError
 from selfalign.identity import collect_inputs
 from selfalign.pipeline import PRODUCER
 from selfalign.schedule.plan import plan_from_store
 from selfalign.store.artifact import read_manifest, read_rows, verify
 from selfalign.store.base import Store
+from selfalign.store.inputs import localise
 from selfalign.store.manifest import Manifest
 
 
@@ -61,7 +69,7 @@ def show_command(
     if as_json:
         print_json({**manifest.model_dump(), "problems": problems if check else None})
     else:
-        _print(Console(), opened.store, manifest, limit, dropped)
+        _print(new_console(), opened.store, manifest, limit, dropped)
         for problem in problems:
             click.echo(click.style("corrupt: ", fg="red") + problem, err=True)
         if check and not problems:
@@ -70,23 +78,31 @@ def show_command(
 
 
 def find_artifact(opened: Opened, artifact: str, key: str | None) -> Manifest:
-    """The manifest by the beginning of its key, or by what the configuration plans."""
-    if key is None and opened.loaded is not None:
-        config = opened.loaded.config
+    """The manifest by the beginning of its key, or by what the configuration plans.
+
+    Where neither is given, the only one in the store. Raises ConfigurationError when there is
+    none or more than one.
+    """
+    keys = artifact_keys(opened.store, artifact)
+    found = [k for k in keys if k.startswith(key or "")]
+    planned_here = key is None and opened.loaded is not None
+    if opened.loaded is not None and planned_here:
+        config = localise(opened.loaded.config, opened.store)
         plan = plan_from_store(config, collect_inputs(config), opened.store)
-        for planned in plan:
-            if planned.stage.writes == artifact and planned.manifest is not None:
-                return planned.manifest
-    found = [k for k in artifact_keys(opened.store, artifact) if k.startswith(key or "")]
+        found = [p.key for p in plan if p.stage.writes == artifact and p.published and p.key]
     if len(found) == 1:
         manifest = read_manifest(opened.store, artifact, found[0])
         assert manifest is not None
         return manifest
-    what = "no such artifact is published" if not found else f"{len(found)} artifacts match"
-    listed = ", ".join(found[:8]) or "none"
+    what = f"{len(found)} artifacts match" if found else "no such artifact is published"
+    if planned_here:
+        what = "not made for this configuration"
+    listed = ", ".join((found or keys)[:8])
     raise ConfigurationError(
-        f"{opened.store.url}: {artifact} {key or ''}: {what}",
-        remedy=f"published keys of {artifact}: {listed}",
+        f"{opened.store.url}: {artifact}{f' {key}' if key else ''}: {what}",
+        remedy=f"published keys of {artifact}: {listed}; selfalign show {artifact} KEY shows one"
+        if listed
+        else f"make it: selfalign run --until {PRODUCER[artifact].name}",
     )
 
 

@@ -13,6 +13,7 @@ from selfalign.config import TrainConfig
 from selfalign.load import load_config
 from selfalign.pipeline import STAGES, Stage
 from selfalign.store.open import open_store
+from selfalign.telemetry import no_progress_bars
 
 
 def _shard_from_environment() -> str:
@@ -57,6 +58,7 @@ def stage_command(stage: Stage) -> click.Command:
     ) -> None:
         from selfalign.stages.entry import run_stage
 
+        no_progress_bars()
         config = load_config(config_path, overrides).config
         if stage.workload == "train":
             _launch_processes(getattr(config, stage.name))

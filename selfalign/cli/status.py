@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from selfalign.cli.cluster_options import cluster_options, connect_to
 from selfalign.cli.cluster_status import show_status
-from selfalign.cli.options import json_option, open_from, print_json, store_options
+from selfalign.cli.options import json_option, new_console, open_from, print_json, store_options
 from selfalign.errors import ConfigurationError
-from selfalign.schedule.runs import RunStatus, StageRecord, read_run, read_status, run_ids
+from selfalign.schedule.runs import RunStatus, StageRecord, read_run, run_ids, status_to_show
 from selfalign.store.base import Store
 from selfalign.store.pointer import read_pointer
 
@@ -57,7 +56,7 @@ def status_command(
     store = open_from(config_path, overrides, store_url).store
     chosen = run_id or latest_run(store)
     read_run(store, chosen)
-    status = read_status(store, chosen) or RunStatus(id=chosen, phase="Running", updated_at="")
+    status = status_to_show(store, chosen)
     current = read_pointer(store)
     action = next_action(status)
     if as_json:
@@ -69,7 +68,7 @@ def status_command(
             }
         )
         return
-    console = Console()
+    console = new_console()
     style = _STYLES.get(status.phase, "")
     console.print(
         f"run {status.id}: [{style}]{status.phase}[/{style}], {status.updated_at}", highlight=False
@@ -90,14 +89,12 @@ def status_command(
 
 def latest_run(store: Store) -> str:
     """The newest run's id. Raises ConfigurationError when there is none."""
-    newest = None
-    for newest in run_ids(store):  # noqa: B007 - the last one is what is wanted
-        pass
-    if newest is None:
+    ids = run_ids(store)
+    if not ids:
         raise ConfigurationError(
             f"{store.url}: no run was made yet", remedy="start one: selfalign run --config FILE"
         )
-    return newest
+    return ids[-1]
 
 
 def next_action(status: RunStatus) -> str:
@@ -108,6 +105,8 @@ def next_action(status: RunStatus) -> str:
         return "wait; if nothing moves any more, run `selfalign run` again: it resumes"
     if status.phase == "Interrupted":
         return "run `selfalign run` again with the same configuration: it resumes"
+    if status.remedy:
+        return f"{status.remedy}; then run again"
     failed = [s for s in status.stages if s.phase == "Failed"]
     code = failed[-1].attempts[-1].exit_code if failed and failed[-1].attempts else None
     remedies = {

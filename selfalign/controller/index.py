@@ -14,7 +14,7 @@ from selfalign.controller.cluster import Resource, name_of
 from selfalign.controller.outcome import Observed
 from selfalign.controller.planner import Planner
 from selfalign.controller.resources import condition, is_true, status_of
-from selfalign.errors import SelfAlignError
+from selfalign.errors import DataError, SelfAlignError
 from selfalign.pipeline import BY_NAME
 from selfalign.schedule.runs import (
     AttemptRecord,
@@ -100,7 +100,7 @@ class RunIndex:
 def _created_at(store: Store, run_id: str) -> str:
     try:
         return read_run(store, run_id).created_at
-    except ValueError:  # written by another version
+    except DataError:  # written by another version
         return ""
 
 

@@ -13,11 +13,19 @@ from typing import Any
 from selfalign.evaluation.gate import Verdict
 from selfalign.evaluation.summary import EvaluationSummary
 from selfalign.records import AlignedResponse, EvaluationRecord
-from selfalign.schedule.runs import RunRecord, RunStatus, read_run, read_status, run_ids
+from selfalign.schedule.runs import (
+    RunRecord,
+    RunStatus,
+    read_run,
+    read_status,
+    run_ids,
+    status_to_show,
+)
 from selfalign.stages.train import loss_curve
 from selfalign.store.artifact import read_file, read_manifest, read_records
-from selfalign.store.base import NotFound, Store
+from selfalign.store.base import Store
 from selfalign.store.manifest import Manifest
+from selfalign.store.pointer import PromotedModel, read_pointer, standing
 
 SHOWN_ANSWERS_PER_KIND = 3
 SHOWN_RESPONSES = 5
@@ -50,6 +58,8 @@ class ReportData:
 
     Attributes:
         rules: citations by rule number, over all aligned responses.
+        current: the model that is promoted now, by this run or another.
+        standing: what became of the final model if it passed the gate, else empty.
         losses: stage -> loss curve.
         history: earlier runs and this one, oldest first.
     """
@@ -59,6 +69,8 @@ class ReportData:
     manifests: dict[str, Manifest]
     summary: EvaluationSummary | None = None
     verdict: Verdict | None = None
+    standing: str = ""
+    current: PromotedModel | None = None
     rules: Counter[int] = field(default_factory=Counter)
     responses: list[AlignedResponse] = field(default_factory=list)
     losses: dict[str, list[dict[str, float]]] = field(default_factory=dict)
@@ -69,7 +81,7 @@ class ReportData:
 def collect(store: Store, run_id: str) -> ReportData:
     """Gather a run's report. Raises ConfigurationError for an unknown run."""
     run = read_run(store, run_id)
-    status = read_status(store, run_id) or RunStatus(id=run_id, phase="Running", updated_at="")
+    status = status_to_show(store, run_id)
     manifests = {}
     for record in status.stages:
         manifest = read_manifest(store, record.artifact, record.key) if record.key else None
@@ -87,6 +99,8 @@ def collect(store: Store, run_id: str) -> ReportData:
 
 
 def _add_evaluation(store: Store, data: ReportData) -> None:
+    current = read_pointer(store)
+    data.current = None if current is None else current.pointer.model
     evaluation = data.manifests.get("evaluation")
     if evaluation is None:
         return
@@ -98,6 +112,8 @@ def _add_evaluation(store: Store, data: ReportData) -> None:
     promotion = data.manifests.get("promotion")
     if promotion is not None:
         data.verdict = Verdict.model_validate_json(read_file(store, promotion, "verdict.json"))
+        if data.verdict.promote:
+            data.standing = standing(promotion.parents["final_model"].digest, current)
 
 
 def _answers(records: Any, prompts: dict[str, str]) -> list[Answers]:
@@ -129,14 +145,7 @@ def _add_responses(store: Store, data: ReportData) -> None:
 
 
 def _history(store: Store, run_id: str) -> list[RunStatus]:
-    history = []
-    for earlier in run_ids(store):
-        if earlier > run_id:
-            break
-        try:
-            status = read_status(store, earlier)
-        except NotFound:
-            continue
-        if status is not None:
-            history.append(status)
-    return history[-HISTORY_LENGTH:]
+    ids = run_ids(store)
+    earlier = ids[: ids.index(run_id) + 1] if run_id in ids else []
+    statuses = [read_status(store, each) for each in earlier[-HISTORY_LENGTH:]]
+    return [status for status in statuses if status is not None]

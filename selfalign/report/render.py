@@ -13,6 +13,7 @@ from selfalign.evaluation.summary import EvaluationSummary, MetricSummary
 from selfalign.pipeline import STAGES
 from selfalign.report import charts
 from selfalign.report.collect import PUBLISHED_ANNOTATION, ReportData
+from selfalign.seeds import ANNOTATION_LIMIT, AnnotationBudget
 from selfalign.store.manifest import Manifest
 
 VARIANT_NAMES = {
@@ -112,6 +113,12 @@ def render_report(data: ReportData, principles: dict[int, str]) -> str:
     return template.render(**_context(data, principles))
 
 
+def _budget(lines: int | None) -> str:
+    if lines is None or AnnotationBudget({"all": lines}).is_kept:
+        return f"the limit is {ANNOTATION_LIMIT}" + (", not reached" if lines is not None else "")
+    return f"over the limit: fewer than {ANNOTATION_LIMIT} are asked for"
+
+
 def _context(data: ReportData, principles: dict[int, str]) -> dict[str, Any]:
     total = sum(data.rules.values())
     return {
@@ -120,6 +127,7 @@ def _context(data: ReportData, principles: dict[int, str]) -> dict[str, Any]:
         "status": data.status,
         "manifests": data.manifests,
         "verdict": data.verdict,
+        "standing": data.standing,
         "summary": data.summary,
         "tables": score_tables(data.summary) if data.summary else [],
         "comparisons": [
@@ -140,6 +148,7 @@ def _context(data: ReportData, principles: dict[int, str]) -> dict[str, Any]:
         },
         "answers": data.answers,
         "history": data.history,
+        "budget": _budget(data.run.annotation_lines),
         "published": PUBLISHED_ANNOTATION,
         "seconds": sum(stage.seconds or 0 for stage in data.status.stages),
         "name": lambda variant: variant_name(variant, principles),

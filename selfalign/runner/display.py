@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -21,6 +22,15 @@ from rich.progress import (
 from selfalign.schedule.plan import PlannedStage
 
 _PLAIN_INTERVAL_SECONDS = 15.0
+
+
+class RunConsole(Console):
+    """A console whose reader may go away: the run goes on, and nothing more is shown."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        # what is buffered still, and the end of the process, must not meet the pipe again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 class RunDisplay:

@@ -6,6 +6,7 @@ needed to resume: a second call observes the store and goes on.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +14,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from selfalign.config import RunConfig
-from selfalign.errors import INTERRUPTED_EXIT_CODES, PERMANENT_EXIT_CODES
+from selfalign.errors import (
+    INTERRUPTED_EXIT_CODES,
+    PERMANENT_EXIT_CODES,
+    Interrupted,
+    SelfAlignError,
+)
 from selfalign.identity import Inputs
 from selfalign.load import write_resolved
 from selfalign.pipeline import STAGES
@@ -28,6 +34,7 @@ from selfalign.schedule.runs import (
     now,
     write_status,
 )
+from selfalign.stages.entry import explain_os_error
 from selfalign.store.base import Store
 
 _STATUS_INTERVAL_SECONDS = 5.0
@@ -36,11 +43,14 @@ _STATUS_INTERVAL_SECONDS = 5.0
 class RunFailed(Exception):
     """The run ended without success. Carries the exit code of the stage that ended it."""
 
-    def __init__(self, stage: str, reason: str, message: str, exit_code: int) -> None:
+    def __init__(
+        self, stage: str, reason: str, message: str, exit_code: int, remedy: str | None = None
+    ) -> None:
         super().__init__(message)
         self.stage = stage
         self.reason = reason
         self.message = message
+        self.remedy = remedy
         self.exit_code = exit_code
 
 
@@ -84,19 +94,38 @@ class LocalRun:
     _status_written: float = 0.0
 
     def run(self) -> list[PlannedStage]:
-        """Drive the run to its end; return the final plan. Raises RunFailed."""
+        """Drive the run to its end; return the final plan.
+
+        Raises RunFailed when a stage fails for good, SelfAlignError for what goes wrong around
+        the stages: the store, an artifact found there, this machine's disk.
+        """
         self._records = {s.name: StageRecord(stage=s.name, artifact=s.writes) for s in STAGES}
         config_path = self.directory / "config.yaml"
-        write_resolved(self._pinned(), config_path)
-        seen: set[str] = set()
         try:
-            return self._loop(config_path, seen)
+            write_resolved(self._pinned(), config_path)
+            return self._loop(config_path, set())
         except RunFailed as failure:
-            self._write_status("Failed", failure.reason, failure.message)
+            self._end("Failed", failure.reason, failure.message, failure.remedy)
             raise
+        except Interrupted:
+            self._end("Interrupted", "Interrupted", "finished work is kept")
+            raise
+        except SelfAlignError as error:
+            self._end("Failed", type(error).__name__, error.message, error.remedy)
+            raise
+        except OSError as error:
+            explained = explain_os_error("run", error, self.directory)
+            remedy = getattr(explained, "remedy", None)
+            self._end("Failed", type(explained).__name__, str(explained), remedy)
+            raise explained from error
         except BaseException:
-            self._write_status("Interrupted", "Interrupted", "finished work is kept")
+            self._end("Interrupted", "Interrupted", "finished work is kept")
             raise
+
+    def _end(self, phase: Phase, reason: str, message: str, remedy: str | None = None) -> None:
+        """The last status. A store that does not take it must not hide what ended the run."""
+        with contextlib.suppress(SelfAlignError, OSError):
+            self._write_status(phase, reason, message, remedy)
 
     def _loop(self, config_path: Path, seen: set[str]) -> list[PlannedStage]:
         while True:
@@ -106,7 +135,7 @@ class LocalRun:
             states = [StageState(p.stage.name, p.key, p.published) for p in considered]
             for action in decide(states, self._attempts, max_attempts=self.max_attempts):
                 if isinstance(action, Succeed):
-                    self._write_status("Succeeded")
+                    self._write_status("Succeeded", verdict=_verdict(plan))
                     return plan
                 if isinstance(action, Fail):
                     raise self._failure(action)
@@ -202,7 +231,14 @@ class LocalRun:
     def _update(self, stage: str, **values: Any) -> None:
         self._records[stage] = self._records[stage].model_copy(update=values)
 
-    def _write_status(self, phase: Phase, reason: str = "", message: str = "") -> None:
+    def _write_status(
+        self,
+        phase: Phase,
+        reason: str = "",
+        message: str = "",
+        remedy: str | None = None,
+        verdict: str | None = None,
+    ) -> None:
         self._status_written = time.monotonic()
         write_status(
             self.store,
@@ -212,6 +248,8 @@ class LocalRun:
                 updated_at=now(),
                 reason=reason,
                 message=message,
+                remedy=remedy,
+                verdict=verdict,
                 stages=list(self._records.values()),
             ),
         )
@@ -219,7 +257,16 @@ class LocalRun:
     def _failure(self, action: Fail) -> RunFailed:
         codes = [a.exit_code for a in self._attempts if a.stage == action.stage and a.exit_code]
         code = codes[-1] if codes else 1
-        return RunFailed(action.stage, action.reason, action.message, code if code > 0 else 1)
+        code = code if code > 0 else 1
+        return RunFailed(action.stage, action.reason, action.message, code, action.remedy)
+
+
+def _verdict(plan: list[PlannedStage]) -> str | None:
+    """The gate's verdict in the words of an AlignmentRun's status; None before the gate."""
+    promotion = plan[-1].manifest
+    if promotion is None:
+        return None
+    return "Promoted" if promotion.details["promoted"] else "NotPromoted"
 
 
 def _attempt(action: Start, results: list[WorkerResult]) -> Attempt:
@@ -237,6 +284,7 @@ def _attempt(action: Start, results: list[WorkerResult]) -> Attempt:
         cause=classify_exit(worst.exit_code),
         exit_code=worst.exit_code,
         message=where + worst.message,
+        remedy=worst.remedy,
     )
 
 

@@ -31,6 +31,7 @@ class Worker:
     shard: int
     process: subprocess.Popen[str]
     failure: str = ""
+    remedy: str | None = None
     tail: list[str] = field(default_factory=list)
 
 
@@ -41,6 +42,7 @@ class WorkerResult:
     shard: int
     exit_code: int
     message: str
+    remedy: str | None = None
 
 
 def run_workers(
@@ -111,25 +113,30 @@ def _start(
 
 def _read(worker: Worker, events: queue.Queue[tuple[Worker, str | None]]) -> None:
     assert worker.process.stderr is not None
-    for line in worker.process.stderr:
-        events.put((worker, line.rstrip("\n")))
+    with worker.process.stderr as stream:
+        for line in stream:
+            events.put((worker, line.rstrip("\n")))
     worker.process.wait()
     events.put((worker, None))
 
 
 def _handle(worker: Worker, line: str, log_file: IO[str], on_event: EventSink) -> None:
-    log_file.write(line + "\n")
-    log_file.flush()
     try:
         event = json.loads(line)
     except ValueError:
         event = None
-    if not isinstance(event, dict):
+    if isinstance(event, dict):
+        log_file.write(line + "\n")
+    else:
+        # a library's chatter or a traceback; the log stays one JSON object per line
         worker.tail = [*worker.tail[-_TAIL_LINES:], line]
-        return
+        event = {"event": "stage.output", "line": line, "shard": worker.shard}
+        log_file.write(json.dumps(event, ensure_ascii=False) + "\n")
+    log_file.flush()
     event.setdefault("shard", worker.shard)
     if event.get("event") == "stage.failed":
         worker.failure = str(event.get("error", ""))
+        worker.remedy = event.get("remedy")
     on_event(event)
 
 
@@ -142,7 +149,8 @@ def _result(worker: Worker) -> WorkerResult:
         name = signal.Signals(-code).name
         hint = " (out of memory?)" if code == -signal.SIGKILL else ""
         message = message or f"killed by {name}{hint}"
-    return WorkerResult(worker.shard, code, message or f"ended with exit code {code}")
+    message = message or f"ended with exit code {code}"
+    return WorkerResult(worker.shard, code, message, worker.remedy)
 
 
 def _stop(workers: Sequence[Worker]) -> None:

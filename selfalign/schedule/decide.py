@@ -37,6 +37,7 @@ class Attempt:
     cause: Cause | None = None
     exit_code: int | None = None
     message: str = ""
+    remedy: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class Fail:
     stage: str
     reason: str
     message: str
+    remedy: str | None = None
 
 
 Action = Start | Wait | Succeed | Fail
@@ -110,10 +112,11 @@ def _decide_stage(
     permanent = [a for a in attempts if a.cause == "permanent"]
     if permanent:
         worst = max(permanent, key=lambda a: a.number)
-        return Fail(stage, "PermanentFailure", worst.message)
+        return Fail(stage, "PermanentFailure", worst.message, worst.remedy)
     charged = {a.number for a in attempts if a.cause != "disrupted"}
     if len(charged) >= max_attempts:
         last = max(attempts, key=lambda a: a.number)
         message = last.message or "the attempt ended without publishing its artifact"
-        return Fail(stage, "AttemptsExhausted", f"{len(charged)} attempts failed; last: {message}")
+        message = f"{len(charged)} attempts failed; last: {message}"
+        return Fail(stage, "AttemptsExhausted", message, last.remedy)
     return Start(stage, key, 1 + max((a.number for a in attempts), default=0))

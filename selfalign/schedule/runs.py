@@ -6,14 +6,16 @@ status, report and history read and which may be lost.
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
 import secrets
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from selfalign.errors import ConfigurationError
+from selfalign.errors import ConfigurationError, DataError
 from selfalign.store.base import NotFound, Store
 from selfalign.store.manifest import StoredModel
 
@@ -64,6 +66,7 @@ class RunStatus(StoredModel):
     updated_at: str
     reason: str = ""
     message: str = ""
+    remedy: str | None = None
     verdict: str | None = None
     stages: list[StageRecord] = Field(default_factory=list)
 
@@ -89,11 +92,22 @@ def write_status(store: Store, status: RunStatus) -> None:
 
 
 def read_run(store: Store, run_id: str) -> RunRecord:
-    """The run. Raises ConfigurationError, naming the runs there are, when there is none."""
+    """The run.
+
+    Raises ConfigurationError, naming the runs there are, when there is none, and DataError when
+    its record cannot be read.
+    """
+    name = f"runs/{run_id}/run.json"
     try:
-        return RunRecord.model_validate_json(store.read(f"runs/{run_id}/run.json"))
+        return RunRecord.model_validate_json(store.read(name))
+    except ValidationError as error:
+        raise DataError(
+            f"{store.url}/{name}: not a run's record: {error.errors()[0]['msg']}",
+            remedy=f"delete {name}: it is an index for people, no artifact is lost with it; if "
+            "another version of selfalign wrote it, use that one",
+        ) from error
     except NotFound:
-        known = list(run_ids(store))[-5:]
+        known = run_ids(store)[-5:]
         raise ConfigurationError(
             f"no run {run_id!r} in {store.url}",
             remedy=f"the latest runs are {', '.join(known)}" if known else "no run was made yet",
@@ -108,8 +122,34 @@ def read_status(store: Store, run_id: str) -> RunStatus | None:
         return None
 
 
-def run_ids(store: Store) -> Iterator[str]:
-    """Ids of all runs, oldest first."""
+def status_to_show(store: Store, run_id: str) -> RunStatus:
+    """The run's status, or one that says that none can be read: then nothing moves it either."""
+    return read_status(store, run_id) or RunStatus(
+        id=run_id,
+        phase="Interrupted",
+        updated_at="",
+        reason="NoStatus",
+        message=f"no readable runs/{run_id}/status.json: the run has only begun, or ended before "
+        "it could write one",
+    )
+
+
+def run_ids(store: Store) -> list[str]:
+    """Ids of all runs in the order of their creation, oldest first.
+
+    A record that cannot be read comes last: whoever asks for the latest run hears of it.
+    """
+    created = []
     for key in store.list("runs/"):
         if key.endswith("/run.json"):
-            yield key.split("/")[1]
+            with contextlib.suppress(NotFound):  # removed meanwhile
+                created.append((_created(store.read(key)), key.split("/")[1]))
+    return [run_id for _, run_id in sorted(created)]
+
+
+def _created(record: bytes) -> float:
+    """When a run was created; of the record no more is read, for other versions wrote some."""
+    try:
+        return datetime.fromisoformat(json.loads(record)["created_at"]).timestamp()
+    except (ValueError, TypeError, KeyError):
+        return math.inf

@@ -114,11 +114,17 @@ def _call(name: str, context: StageContext) -> Manifest | None:
     try:
         return implementation(context)
     except OSError as error:
-        raise _explain_os_error(name, error) from error
+        raise explain_os_error(name, error) from error
 
 
-def _explain_os_error(name: str, error: OSError) -> Exception:
-    where = error.filename or "this machine"
+def explain_os_error(name: str, error: OSError, place: Path | None = None) -> Exception:
+    """What to raise for an error of this machine's files; the error itself where it is a bug.
+
+    Args:
+        name: the stage, or whatever else was under way.
+        place: where it was at work, for an error that does not name a file.
+    """
+    where = error.filename or place or "this machine"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
         return StorageFull(
             f"{name}: {where}: {error.strerror}",

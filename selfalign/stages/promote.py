@@ -61,6 +61,7 @@ def _move(context: StageContext, evaluation: Manifest, final: Manifest) -> None:
     if found != judged_against:
         raise _moved_meanwhile(context, judged_against, found)
     history = [] if current is None else [current.pointer.model, *current.pointer.history]
+    rolled_back = [] if current is None else current.pointer.rolled_back
     pointer = Pointer(
         model=model,
         previous=None if current is None else current.pointer.model,
@@ -68,6 +69,7 @@ def _move(context: StageContext, evaluation: Manifest, final: Manifest) -> None:
         run=context.run,
         moved_at=now(),
         history=history[:HISTORY_LENGTH],
+        rolled_back=[m for m in rolled_back if m.digest != model.digest][:HISTORY_LENGTH],
     )
     try:
         move_pointer(context.store, pointer, current)

@@ -6,11 +6,13 @@ from selfalign.errors import ConfigurationError, DataError, TemporaryError
 from selfalign.schedule.runs import now
 from selfalign.store.artifact import read_manifest
 from selfalign.store.base import PreconditionFailed, Store
-from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
+from selfalign.store.pointer import Pointer, move_pointer, read_pointer
 
 
 def roll_back(store: Store, *, to: str | None = None) -> Pointer:
     """Point `current` at the model before, or at the promoted model whose key starts with `to`.
+
+    What is left stays within reach of `to`; without it every call goes further back.
 
     Raises ConfigurationError when there is no such model, DataError when its artifact is gone,
     TemporaryError when the pointer moved meanwhile.
@@ -21,15 +23,19 @@ def roll_back(store: Store, *, to: str | None = None) -> Pointer:
             f"{store.url}: nothing was ever promoted, so there is nothing to roll back to",
             remedy="promote a model first: selfalign run",
         )
-    index = _choose(store, current.pointer.history, to)
-    target = current.pointer.history[index]
+    # All that ever were current, newest first; the pointer is a place among them.
+    timeline = [
+        *current.pointer.rolled_back, current.pointer.model, *current.pointer.history
+    ]  # fmt: skip
+    index = _choose(store, current.pointer, to)
+    target = timeline[index]
     manifest = read_manifest(store, target.artifact, target.key)
     if manifest is None or manifest.digest != target.digest:
         raise DataError(
             f"{store.url}: the promoted model {target.key} is no longer there unchanged",
             remedy="choose another one with --to; promoted models must be kept from expiry",
         )
-    history = current.pointer.history[index + 1 :]
+    history = timeline[index + 1 :]
     pointer = Pointer(
         model=target,
         previous=history[0] if history else None,
@@ -37,6 +43,7 @@ def roll_back(store: Store, *, to: str | None = None) -> Pointer:
         run=None,
         moved_at=now(),
         history=history,
+        rolled_back=timeline[:index],
     )
     try:
         move_pointer(store, pointer, current)
@@ -48,18 +55,27 @@ def roll_back(store: Store, *, to: str | None = None) -> Pointer:
     return pointer
 
 
-def _choose(store: Store, history: list[PromotedModel], to: str | None) -> int:
-    if not history:
+def _choose(store: Store, pointer: Pointer, to: str | None) -> int:
+    """The place of the chosen model among `rolled_back`, the current one and `history`."""
+    here = len(pointer.rolled_back)
+    forward = ", ".join(model.key for model in pointer.rolled_back)
+    if to is None:
+        if pointer.history:
+            return here + 1
         raise ConfigurationError(
             f"{store.url}: the current model is the first ever promoted",
-            remedy="there is nothing before it to roll back to",
+            remedy="there is nothing before it to roll back to"
+            + (f"; --to takes what was rolled back from: {forward}" if forward else ""),
         )
-    if to is None:
-        return 0
-    for index, model in enumerate(history):
+    for place, model in enumerate(pointer.history, here + 1):
         if model.key.startswith(to):
-            return index
-    known = ", ".join(model.key for model in history)
+            return place
+    for place in reversed(range(here)):
+        if pointer.rolled_back[place].key.startswith(to):
+            return place
+    known = ", ".join(model.key for model in pointer.history)
     raise ConfigurationError(
-        f"--to {to!r} is not an earlier promoted model", remedy=f"the earlier ones are: {known}"
+        f"--to {to!r} is not an earlier promoted model",
+        remedy=f"the earlier ones are: {known or 'none'}"
+        + (f"; rolled back from: {forward}" if forward else ""),
     )

@@ -31,6 +31,7 @@ class Pointer(StoredModel):
         run: the run that did.
         moved_at: ISO 8601, UTC.
         history: earlier models, newest first; `rollback` goes along it.
+        rolled_back: models that a rollback left, newest first; only `rollback --to` names them.
     """
 
     model: PromotedModel
@@ -39,6 +40,7 @@ class Pointer(StoredModel):
     run: str | None
     moved_at: str
     history: list[PromotedModel] = Field(default_factory=list)
+    rolled_back: list[PromotedModel] = Field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,21 @@ def read_pointer(store: Store) -> VersionedPointer | None:
             remedy="restore an earlier version of the object; `selfalign promote` wrote the last "
             "good one",
         ) from error
+
+
+def standing(digest: str, current: VersionedPointer | None) -> str:
+    """What became of a final model that passed the gate, for people: "promoted" while it is
+    current, else what is current instead. A rollback, too, leaves the verdict as it was."""
+    if current is None:
+        return "passed the gate earlier; nothing is current now"
+    pointer = current.pointer
+    if pointer.model.digest == digest:
+        return "promoted"
+    # only a promotion signs the pointer
+    since = "the rollback of " if pointer.promotion is None else ""
+    return (
+        f"passed the gate earlier; current is {pointer.model.key} since {since}{pointer.moved_at}"
+    )
 
 
 def move_pointer(store: Store, pointer: Pointer, expected: VersionedPointer | None) -> None:

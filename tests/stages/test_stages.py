@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,7 +22,7 @@ from selfalign.stages.rollback import roll_back
 from selfalign.store.artifact import read_file, read_records
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Manifest
-from selfalign.store.pointer import read_pointer
+from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
 from selfalign.training import Example
 
 
@@ -285,6 +286,44 @@ def test_the_next_run_is_judged_against_what_is_promoted_and_can_be_rolled_back(
     assert current.pointer.model.digest == one["final_model"].digest
     with pytest.raises(ConfigurationError, match="first ever promoted"):
         roll_back(store)
+    # a mistaken rollback is undone by name
+    back = roll_back(store, to=two["final_model"].key[:8])
+    assert back.model.digest == two["final_model"].digest
+    assert back.previous is not None
+    assert back.previous.digest == one["final_model"].digest
+    assert back.rolled_back == []
+
+
+def _promoted(store: LocalStore, *keys: str) -> None:
+    """Models with these keys were promoted, the last is current."""
+    models = [PromotedModel(artifact="final_model", key=k, digest=k) for k in reversed(keys)]
+    pointer = Pointer(
+        model=models[0], previous=models[1], promotion="p", run=None, moved_at="now",
+        history=models[1:],
+    )  # fmt: skip
+    move_pointer(store, pointer, None)
+
+
+def test_rolling_back_goes_ever_further_and_loses_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LocalStore(tmp_path)
+    _promoted(store, "a1", "b2", "c3", "d4")
+    monkeypatch.setattr(
+        "selfalign.stages.rollback.read_manifest",
+        lambda store, artifact, key: SimpleNamespace(digest=key),
+    )
+    assert roll_back(store).model.key == "c3"
+    assert roll_back(store).model.key == "b2"
+    pointer = roll_back(store, to="d4")
+    assert (pointer.model.key, [m.key for m in pointer.history]) == ("d4", ["c3", "b2", "a1"])
+    assert roll_back(store, to="a1").model.key == "a1"
+    with pytest.raises(ConfigurationError, match="first ever promoted") as caught:
+        roll_back(store)
+    assert "rolled back from: d4, c3, b2" in str(caught.value)
+    pointer = roll_back(store, to="c3")
+    assert [m.key for m in pointer.history] == ["b2", "a1"]
+    assert [m.key for m in pointer.rolled_back] == ["d4"]
 
 
 def test_a_model_judged_against_another_than_the_current_is_not_promoted(

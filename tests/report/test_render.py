@@ -1,0 +1,74 @@
+"""What the report says of the budget, the confidence and the rules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from selfalign.cli.report import _principle_names
+from selfalign.evaluation.summary import EvaluationSummary
+from selfalign.load import load_config
+from selfalign.report.collect import ReportData
+from selfalign.report.render import render_report
+from selfalign.schedule.runs import RunRecord, RunStatus
+from selfalign.seeds import file_digests
+from selfalign.store.local import LocalStore
+
+
+def data(lines: int | None = None, config: dict[str, Any] | None = None) -> ReportData:
+    run = RunRecord(
+        id="toy", created_at="now", code_version="0", config=config or {}, annotation_lines=lines
+    )
+    return ReportData(run, RunStatus(id="toy", phase="Succeeded", updated_at="now"), {})
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [(299, ", not reached"), (300, "over the limit"), (341, "over the limit")],
+)
+def test_the_limit_on_lines_is_checked_and_not_asserted(lines: int, expected: str) -> None:
+    html = render_report(data(lines), {})
+    assert f"<strong>{lines}</strong>" in html
+    assert [said for said in (", not reached", "over the limit") if said in html] == [expected]
+
+
+def test_unknown_lines_are_not_said_to_keep_the_limit() -> None:
+    assert ", not reached" not in render_report(data(None), {})
+
+
+def test_what_happened_is_told_of_runs_that_went_well() -> None:
+    gathered = data()
+    gathered.history = [
+        gathered.status.model_copy(update={"id": "before", "verdict": "NotPromoted"}),
+        gathered.status.model_copy(update={"verdict": "Promoted", "message": "promoted; by 0.1"}),
+    ]
+    html = render_report(gathered, {})
+    assert "<td>NotPromoted</td>" in html
+    assert "<td>promoted; by 0.1</td>" in html
+
+
+@pytest.mark.parametrize(("confidence", "shown"), [(0.95, "95%"), (0.975, "97.5%")])
+def test_the_confidence_is_not_rounded(confidence: float, shown: str) -> None:
+    gathered = data()
+    row = {"model": "base", "metric": "heldout.aligned", "kind": None, "n": 4, "mean": 0.5,
+           "low": 0.2, "high": 0.8, "method": "wilson"}  # fmt: skip
+    gathered.summary = EvaluationSummary.model_validate(
+        {"models": ["base"], "confidence": confidence, "metrics": [row], "comparisons": [],
+         "notes": []}
+    )  # fmt: skip
+    assert f"Mean with its {shown} interval" in render_report(gathered, {})
+
+
+def test_rules_have_the_names_they_had_in_the_run_or_none(world: Path) -> None:
+    config = load_config(world, ()).config
+    gathered = data(config=config.model_dump(mode="json"))
+    seeds = file_digests(config.seeds.directory)
+    gathered.manifests["aligned_responses"] = SimpleNamespace(identity={"seeds": seeds})  # type: ignore[assignment]
+    store = LocalStore(world.parent / "store")
+    assert _principle_names(store, gathered)[3] == "helpful"
+    principles = config.seeds.directory / "principles.txt"
+    principles.write_text(principles.read_text().replace("(helpful)", "(useful)"))
+    assert _principle_names(store, gathered) == {}

@@ -1,0 +1,47 @@
+"""The index of runs: their order, and records that cannot be read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from selfalign.cli.status import latest_run
+from selfalign.errors import DataError
+from selfalign.report.collect import collect
+from selfalign.schedule.runs import RunRecord, RunStatus, read_run, run_ids, write_run, write_status
+from selfalign.store.local import LocalStore
+
+
+def write(store: LocalStore, run_id: str, created_at: str) -> None:
+    write_run(store, RunRecord(id=run_id, created_at=created_at, code_version="0", config={}))
+    write_status(store, RunStatus(id=run_id, phase="Succeeded", updated_at=created_at))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    store = LocalStore(tmp_path)
+    write(store, "nightly", "2026-01-01T00:00:00+00:00")
+    write(store, "20260103-000000-aaaa", "2026-01-03T00:00:00+00:00")
+    write(store, "b", "2026-01-02T00:00:00Z")
+    write(store, "a", "2026-01-02T00:00:00+00:00")
+    return store
+
+
+def test_the_latest_run_is_the_newest_and_not_the_last_of_the_alphabet(store: LocalStore) -> None:
+    assert run_ids(store) == ["nightly", "a", "b", "20260103-000000-aaaa"]
+    assert latest_run(store) == "20260103-000000-aaaa"
+
+
+def test_the_history_of_a_run_is_what_was_created_before_it(store: LocalStore) -> None:
+    assert [status.id for status in collect(store, "b").history] == ["nightly", "a", "b"]
+
+
+def test_a_truncated_record_is_named_and_hides_no_other_run(
+    store: LocalStore, tmp_path: Path
+) -> None:
+    record = tmp_path / "runs" / "a" / "run.json"
+    record.write_bytes(record.read_bytes()[:20])
+    with pytest.raises(DataError, match=r"runs/a/run\.json: not a run's record"):
+        read_run(store, latest_run(store))
+    assert [status.id for status in collect(store, "b").history] == ["nightly", "b"]
