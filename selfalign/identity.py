@@ -8,6 +8,7 @@ key: finished work is found instead of done again.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,11 +68,20 @@ def names_sha256(directory: Path, files: Sequence[Path], shas: Sequence[str]) ->
 
 
 def visible_files(directory: Path) -> list[Path]:
-    """The files below a directory, sorted, without hidden ones."""
-    files = sorted(p for p in directory.rglob("*") if p.is_file())
+    """The files below a directory, sorted, without hidden ones.
+
+    Raises OSError where a directory cannot be listed: what is left out silently would make two
+    different models the same.
+    """
+    walked = os.walk(directory, onerror=_raise)
+    files = sorted(p for top, _, names in walked for n in names if (p := Path(top, n)).is_file())
     return [
         p for p in files if not any(part.startswith(".") for part in p.relative_to(directory).parts)
     ]
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def collect_inputs(config: RunConfig) -> Inputs:

@@ -7,6 +7,7 @@ Relative paths are relative to the configuration file. The origin of each value 
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +128,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         ) from error
     try:
         raw = yaml.load(text, _UniqueKeyLoader)
+        _refuse_cycles(raw)
+    except (ValueError, RecursionError) as error:  # such as the date 2024-13-45
+        raise ConfigurationError(
+            f"{path}: a value cannot be read: {error}",
+            remedy="correct it, or put it in quotes; an alias must not hold itself",
+        ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -142,6 +149,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return raw
 
 
+def _refuse_cycles(value: Any) -> None:
+    """Raise ValueError where an alias holds itself: `a: &a {b: *a}`."""
+    json.dumps(value, default=str, skipkeys=True)
+
+
 def _parse_override(text: str) -> tuple[str, Any]:
     name, separator, value = text.partition("=")
     if not separator or not name:
@@ -150,8 +162,10 @@ def _parse_override(text: str) -> tuple[str, Any]:
             remedy="for example --set align.sampling.temperature=0.7",
         )
     try:
-        return name, yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        parsed = yaml.safe_load(value)
+        _refuse_cycles(parsed)
+        return name, parsed
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigurationError(
             f"--set {text!r}: the value is not valid YAML", remedy="quote it"
         ) from error
@@ -214,9 +228,10 @@ def _absolute(directory: Path, path: str, name: str) -> Path:
 def _refuse_credentials(config: RunConfig) -> None:
     """A store's URL is shown and kept with every run, so no secret may stand in it."""
     _, separator, rest = config.store.partition("://")
-    if separator and "@" in rest.partition("/")[0]:
+    host = rest.partition("/")[0]
+    if separator and ("@" in host or ":" in host or "?" in rest or "#" in rest):
         raise ConfigurationError(
-            "store: the URL holds credentials before an @",
+            "store: expected a URL without credentials, port or query",
             remedy="write s3://bucket/prefix alone; credentials come from the AWS default chain "
             "(service account, environment or profile)",
         )

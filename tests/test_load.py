@@ -121,7 +121,9 @@ def test_what_is_no_configuration_is_refused_in_a_sentence(
         load_config(config_file(tmp_path, text))
 
 
-@pytest.mark.parametrize("url", ["s3://KEY:SECRET@bucket/p", "file://KEY:SECRET@host/p"])
+@pytest.mark.parametrize(
+    "url", ["s3://KEY:SECRET@bucket/p", "file://KEY:SECRET@host/p", "s3://bucket/p?key=SECRET"]
+)
 def test_credentials_in_the_stores_url_are_refused_and_not_repeated(
     tmp_path: Path, url: str
 ) -> None:
@@ -129,3 +131,14 @@ def test_credentials_in_the_stores_url_are_refused_and_not_repeated(
     with pytest.raises(ConfigurationError) as refused:
         load_config(path, [f"store={url}"])
     assert "SECRET" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "line", ["seed: 2024-13-45", "seed: " + "9" * 5000, "engine: &a {options: *a}"]
+)
+def test_a_value_that_yaml_itself_cannot_make_is_refused(tmp_path: Path, line: str) -> None:
+    with pytest.raises(ConfigurationError):
+        load_config(config_file(tmp_path, f"base_model: {{path: m}}\n{line}\n"))
+    key, _, value = line.partition(": ")
+    with pytest.raises(ConfigurationError):
+        load_config(config_file(tmp_path, "base_model: {path: m}"), [f"{key}={value}"])
