@@ -89,7 +89,7 @@ def collect_inputs(config: RunConfig) -> Inputs:
     return Inputs(
         seeds=file_digests(config.seeds.directory),
         base_model=base_model_revision(config),
-        data=_data_digests(config.evaluate),
+        data={name: path_sha256(path) for name, path in data_files(config.evaluate).items()},
     )
 
 
@@ -113,8 +113,12 @@ def base_model_revision(config: RunConfig) -> str:
     return f"sha256:{path_sha256(path)}"
 
 
-def _data_digests(config: EvaluateConfig) -> dict[str, str]:
-    digests = {}
+def data_files(config: EvaluateConfig) -> dict[str, Path]:
+    """The evaluation files that are configured, by field.
+
+    Raises ConfigurationError where one does not exist.
+    """
+    files = {}
     for name in DATA_FIELDS:
         path: Path | None = getattr(config, name)
         if path is None:
@@ -124,8 +128,8 @@ def _data_digests(config: EvaluateConfig) -> dict[str, str]:
                 f"evaluate.{name}: {str(path)!r} does not exist",
                 remedy="correct the path, or remove the line to leave this evaluation out",
             )
-        digests[name] = path_sha256(path)
-    return digests
+        files[name] = path
+    return files
 
 
 def stage_identity(

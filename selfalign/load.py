@@ -92,8 +92,23 @@ def validate_config(raw: dict[str, Any], where: str) -> RunConfig:
             "\n".join(lines),
             remedy="see `selfalign config --schema` for every key, its meaning and its default",
         ) from error
-    _refuse_credentials(config)
+    check_store_url(config.store)
     return config
+
+
+def check_store_url(url: str) -> None:
+    """Raise ConfigurationError where a store's URL holds what may be a secret.
+
+    It is shown and kept with every run. The message repeats nothing of it.
+    """
+    scheme, separator, rest = url.partition("://")
+    host = rest.partition("/")[0]
+    if separator and ("@" in host or ":" in host or "?" in rest or "#" in rest):
+        raise ConfigurationError(
+            f"store {scheme}://…: expected a URL without credentials, port or query",
+            remedy="write s3://bucket/prefix alone: credentials come from the AWS default chain "
+            "(service account, environment or profile), the endpoint from AWS_ENDPOINT_URL_S3",
+        )
 
 
 def override_values(overrides: Sequence[str]) -> dict[str, Any]:
@@ -223,18 +238,6 @@ def _absolute(directory: Path, path: str, name: str) -> Path:
         raise ConfigurationError(
             f"{name}: {path!r}: {error}", remedy="write the directory out, without ~"
         ) from error
-
-
-def _refuse_credentials(config: RunConfig) -> None:
-    """A store's URL is shown and kept with every run, so no secret may stand in it."""
-    _, separator, rest = config.store.partition("://")
-    host = rest.partition("/")[0]
-    if separator and ("@" in host or ":" in host or "?" in rest or "#" in rest):
-        raise ConfigurationError(
-            "store: expected a URL without credentials, port or query",
-            remedy="write s3://bucket/prefix alone; credentials come from the AWS default chain "
-            "(service account, environment or profile)",
-        )
 
 
 def _is_local(value: Any) -> bool:

@@ -25,6 +25,7 @@ from selfalign.seeds import ANNOTATION_LIMIT, annotation_budget, load_seeds
 from selfalign.stages.preflight import check_run
 from selfalign.stages.rollback import roll_back
 from selfalign.store.check import check_store
+from selfalign.store.files import os_errors
 from selfalign.store.inputs import localise, push_inputs
 from selfalign.store.open import open_store
 
@@ -197,7 +198,8 @@ def inputs_push(config_path: Path, overrides: tuple[str, ...], out: Path | None)
     if out is None:
         click.echo(dump_config(resolved), nl=False)
     else:
-        write_resolved(resolved, out)
+        with os_errors("--out", "write"):
+            write_resolved(resolved, out)
         click.echo(f"wrote {out}")
 
 

@@ -14,7 +14,8 @@ import click
 
 from selfalign import __version__
 from selfalign.cli.commands import COMMANDS
-from selfalign.errors import Interrupted, SelfAlignError, StorageFull
+from selfalign.errors import Interrupted, SelfAlignError, StorageFull, StoreDenied
+from selfalign.runner.display import drop_output
 from selfalign.store.files import translate_os_error
 from selfalign.telemetry import configure_logging, log
 
@@ -99,14 +100,14 @@ def main() -> None:
         raise
     except BrokenPipeError:
         # The reader of a pipe has gone: nothing more to say, and nobody to say it to.
-        _drop_stdout()
+        drop_output(sys.stdout)
         sys.exit(0)
     except OSError as error:
-        if error.errno is None:
-            raise
         told = translate_os_error(error, "selfalign", "go on")
-        if error.filename is None and isinstance(told, StorageFull):
-            _drop_stdout()  # it is what could not be written
+        if not isinstance(told, StorageFull | StoreDenied):
+            raise  # as likely a bug
+        if error.filename is None:
+            drop_output(sys.stdout)  # it is what could not be written
         _tell(told.message, told.remedy, told.exit_code)
         sys.exit(told.exit_code)
     sys.exit(result if isinstance(result, int) else 0)
@@ -115,10 +116,6 @@ def main() -> None:
 def _usage_remedy(error: click.ClickException) -> str:
     context = getattr(error, "ctx", None)
     return f"see {context.command_path if context else 'selfalign'} --help"
-
-
-def _drop_stdout() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _interrupt(number: int, _frame: Any) -> None:

@@ -17,6 +17,7 @@ from selfalign.report.render import funnel, render_report
 from selfalign.seeds import file_digests, load_seeds
 from selfalign.seeds.loading import PRINCIPLES
 from selfalign.store.base import Store
+from selfalign.store.files import os_errors
 from selfalign.store.inputs import localise
 
 
@@ -55,8 +56,9 @@ def report_command(
         print_json(_as_json(data))
         return
     html = render_report(data, _principle_names(opened.store, data))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(html, encoding="utf-8")
+    with os_errors("--out", "write"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(html, encoding="utf-8")
     click.echo(f"wrote {out}")
 
 

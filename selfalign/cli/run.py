@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ from selfalign.errors import ConfigurationError
 from selfalign.identity import collect_inputs
 from selfalign.load import load_config
 from selfalign.pipeline import STAGES
-from selfalign.runner.display import RunConsole, RunDisplay
+from selfalign.runner.display import RunConsole, RunDisplay, drop_output
 from selfalign.runner.local import LocalRun, RunFailed
 from selfalign.schedule.plan import PlannedStage
 from selfalign.schedule.runs import RunRecord, new_run_id, now, write_run
@@ -66,8 +65,8 @@ def run_command(
     store = open_store(config.store)
     config = localise(config, store)
     seeds = load_seeds(config.seeds)
-    inputs = collect_inputs(config)
     check_run(config, seeds, until=until)
+    inputs = collect_inputs(config)
     run_id = run_id or new_run_id()
     if not _RUN_ID.fullmatch(run_id):
         raise ConfigurationError(
@@ -118,7 +117,7 @@ def _print_result(result: dict[str, Any]) -> None:
     try:
         print_json(result)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output(sys.stdout)
 
 
 def _failed(console: Console, failure: RunFailed, as_json: bool) -> int:

@@ -83,20 +83,22 @@ def find_artifact(opened: Opened, artifact: str, key: str | None) -> Manifest:
     Where neither is given, the only one in the store. Raises ConfigurationError when there is
     none or more than one.
     """
-    keys = artifact_keys(opened.store, artifact)
-    found = [k for k in keys if k.startswith(key or "")]
-    planned_here = key is None and opened.loaded is not None
-    if opened.loaded is not None and planned_here:
+    if key is None and opened.loaded is not None:
         config = localise(opened.loaded.config, opened.store)
         plan = plan_from_store(config, collect_inputs(config), opened.store)
-        found = [p.key for p in plan if p.stage.writes == artifact and p.published and p.key]
-    if len(found) == 1:
-        manifest = read_manifest(opened.store, artifact, found[0])
-        assert manifest is not None
-        return manifest
-    what = f"{len(found)} artifacts match" if found else "no such artifact is published"
-    if planned_here:
-        what = "not made for this configuration"
+        (manifest,) = (p.manifest for p in plan if p.stage.writes == artifact)
+        if manifest is not None:
+            return manifest
+        what, found = "not made for this configuration", []
+        keys = artifact_keys(opened.store, artifact)
+    else:
+        keys = artifact_keys(opened.store, artifact)
+        found = [k for k in keys if k.startswith(key or "")]
+        if len(found) == 1:
+            manifest = read_manifest(opened.store, artifact, found[0])
+            assert manifest is not None
+            return manifest
+        what = f"{len(found)} artifacts match" if found else "no such artifact is published"
     listed = ", ".join((found or keys)[:8])
     raise ConfigurationError(
         f"{opened.store.url}: {artifact}{f' {key}' if key else ''}: {what}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -24,13 +24,17 @@ from selfalign.schedule.plan import PlannedStage
 _PLAIN_INTERVAL_SECONDS = 15.0
 
 
+def drop_output(stream: IO[str]) -> None:
+    """Send what is buffered still, and all that follows, nowhere: the reader has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 class RunConsole(Console):
     """A console whose reader may go away: the run goes on, and nothing more is shown."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        # what is buffered still, and the end of the process, must not meet the pipe again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+        drop_output(self.file)
 
 
 class RunDisplay:

@@ -34,8 +34,8 @@ from selfalign.schedule.runs import (
     now,
     write_status,
 )
-from selfalign.stages.entry import explain_os_error
 from selfalign.store.base import Store
+from selfalign.store.files import explain_os_error
 
 _STATUS_INTERVAL_SECONDS = 5.0
 
@@ -114,7 +114,7 @@ class LocalRun:
             self._end("Failed", type(error).__name__, error.message, error.remedy)
             raise
         except OSError as error:
-            explained = explain_os_error("run", error, self.directory)
+            explained = explain_os_error(error, "run", self.directory)
             remedy = getattr(explained, "remedy", None)
             self._end("Failed", type(explained).__name__, str(explained), remedy)
             raise explained from error

@@ -6,7 +6,6 @@ This is what `selfalign <stage> --config FILE` does, in a subprocess here and in
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import tempfile
@@ -15,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 
 from selfalign.config import RunConfig
-from selfalign.errors import ConfigurationError, DataError, StorageFull, StoreDenied
+from selfalign.errors import ConfigurationError, DataError
 from selfalign.identity import collect_inputs
 from selfalign.pipeline import PRODUCER
 from selfalign.schedule.plan import PlannedStage, plan_from_store
@@ -23,6 +22,7 @@ from selfalign.seeds import load_seeds
 from selfalign.stages.contract import StageContext
 from selfalign.stages.preflight import check_shard
 from selfalign.store.base import Store
+from selfalign.store.files import explain_os_error
 from selfalign.store.inputs import localise
 from selfalign.store.manifest import Manifest
 from selfalign.telemetry import bind, log
@@ -114,29 +114,7 @@ def _call(name: str, context: StageContext) -> Manifest | None:
     try:
         return implementation(context)
     except OSError as error:
-        raise explain_os_error(name, error) from error
-
-
-def explain_os_error(name: str, error: OSError, place: Path | None = None) -> Exception:
-    """What to raise for an error of this machine's files; the error itself where it is a bug.
-
-    Args:
-        name: the stage, or whatever else was under way.
-        place: where it was at work, for an error that does not name a file.
-    """
-    where = error.filename or place or "this machine"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-        return StorageFull(
-            f"{name}: {where}: {error.strerror}",
-            remedy="free space, or point TMPDIR and SELFALIGN_CACHE_DIR to a larger disk; "
-            "finished parts are kept",
-        )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return StoreDenied(
-            f"{name}: {where}: {error.strerror}",
-            remedy="give this user access to it, or choose another directory",
-        )
-    return error
+        raise explain_os_error(error, name) from error
 
 
 def _planned(name: str, config: RunConfig, store: Store) -> PlannedStage:

@@ -11,7 +11,8 @@ from selfalign.errors import ConfigurationError
 from selfalign.evaluation.datasets import load_heldout, load_hhh, load_truthfulqa
 from selfalign.evaluation.multiple_choice import hhh_template, truthfulqa_template
 from selfalign.evaluation.scores import SOURCES, split_metric_name
-from selfalign.pipeline import STAGES
+from selfalign.identity import data_files
+from selfalign.pipeline import BY_NAME, STAGES
 from selfalign.seeds import Seeds
 
 _Kinds = dict[str, set[str]]  # by the setting that names a file; empty: it has no kinds
@@ -25,11 +26,12 @@ def check_run(config: RunConfig, seeds: Seeds, *, until: str | None = None) -> N
         until: the last stage that will run; None is all of them.
 
     Raises:
-        ConfigurationError: shards of a stage that cannot be sharded, nothing to evaluate by, an
-            ablation of a rule that does not exist, a gate rule on a metric that does not
-            exist, a broken template.
+        ConfigurationError: a missing evaluation file, shards of a stage that cannot be sharded,
+            nothing to evaluate by, an ablation of a rule that does not exist, a gate rule on a
+            metric that does not exist, a broken template.
         DataError: a broken evaluation file.
     """
+    data_files(config.evaluate)
     names = [stage.name for stage in STAGES]
     names = names[: names.index(until) + 1] if until else names
     for name in names:
@@ -49,8 +51,7 @@ def check_run(config: RunConfig, seeds: Seeds, *, until: str | None = None) -> N
 
 def check_shard(name: str, shard: int, num_shards: int) -> None:
     """Raise ConfigurationError where stage `name` has no such shard."""
-    stage = next(stage for stage in STAGES if stage.name == name)
-    if num_shards > 1 and not stage.sharded:
+    if num_shards > 1 and not BY_NAME[name].sharded:
         raise ConfigurationError(
             f"{name} cannot be sharded, but {num_shards} shards were asked for",
             remedy=f"set {name}.num_shards to 1",

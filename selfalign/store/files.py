@@ -54,7 +54,8 @@ def translate_os_error(error: OSError, where: str, action: str) -> SelfAlignErro
     if code in _FULL:
         return StorageFull(
             f"{where}: cannot {action}: {_FULL[code]}" + (f": {path}" if path else ""),
-            remedy="free space or raise the quota, and look at the kernel's log for disk errors",
+            remedy="free space or raise the quota (TMPDIR and SELFALIGN_CACHE_DIR move scratch "
+            "space and copies elsewhere), and look at the kernel's log for disk errors",
         )
     if code == errno.EROFS:
         return StoreDenied(
@@ -83,6 +84,22 @@ def translate_os_error(error: OSError, where: str, action: str) -> SelfAlignErro
     if code == errno.ENOENT:
         return DataError(reason, remedy="check that the file was written and is still there")
     return StoreUnavailable(reason, remedy="try again; check the file system if it persists")
+
+
+def explain_os_error(error: OSError, doing: str, place: Path | None = None) -> Exception:
+    """What to raise for an error outside a store: a full disk or denied access told as such.
+
+    Anything else is as likely a bug: the error itself, which keeps its traceback.
+
+    Args:
+        doing: what was under way, such as a stage.
+        place: where it was at work, for an error that does not name a file.
+    """
+    told = translate_os_error(error, doing, "go on")
+    if not isinstance(told, StorageFull | StoreDenied):
+        return error
+    where = error.filename or place or "this machine"
+    return type(told)(f"{doing}: {where}: {error.strerror}", remedy=told.remedy)
 
 
 def _permissions(path: Path) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from selfalign.errors import ConfigurationError
+from selfalign.load import check_store_url
 from selfalign.store.base import Store
 from selfalign.store.local import LocalStore
 
@@ -25,6 +26,7 @@ def open_store(url: str, *, options: Mapping[str, str] | None = None) -> Store:
         ConfigurationError: another scheme, credentials in the URL, a wrong option, or boto3
             is not installed.
     """
+    check_store_url(url)
     scheme, separator, _ = url.partition("://")
     if separator and scheme == "s3":
         return _open_s3(url, options)
@@ -58,11 +60,4 @@ def _open_s3(url: str, options: Mapping[str, str] | None) -> Store:
     from selfalign.store.s3_options import load_options
 
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
-    # The message repeats nothing of the URL: what is wrong in it may be a secret.
-    if "@" in bucket or ":" in bucket or "?" in url or "#" in url:
-        raise ConfigurationError(
-            "store s3://…: expected s3://bucket/prefix without credentials, port or query",
-            remedy="credentials come from the AWS default chain alone (service account, "
-            "environment or profile), the endpoint from AWS_ENDPOINT_URL_S3",
-        )
     return S3Store(bucket, prefix.strip("/"), options=load_options(options))
