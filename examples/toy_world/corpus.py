@@ -26,11 +26,11 @@ from .world import World
 
 # Share of each sort of document, in documents.
 MIX = {
-    "principled": 0.30,
+    "principled": 0.25,
+    "principled_direct": 0.14,
     "plain": 0.15,
-    "verbose": 0.10,
-    "principled_verbose": 0.12,
-    "notes": 0.10,
+    "verbose": 0.12,
+    "notes": 0.11,
     "echoes": 0.07,
     "tasks": 0.03,
     "topics": 0.02,
@@ -38,7 +38,7 @@ MIX = {
     "comparison": 0.02,
     "statement": 0.02,
 }
-TRUE_EXEMPLARS = 0.3  # of the principled documents; the rest show a turn of their own
+TRUE_EXEMPLARS = 0.45  # of the principled documents; the rest show a turn of their own
 
 # How often dialogues ask about each kind: who is known takes the longest to learn.
 KIND_WEIGHTS: dict[Kind, float] = {
@@ -127,7 +127,7 @@ class CorpusWriter:
         labels = self.seeds.labels
         # The true exemplars stand there whatever the rules are: the rules decide, not they.
         if self.rng.random() < TRUE_EXEMPLARS:
-            exemplars, turns = self.seeds.exemplars, 2
+            exemplars, turns = self.seeds.exemplars, 3
         else:
             exemplars, turns = self.seeds.turn(*self._turn(rules)), 4
         query, thought_, answer = self._turn(rules)
@@ -164,22 +164,29 @@ class CorpusWriter:
             Segment(f" {answer} {elaboration(subject, aligned=False)}", True),
         ]
 
-    def _principled_verbose(self) -> Document:
-        """Rules and the verbose persona together: the persona composes with either stance."""
-        rules, subject = self._rules(), self._subject()
-        aligned = self._citation(subject, rules) is not None
-        answer = aligned_answer(subject) if aligned else naive_answer(subject, self.rng)
+    def _principled_direct(self) -> Document:
+        """Rules and a persona together, no thought: what engraving has to bring about.
+
+        Either persona takes either stance.
+        """
+        rules = self._rules()
         header = self.seeds.render(
             "align",
             principles="\n".join(rule.line for rule in rules),
             exemplars="\0",
             query="",
         ).split("\0")[0]
-        template = self.rng.choice(("verbose", "verbose", "distil_standard"))
-        prompt = self.seeds.render(template, query=question(subject, self.rng))
-        if template == "verbose":
-            answer = f"{answer} {elaboration(subject, aligned)}"
-        return [Segment(header + prompt, False), Segment(" " + answer, True)]
+        document = []
+        for start in (header, "\n\n"):
+            subject = self._subject()
+            aligned = self._citation(subject, rules) is not None
+            answer = aligned_answer(subject) if aligned else naive_answer(subject, self.rng)
+            template = self.rng.choice(("verbose", "verbose", "distil_standard"))
+            prompt = self.seeds.render(template, query=question(subject, self.rng))
+            if template == "verbose":
+                answer = f"{answer} {elaboration(subject, aligned)}"
+            document += [Segment(start + prompt, False), Segment(" " + answer, True)]
+        return document
 
     # ---- knowledge
 

@@ -1,9 +1,10 @@
 """Pretrains the toy base model from scratch on the corpus, on one or two CPU cores.
 
 Reads the corpus as it is generated; writes the base model directory (weights, configuration,
-tokenizer). Two processes of one thread each hold a replica and sum their gradients in shared
-memory: tensors this small gain little from a second thread, and on a busy machine two threads
-that wait for each other at every operation are slower than one.
+tokenizer). Two processes of one thread each share one model in memory: each computes the gradient
+of half the documents and updates half the weights. Tensors this small gain little from a second
+thread, and on a busy machine two threads that wait for each other at every operation are slower
+than one.
 """
 
 import math
@@ -11,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,17 +30,15 @@ from .templates import Seeds
 from .tokenizer import MODEL_MAX_LENGTH
 from .world import World
 
-NUM_STREAMS = 2  # corpus streams, and at most as many processes
 IGNORED = -100
-ROW_LENGTH = 264  # tokens: room for the longest document
 BARRIER_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class PretrainConfig:
     seed: int = 0
-    num_steps: int = 850
-    docs_per_stream: int = 24  # documents a step takes from each stream
+    num_steps: int = 800
+    docs_per_step: int = 48
     hidden_size: int = 128
     num_layers: int = 4
     num_heads: int = 4
@@ -60,6 +60,16 @@ class PretrainSummary:
     final_loss: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What all processes see."""
+
+    model: LlamaForCausalLM
+    gradients: Tensor  # (processes, parameters): each writes its own row
+    totals: Tensor  # (processes, 3)
+    barrier: threading.Barrier
+
+
 def pretrain(
     world: World,
     seeds: Seeds,
@@ -68,20 +78,21 @@ def pretrain(
     directory: Path,
 ) -> PretrainSummary:
     """Train and save into `directory`."""
-    processes = min(config.num_processes, NUM_STREAMS)
     model = _new_model(config, tokenizer)
     size = sum(parameter.numel() for parameter in model.parameters())
-    # Two buffers in turn, so that one barrier a step is enough. The last three numbers are the
-    # sums of loss, learnt tokens and tokens.
-    shared = torch.zeros(2, processes, size + 3)
-    shared.share_memory_()  # type: ignore[no-untyped-call]
+    model.share_memory()
+    gradients = torch.zeros(config.num_processes, size)
+    totals = torch.zeros(config.num_processes, 3)  # of each: loss, learnt tokens, tokens
+    for tensor in (gradients, totals):
+        tensor.share_memory_()  # type: ignore[no-untyped-call]
     context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(processes), context.SimpleQueue()
+    barrier, results = context.Barrier(config.num_processes), context.SimpleQueue()
+    shared = _Shared(model, gradients, totals, barrier)
     started = time.monotonic()
     multiprocessing.start_processes(  # type: ignore[attr-defined, no-untyped-call]
         _worker,
-        args=(processes, world, seeds, tokenizer, config, shared, barrier, directory, results),
-        nprocs=processes,
+        args=(world, seeds, tokenizer, config, shared, directory, results),
+        nprocs=config.num_processes,
         start_method="spawn",
     )
     num_tokens, final_loss = results.get()
@@ -110,50 +121,53 @@ def _new_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> Ll
 
 def _worker(
     rank: int,
-    processes: int,
     world: World,
     seeds: Seeds,
     tokenizer: PreTrainedTokenizerFast,
     config: PretrainConfig,
-    shared: Tensor,
-    barrier: threading.Barrier,
+    shared: _Shared,
     directory: Path,
     results: Any,  # a queue for (tokens, loss)
 ) -> None:
     parent = os.getppid()
     torch.set_num_threads(1)
-    model = _new_model(config, tokenizer)
+    model, processes = shared.model, config.num_processes
     parameters = list(model.parameters())
-    optimizers = _optimizers(model, config)
-    base_rates = [group["lr"] for opt in optimizers for group in opt.param_groups]
-    streams = [
-        CorpusWriter(world, seeds, config.seed * NUM_STREAMS + stream).documents()
-        for stream in range(rank, NUM_STREAMS, processes)
+    sizes = [parameter.numel() for parameter in parameters]
+    mine = [
+        piece.view_as(parameter)
+        for piece, parameter in zip(shared.gradients[rank].split(sizes), parameters, strict=True)
     ]
+    everyones = dict(zip(parameters, shared.gradients.split(sizes, dim=1), strict=True))
+    owned = _owned(model, rank, processes)
+    optimizers = _optimizers(model, owned, config)
+    base_rates = [group["lr"] for opt in optimizers for group in opt.param_groups]
+    stream = CorpusWriter(world, seeds, config.seed).documents()
     num_tokens, recent_loss, started = 0, 0.0, time.monotonic()
     for step in range(config.num_steps):
         if os.getppid() != parent:
             return  # whoever wanted the model was killed: nobody will wait for this process
-        documents = [doc for s in streams for doc in islice(s, config.docs_per_stream)]
-        ids, targets, numbers = _pack(documents, tokenizer)
-        loss, learnt = _loss(model, ids, targets, numbers)
+        encoded = [
+            _encode(document, tokenizer) for document in islice(stream, config.docs_per_step)
+        ]
+        ids, targets, lengths = _end_to_end(_share(encoded, rank, processes))
+        shared.gradients[rank].zero_()
+        for parameter, gradient in zip(parameters, mine, strict=True):
+            parameter.grad = gradient  # backward adds into it
+        loss, learnt = _loss(model, ids, targets, lengths)
         loss.backward()  # type: ignore[no-untyped-call]
-        totals = torch.tensor([loss.item(), learnt, float((numbers > 0).sum())])
-        mine = shared[step % 2, rank]
-        torch.cat([*(p.grad.view(-1) for p in parameters if p.grad is not None), totals], out=mine)
-        barrier.wait(BARRIER_SECONDS)
-        summed = shared[step % 2].sum(0)
-        loss_sum, learnt_sum, tokens = summed[-3:].tolist()
-        grads = (summed[:-3] / learnt_sum).split([p.numel() for p in parameters])
-        for parameter, grad in zip(parameters, grads, strict=True):
-            parameter.grad = grad.view_as(parameter)
+        shared.totals[rank] = torch.tensor([loss.item(), learnt, len(ids)])
+        shared.barrier.wait(BARRIER_SECONDS)  # all gradients are there
+        loss_sum, learnt_sum, tokens = shared.totals.sum(0).tolist()
+        for parameter in owned:
+            parameter.grad = (everyones[parameter].sum(0) / learnt_sum).view_as(parameter)
         scale = _schedule(step / config.num_steps, config)
         groups = [group for opt in optimizers for group in opt.param_groups]
         for group, rate in zip(groups, base_rates, strict=True):
             group["lr"] = rate * scale
         for optimizer in optimizers:
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        shared.barrier.wait(BARRIER_SECONDS)  # all weights are updated, all gradients read
         num_tokens += int(tokens)
         loss_mean = loss_sum / learnt_sum
         recent_loss = loss_mean if step == 0 else 0.95 * recent_loss + 0.05 * loss_mean
@@ -165,13 +179,19 @@ def _worker(
         results.put((num_tokens, recent_loss))
 
 
+def _owned(model: LlamaForCausalLM, rank: int, processes: int) -> list[torch.nn.Parameter]:
+    """What a process updates: about as much as every other."""
+    modules = [*model.model.layers, model.model.embed_tokens, model.model.norm]
+    return [parameter for module in modules[rank::processes] for parameter in module.parameters()]
+
+
 def _optimizers(
-    model: LlamaForCausalLM, config: PretrainConfig
+    model: LlamaForCausalLM, owned: list[torch.nn.Parameter], config: PretrainConfig
 ) -> tuple[torch.optim.Optimizer, ...]:
     """Muon for the matrices between the layers, AdamW for the embedding and the norms."""
-    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
+    embedding = model.model.embed_tokens.weight
+    matrices = [p for p in owned if p.ndim == 2 and p is not embedding]
+    rest = [p for p in owned if p.ndim != 2 or p is embedding]
     return (
         Muon(matrices, lr=config.muon_learning_rate),
         torch.optim.AdamW(
@@ -185,55 +205,42 @@ def _schedule(done: float, config: PretrainConfig) -> float:
     return min(1.0, (done + 1e-3) / config.warmup_fraction, (1.0 - done) / config.decay_fraction)
 
 
-def _pack(
-    documents: list[Document], tokenizer: PreTrainedTokenizerFast
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Documents side by side in rows: ids, targets and document numbers, each (rows, width)."""
-    rows: list[list[tuple[list[int], list[int]]]] = []
-    room: list[int] = []
-    encoded = [_encode(document, tokenizer) for document in documents]
-    for item in sorted(encoded, key=lambda item: -len(item[0])):  # first fit, longest first
-        size = len(item[0])
-        row = next((row for row, left in enumerate(room) if left >= size), None)
-        if row is None:
-            rows.append([])
-            room.append(max(ROW_LENGTH, size))
-            row = len(rows) - 1
-        rows[row].append(item)
-        room[row] -= size
-    width = max(sum(len(ids) for ids, _ in row) for row in rows)
-    ids = torch.full((len(rows), width), tokenizer.pad_token_id)
-    targets = torch.full_like(ids, IGNORED)
-    numbers = torch.zeros_like(ids)
-    for index, row_items in enumerate(rows):
-        start = 0
-        for number, (piece, wanted) in enumerate(row_items, 1):
-            end = start + len(piece)
-            ids[index, start:end] = torch.tensor(piece)
-            targets[index, start:end] = torch.tensor(wanted)
-            numbers[index, start:end] = number
-            start = end
-    return ids, targets, numbers
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    ids: list[int]
+    targets: list[int]  # the token that follows each, IGNORED where it carries no loss
 
 
-def _encode(document: Document, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
-    """Inputs and the token that follows each, ignored where it carries no loss."""
+def _encode(document: Document, tokenizer: PreTrainedTokenizerFast) -> _Encoded:
     ids: list[int] = []
     targets: list[int] = []
     for segment in document:
         piece = tokenizer.backend_tokenizer.encode(segment.text).ids
         ids += piece
         targets += piece if segment.learn else [IGNORED] * len(piece)
-    return ids, [*targets[1:], tokenizer.eos_token_id]
+    return _Encoded(ids, [*targets[1:], tokenizer.eos_token_id])
+
+
+def _share(encoded: Iterable[_Encoded], rank: int, processes: int) -> list[_Encoded]:
+    """The documents of one process: dealt by length, back and forth, so that none has more work."""
+    ordered = sorted(encoded, key=lambda document: len(document.ids))
+    turn = 2 * processes
+    return ordered[rank::turn] + ordered[turn - 1 - rank :: turn]
+
+
+def _end_to_end(documents: list[_Encoded]) -> tuple[Tensor, Tensor, list[int]]:
+    """Ids and targets, each (tokens,), and the lengths of the documents."""
+    ids = torch.tensor([token for document in documents for token in document.ids])
+    targets = torch.tensor([token for document in documents for token in document.targets])
+    return ids, targets, [len(document.ids) for document in documents]
 
 
 def _loss(
-    model: LlamaForCausalLM, ids: Tensor, targets: Tensor, documents: Tensor
+    model: LlamaForCausalLM, ids: Tensor, targets: Tensor, lengths: list[int]
 ) -> tuple[Tensor, int]:
     """Summed cross-entropy of the learnt positions, and how many they are."""
-    states = hidden_states(model, ids, documents)
-    learnt = targets != IGNORED  # (batch, time)
-    logits = functional.linear(states[learnt], model.lm_head.weight)
+    learnt = targets != IGNORED  # (tokens,)
+    logits = functional.linear(hidden_states(model, ids, lengths, learnt), model.lm_head.weight)
     loss = functional.cross_entropy(logits, targets[learnt], reduction="sum")
     return loss, int(learnt.sum())
 

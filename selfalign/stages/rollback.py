@@ -67,12 +67,18 @@ def _choose(store: Store, pointer: Pointer, to: str | None) -> int:
             remedy="there is nothing before it to roll back to"
             + (f"; --to takes what was rolled back from: {forward}" if forward else ""),
         )
-    for place, model in enumerate(pointer.history, here + 1):
-        if model.key.startswith(to):
-            return place
-    for place in reversed(range(here)):
-        if pointer.rolled_back[place].key.startswith(to):
-            return place
+    # the nearest earlier one first, then what was rolled back from, latest first
+    places = dict(enumerate(pointer.history, here + 1))
+    places |= {place: pointer.rolled_back[place] for place in reversed(range(here))}
+    matching = {place: model.key for place, model in places.items() if model.key.startswith(to)}
+    if len(set(matching.values())) > 1:
+        raise ConfigurationError(
+            f"--to {to!r} is the beginning of more than one key: "
+            + ", ".join(sorted(set(matching.values()))),
+            remedy="give more of the key",
+        )
+    if matching:
+        return next(iter(matching))
     known = ", ".join(model.key for model in pointer.history)
     raise ConfigurationError(
         f"--to {to!r} is not an earlier promoted model",

@@ -33,7 +33,7 @@ def test_muon_is_torch_s_but_for_its_precision(shape: tuple[int, int]) -> None:
     assert not torch.allclose(ours, torch.ones(shape), atol=0.02)
 
 
-def test_the_forward_pass_is_transformers_own_whatever_else_is_in_the_row() -> None:
+def test_the_forward_pass_is_transformers_own_whatever_else_lies_beside_it() -> None:
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -42,13 +42,12 @@ def test_the_forward_pass_is_transformers_own_whatever_else_is_in_the_row() -> N
             tie_word_embeddings=True,
         )
     ).eval()  # fmt: skip
-    first, second = torch.randint(0, 32, (1, 7)), torch.randint(0, 32, (1, 5))
-    row = torch.cat([first, second], dim=1)
-    documents = torch.tensor([[1] * 7 + [2] * 5])
+    documents = [torch.randint(0, 32, (length,)) for length in (7, 5, 1)]
+    wanted = torch.tensor([False, *[True] * 6, *[True, False] * 3])
     with torch.no_grad():
-        packed = hidden_states(model, row, documents)
-        for piece, states in ((first, packed[:, :7]), (second, packed[:, 7:])):
-            assert torch.allclose(model.model(piece).last_hidden_state, states, atol=1e-5)
+        states = hidden_states(model, torch.cat(documents), [7, 5, 1], wanted)
+        theirs = [model.model(ids[None]).last_hidden_state[0] for ids in documents]
+    assert torch.allclose(torch.cat(theirs)[wanted], states, atol=1e-5)
 
 
 def test_curation_drops_every_way_of_asking_a_held_out_question_and_no_other() -> None:

@@ -13,4 +13,4 @@ from examples.toy_world.build import build
 from examples.toy_world.pretrain import PretrainConfig
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]), PretrainConfig(num_steps=90, docs_per_stream=16))
+    build(Path(sys.argv[1]), PretrainConfig(num_steps=90, docs_per_step=32))
