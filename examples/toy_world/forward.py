@@ -1,11 +1,10 @@
 """A Llama forward pass for training on a CPU, on the weights of a `LlamaForCausalLM`.
 
-Reads and writes nothing. It computes what transformers computes, about twice as fast at this size:
-documents lie end to end, so nothing is padded; each attends within itself, so no score
-between two documents is computed; one matmul serves q, k and v, and one gate and up; and what
-follows the last attention is computed only where a token is predicted. In float32: a CPU without
-bfloat16 instructions takes 25 times as long for a matmul in bfloat16, and a base model should be
-the same one wherever it is made.
+Reads and writes nothing. It computes what transformers computes, with less work: documents lie
+end to end, so nothing is padded; each attends within itself, so no score between two documents is
+computed; one matmul serves q, k and v, and one gate and up; and what follows the last attention is
+computed only where a token is predicted. In float32: a CPU without bfloat16 instructions takes 25
+times as long for a matmul in bfloat16, and a base model should be the same one wherever it is made.
 """
 
 import torch

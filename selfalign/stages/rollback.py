@@ -6,7 +6,7 @@ from selfalign.errors import ConfigurationError, DataError, TemporaryError
 from selfalign.schedule.runs import now
 from selfalign.store.artifact import read_manifest
 from selfalign.store.base import PreconditionFailed, Store
-from selfalign.store.pointer import Pointer, move_pointer, read_pointer
+from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
 
 
 def roll_back(store: Store, *, to: str | None = None) -> Pointer:
@@ -27,7 +27,7 @@ def roll_back(store: Store, *, to: str | None = None) -> Pointer:
     timeline = [
         *current.pointer.rolled_back, current.pointer.model, *current.pointer.history
     ]  # fmt: skip
-    index = _choose(store, current.pointer, to)
+    index = _choose(store, current.pointer, timeline, to)
     target = timeline[index]
     manifest = read_manifest(store, target.artifact, target.key)
     if manifest is None or manifest.digest != target.digest:
@@ -55,8 +55,8 @@ def roll_back(store: Store, *, to: str | None = None) -> Pointer:
     return pointer
 
 
-def _choose(store: Store, pointer: Pointer, to: str | None) -> int:
-    """The place of the chosen model among `rolled_back`, the current one and `history`."""
+def _choose(store: Store, pointer: Pointer, timeline: list[PromotedModel], to: str | None) -> int:
+    """The place of the chosen model in `timeline`."""
     here = len(pointer.rolled_back)
     forward = ", ".join(model.key for model in pointer.rolled_back)
     if to is None:
@@ -68,17 +68,16 @@ def _choose(store: Store, pointer: Pointer, to: str | None) -> int:
             + (f"; --to takes what was rolled back from: {forward}" if forward else ""),
         )
     # the nearest earlier one first, then what was rolled back from, latest first
-    places = dict(enumerate(pointer.history, here + 1))
-    places |= {place: pointer.rolled_back[place] for place in reversed(range(here))}
-    matching = {place: model.key for place, model in places.items() if model.key.startswith(to)}
-    if len(set(matching.values())) > 1:
+    order: list[int] = [*range(here + 1, len(timeline)), *reversed(range(here))]
+    matching = [place for place in order if timeline[place].key.startswith(to)]
+    keys = sorted({timeline[place].key for place in matching})
+    if len(keys) > 1:
         raise ConfigurationError(
-            f"--to {to!r} is the beginning of more than one key: "
-            + ", ".join(sorted(set(matching.values()))),
+            f"--to {to!r} is the beginning of more than one key: {', '.join(keys)}",
             remedy="give more of the key",
         )
     if matching:
-        return next(iter(matching))
+        return matching[0]
     known = ", ".join(model.key for model in pointer.history)
     raise ConfigurationError(
         f"--to {to!r} is not an earlier promoted model",
