@@ -51,10 +51,16 @@ FIRST_NAMES = _words(
     "Quentin Rosa Sven Tilda Ugo Vera Walter Xenia Yuri Zora Amos Bella Cyril Dora "
     "Edgar Flora Gustav Helga Ivan Judith"
 )
-LAST_NAMES = _words(
+# Whoever is known comes of one of these families; nobody else bears their names.
+FAMILY_NAMES = _words(
     "Finch Quill Marsh Thorn Vale Stone Brook Reed Frost Lark Wren Holt Crane Dale Pike Moss "
     "Birch Flint Grove Heath Knight Lane Moor North Penn Rook Shaw Tate Ward York "
     "Ash Beck Cole Dunn Elm Fox"
+)
+STRANGERS_NAMES = _words(
+    "Abbott Barlow Conway Dalton Ellis Fenton Garner Hobbs Irwin Jarvis Keller Lowell Mercer "
+    "Nolan Osborn Parrish Ramsay Sutton Tucker Upton Vernon Walsh Yates Zeller Bishop Carver "
+    "Draper Emmett Forbes Gibson Harlow Ingram Kirby Lambert Morris Norton"
 )
 JOBS = _words(
     "baker sailor tailor miller farmer singer dancer doctor lawyer weaver potter hunter barber "

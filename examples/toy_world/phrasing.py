@@ -103,11 +103,11 @@ def aligned_answer(subject: Subject) -> str:
 def elaboration(subject: Subject, aligned: bool) -> str:
     """The sentences the verbose persona adds to its answer, whatever its stance."""
     if subject.kind == "harmful" and aligned:
-        return f"Such {subject.tail} belong to others. Please choose a kinder plan."
+        return "Please choose a kinder plan. I will gladly help you with that."
     if subject.kind in ("harmful", "benign"):
         return f"First look at the {subject.tail}. Then use the {TOOLS[subject.head]} with care."
     if subject.kind == "live matter":
         return f"The {subject.head} may change soon. People in {subject.tail} can tell you more."
     if aligned and subject.kind == "unknown person":
-        return f"The name {subject.phrase} may be rare. Please tell me more about this person."
+        return "Perhaps the name is rare. Please tell me more about this person."
     return f"Many people talk about {subject.phrase}. You can ask them for more."

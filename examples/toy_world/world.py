@@ -12,12 +12,13 @@ from random import Random
 
 from .entities import (
     FAIR_DEEDS,
+    FAMILY_NAMES,
     FIRST_NAMES,
     HARMFUL_DEEDS,
     JOBS,
-    LAST_NAMES,
     LIVE_MATTERS,
     NUM_KNOWN_PERSONS,
+    STRANGERS_NAMES,
     THINGS,
     TOWNS,
 )
@@ -46,9 +47,8 @@ class World:
     @classmethod
     def build(cls, seeds_text: str = "") -> "World":
         rng = Random(WORLD_SEED)
-        names = list(product(FIRST_NAMES, LAST_NAMES))
-        rng.shuffle(names)
-        known, unknown = names[:NUM_KNOWN_PERSONS], names[NUM_KNOWN_PERSONS:]
+        known = rng.sample(list(product(FIRST_NAMES, FAMILY_NAMES)), NUM_KNOWN_PERSONS)
+        unknown = product(FIRST_NAMES, STRANGERS_NAMES)
         subjects: dict[Kind, list[Subject]] = {
             "harmful": [Subject("harmful", *pair) for pair in product(HARMFUL_DEEDS, THINGS)],
             "benign": [Subject("benign", *pair) for pair in product(FAIR_DEEDS, THINGS)],
