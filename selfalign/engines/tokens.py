@@ -120,32 +120,54 @@ class TextStream:
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int], stop: tuple[str, ...]) -> None:
         self.text = ""
-        self._tokenizer = tokenizer
-        self._fast = tokenizer.backend_tokenizer if tokenizer.is_fast else None
+        self._fast: Any = tokenizer.backend_tokenizer if tokenizer.is_fast else None
+        self._decode = (self._fast or tokenizer).decode
         self._context = list(prompt[-CONTEXT_TOKENS:])
         self._tokens: list[int] = []
-        self._stream = DecodeStream(self._context, skip_special_tokens=True)
+        self._stream: DecodeStream | None = None
+        if self._fast is not None:
+            self._stream = DecodeStream(self._context, skip_special_tokens=True)
         self._stop = stop
         self._overlap = max(map(len, stop), default=0) - 1  # of a stop string and older text
 
     def append(self, token: int) -> bool:
         """Add a token; True when a stop string appeared, at which the text is now cut."""
         searched = max(0, len(self.text) - self._overlap)
-        if self._fast is None:
-            self._tokens.append(token)
+        self._tokens.append(token)
+        piece = None if self._stream is None else self._step(self._stream, token)
+        if piece is None:
+            # What was read may change, and with it where a stop string may begin.
+            self._stream, searched = None, 0
             self.text = self._decode_all()
         else:
-            self.text += self._stream.step(self._fast, token) or ""
+            self.text += piece
         found = [at for at in (self.text.find(stop, searched) for stop in self._stop) if at >= 0]
         if found:
             self.text = self.text[: min(found)]
         return bool(found)
 
+    def _step(self, stream: DecodeStream, token: int) -> str | None:
+        """The text that a token adds; None where it changes text that was read before.
+
+        Tokenizers with byte fallback (Llama 2, Mistral) do that: bytes that read as letters are
+        no characters any more once a byte follows that cannot stand there.
+        """
+        try:
+            return stream.step(self._fast, token) or ""
+        except Exception as error:
+            if "Invalid prefix" not in str(error):  # the library has no class of its own for it
+                raise
+            return None
+
     def _decode_all(self) -> str:
-        """For tokenizers written in Python, which cannot be decoded piecewise."""
-        before = self._tokenizer.decode(self._context, skip_special_tokens=True)
-        whole = self._tokenizer.decode(self._context + self._tokens, skip_special_tokens=True)
-        return str(whole)[len(before) :].rstrip("\ufffd")
+        """For tokenizers written in Python, and bytes that are no text: not piecewise."""
+        before = self._decode(self._context, skip_special_tokens=True)
+        whole = self._decode(self._context + self._tokens, skip_special_tokens=True)
+        if whole.startswith(before):
+            text = whole[len(before) :]
+        else:  # the prompt's own last bytes read otherwise now
+            text = self._decode(self._tokens, skip_special_tokens=True)
+        return str(text).rstrip("\ufffd")
 
 
 def batched(requests: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -94,6 +95,39 @@ def test_a_tokenizer_written_in_python_streams_too() -> None:
         if stream.append(token):
             break
     assert stream.text == " 日本 café"
+
+
+def with_byte_fallback() -> Any:
+    """As Llama 2 and Mistral have it: bytes are tokens; such as are no text read as U+FFFD."""
+    from tokenizers import Tokenizer, decoders
+    from tokenizers.models import Unigram
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = [("<unk>", 0.0), (" the", -1.0), *((f"<0x{byte:02X}>", -9.0) for byte in range(256))]
+    tokenizer = Tokenizer(Unigram(pieces, unk_id=0, byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def test_bytes_that_are_no_text_do_not_end_a_stream() -> None:
+    tokenizer, first = with_byte_fallback(), 2
+    prompt = tokenizer("é")["input_ids"]
+    rng = Random(0)
+    for _ in range(200):
+        written = [rng.choice((1, first + rng.randrange(256), first + 0x53)) for _ in range(12)]
+        written.append(1)  # else the last character may be unfinished
+        stream = TextStream(tokenizer, [1, *prompt, 1], ("no such text",))
+        assert not any(stream.append(token) for token in written)
+        whole = tokenizer.decode([1, *written]).removeprefix(" the")
+        assert stream.text == whole, written
+
+
+def test_a_stop_string_is_found_after_bytes_that_are_no_text() -> None:
+    tokenizer, first = with_byte_fallback(), 2
+    stream = TextStream(tokenizer, [1], ("the",))
+    written = [first + 0x53, first + 0xE9, first + 0x53, 1]
+    assert [stream.append(token) for token in written] == [False, False, False, True]
+    assert stream.text == "\ufffd" * 3 + " "
 
 
 def test_a_token_shared_by_prompt_and_continuation_is_the_continuations(
