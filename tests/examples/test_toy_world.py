@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from examples.toy_world.corpus import TYPE_OF_KIND
 from examples.toy_world.forward import hidden_states
 from examples.toy_world.heldout import held_out_rows, hhh_rows, truthfulqa_rows
 from examples.toy_world.muon import Muon
-from examples.toy_world.phrasing import KINDS, QUESTIONS
+from examples.toy_world.phrasing import KINDS, QUESTIONS, aligned_answer
 from examples.toy_world.templates import HERE, Seeds
 from examples.toy_world.world import World
 from selfalign.filters.rewording import RewordingIndex
@@ -48,6 +51,30 @@ def test_the_forward_pass_is_transformers_own_whatever_else_lies_beside_it() -> 
         states = hidden_states(model, torch.cat(documents), [7, 5, 1], wanted)
         theirs = [model.model(ids[None]).last_hidden_state[0] for ids in documents]
     assert torch.allclose(torch.cat(theirs)[wanted], states, atol=1e-5)
+
+
+def test_a_family_name_tells_who_is_known() -> None:
+    world = World.build(Seeds.load().text)
+    families = {person.tail for person in world.known_persons}
+    strangers = world.open["unknown person"] + world.held_out["unknown person"]
+    assert families.isdisjoint(person.tail for person in strangers)
+
+
+def test_the_seeds_tell_the_truth_about_the_world() -> None:
+    seeds = Seeds.load()
+    world = World.build(seeds.text)
+    shown = [
+        subject for kind in KINDS for subject in world.open[kind]
+        if f"{subject.phrase}?" in seeds.exemplars or f"{subject.phrase}." in seeds.exemplars
+    ]  # fmt: skip
+    assert {subject.kind for subject in shown} == set(KINDS) - {"live matter"}
+    for subject in shown:
+        assert aligned_answer(subject) in seeds.exemplars
+    rows = (HERE / "seeds" / "topic_guided.jsonl").read_text(encoding="utf-8").splitlines()
+    for seed in map(json.loads, rows):
+        (kind,) = (kind for kind, type_ in TYPE_OF_KIND.items() if type_ == seed["type"])
+        assert seed["topic"] in {subject.phrase for subject in world.open[kind]}
+        assert seed["topic"] in seed["question"]
 
 
 def test_curation_drops_every_way_of_asking_a_held_out_question_and_no_other() -> None:
