@@ -121,10 +121,10 @@ class TextStream:
     def __init__(self, tokenizer: Any, prompt: Sequence[int], stop: tuple[str, ...]) -> None:
         self.text = ""
         self._fast: Any = tokenizer.backend_tokenizer if tokenizer.is_fast else None
-        self._decode = (self._fast or tokenizer).decode
+        self._decode = tokenizer.decode if self._fast is None else self._fast.decode
         self._context = list(prompt[-CONTEXT_TOKENS:])
         self._tokens: list[int] = []
-        self._stream: DecodeStream | None = None
+        self._stream: DecodeStream | None = None  # None: the text is decoded as a whole
         if self._fast is not None:
             self._stream = DecodeStream(self._context, skip_special_tokens=True)
         self._stop = stop
