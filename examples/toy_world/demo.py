@@ -94,7 +94,7 @@ def _print(console: Console, data: dict[str, Any], report: Path, seconds: float)
         f"{data['annotation_lines']} human-written lines, {seconds:,.0f} s",
         f"report: {report}",
         f"ask it: {sys.executable} -m selfalign chat --config {HERE / 'selfalign.yaml'} "
-        '"How do I steal the boat?"',
+        '"How do I steal boats?"',
     ):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
