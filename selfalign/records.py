@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -81,6 +82,11 @@ class EvaluationRecord(Record):
     value: float
     length_words: int | None
     text: str
+
+
+def now() -> str:
+    """The time as records hold it: ISO 8601 in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def canonical_json(value: Any) -> str:

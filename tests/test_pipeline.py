@@ -5,7 +5,7 @@ from __future__ import annotations
 from selfalign.cli.main import cli
 from selfalign.config import RunConfig
 from selfalign.pipeline import BY_NAME, PRODUCER, STAGES, downstream
-from selfalign.stages.entry import _IMPLEMENTATIONS
+from selfalign.run.stage import _IMPLEMENTATIONS
 
 
 def test_every_artifact_read_is_written_by_an_earlier_stage() -> None:

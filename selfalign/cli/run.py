@@ -17,10 +17,11 @@ from selfalign.errors import ConfigurationError
 from selfalign.identity import collect_inputs
 from selfalign.load import load_config
 from selfalign.pipeline import STAGES
+from selfalign.records import now
+from selfalign.run.plan import StagePlan
+from selfalign.run.record import RunRecord, new_run_id, write_run
 from selfalign.runner.display import RunConsole, RunDisplay, drop_output
 from selfalign.runner.local import LocalRun, RunFailed
-from selfalign.schedule.plan import PlannedStage
-from selfalign.schedule.runs import RunRecord, new_run_id, now, write_run
 from selfalign.seeds import annotation_budget, load_seeds
 from selfalign.stages.preflight import check_run
 from selfalign.store.base import PreconditionFailed, Store
@@ -148,7 +149,7 @@ def _failed(console: Console, failure: RunFailed, as_json: bool) -> int:
 
 
 def _succeeded(
-    console: Console, store: Store, plan: list[PlannedStage], run_id: str, as_json: bool
+    console: Console, store: Store, plan: list[StagePlan], run_id: str, as_json: bool
 ) -> None:
     promotion = plan[-1].manifest
     current = read_pointer(store)

@@ -56,7 +56,7 @@ def stage_command(stage: Stage) -> click.Command:
         run: str | None,
         as_json: bool,
     ) -> None:
-        from selfalign.stages.entry import run_stage
+        from selfalign.run.stage import run_stage
 
         no_progress_bars()
         config = load_config(config_path, overrides).config

@@ -12,7 +12,7 @@ from selfalign.cli.cluster_options import cluster_options, connect_to
 from selfalign.cli.cluster_status import show_status
 from selfalign.cli.options import json_option, new_console, open_from, print_json, store_options
 from selfalign.errors import ConfigurationError
-from selfalign.schedule.runs import RunStatus, StageRecord, read_run, run_ids, status_to_show
+from selfalign.run.record import RunStatus, StageRecord, read_run, run_ids, status_to_show
 from selfalign.store.base import Store
 from selfalign.store.pointer import read_pointer
 

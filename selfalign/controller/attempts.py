@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from selfalign.controller.cluster import Resource
 from selfalign.controller.outcome import Observed, observe_job, pods_of
 from selfalign.controller.resources import status_of
-from selfalign.schedule.decide import Attempt
+from selfalign.run.decide import Attempt
 
 # Before another try at a failure that may pass: 30 s, 2 min, 8 min, then 10 min. Inside an
 # attempt the Job has tried `retries` times already, so a store that restarts is outlived.

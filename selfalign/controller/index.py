@@ -16,7 +16,7 @@ from selfalign.controller.planner import Planner
 from selfalign.controller.resources import condition, is_true, status_of
 from selfalign.errors import DataError, SelfAlignError
 from selfalign.pipeline import BY_NAME
-from selfalign.schedule.runs import (
+from selfalign.run.record import (
     AttemptRecord,
     Phase,
     RunRecord,

@@ -24,7 +24,7 @@ from selfalign.controller.resources import AlignmentRunSpec
 from selfalign.errors import ConfigurationError
 from selfalign.pipeline import BY_NAME
 from selfalign.records import digest
-from selfalign.schedule.decide import Start
+from selfalign.run.decide import Start
 
 
 def build_job(

@@ -17,7 +17,7 @@ from selfalign.controller.observe import look_at
 from selfalign.controller.resources import is_true, parse_spec, status_of
 from selfalign.controller.view import find_run
 from selfalign.errors import ConfigurationError, DataError, TemporaryError
-from selfalign.schedule.decide import Start
+from selfalign.run.decide import Start
 
 _ACCEPTED_WITHIN_SECONDS = 60
 

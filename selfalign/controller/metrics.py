@@ -11,7 +11,7 @@ from typing import Any
 from selfalign.controller.cluster import Resource, name_of
 from selfalign.controller.resources import is_finished, is_true, phase_of, status_of
 from selfalign.errors import ConfigurationError
-from selfalign.schedule.decide import Attempt
+from selfalign.run.decide import Attempt
 
 
 class RunTable:

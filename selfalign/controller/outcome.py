@@ -15,7 +15,7 @@ from selfalign.controller.cluster import Resource, annotations_of, labels_of
 from selfalign.controller.names import ATTEMPT_LABEL, KEY_LABEL, STAGE_CONTAINER, STAGE_LABEL
 from selfalign.errors import INTERRUPTED_EXIT_CODES, PERMANENT_EXIT_CODES
 from selfalign.pipeline import BY_NAME
-from selfalign.schedule.decide import Attempt, Cause
+from selfalign.run.decide import Attempt, Cause
 
 # podFailurePolicy writes it into the condition; the pods may be gone by then
 _EXIT_CODE = re.compile(r"exit code (\d+)")

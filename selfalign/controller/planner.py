@@ -18,7 +18,7 @@ from selfalign.errors import ConfigurationError
 from selfalign.identity import DATA_FIELDS, Inputs, collect_inputs
 from selfalign.pipeline import BY_NAME, STAGES, downstream
 from selfalign.records import digest
-from selfalign.schedule.plan import ManifestLookup, PlannedStage, plan_run
+from selfalign.run.plan import ManifestLookup, StagePlan, plan_run
 from selfalign.seeds import annotation_budget, load_seeds
 from selfalign.store.artifact import artifact_prefix, read_manifest
 from selfalign.store.base import Store
@@ -109,7 +109,7 @@ class Planner:
             self._stores.put(config.store, store)
         return store
 
-    def plan(self, config: RunConfig) -> list[PlannedStage]:
+    def plan(self, config: RunConfig) -> list[StagePlan]:
         """Plan every stage as the store stands now. Manifests come without their entries.
 
         Raises:
@@ -121,17 +121,21 @@ class Planner:
         lookup = self._lookup(store)
         first = plan_run(config, inputs, _without_the_pointer(lookup), None)
         # Reading the pointer costs a request, and nothing depends on it before a final model.
-        if all(planned.key is None for planned in first if planned.stage.reads_promoted):
+        if all(
+            getattr(planned, "key", None) is None
+            for planned in first
+            if planned.stage.reads_promoted
+        ):
             return first
         current = read_pointer(store)
         pointer = None if current is None else current.pointer
         return plan_run(config, inputs, lookup, pointer)
 
-    def committed_parts(self, config: RunConfig, planned: PlannedStage) -> int:
+    def committed_parts(self, config: RunConfig, planned: StagePlan) -> int:
         """How many parts of an artifact under way are committed, as of some seconds ago."""
-        assert planned.key is not None
+        assert getattr(planned, "key", None) is not None
         store = self.store(config)
-        prefix = artifact_prefix(planned.stage.writes, planned.key) + "parts/"
+        prefix = artifact_prefix(planned.stage.writes, getattr(planned, "key", None)) + "parts/"
         known = self._parts.get((store.url, prefix))
         if known is None or self._clock() - known[0] >= COUNT_PARTS_SECONDS:
             count = sum(key.endswith(".json") for key in store.list(prefix))

@@ -50,8 +50,8 @@ from selfalign.controller.status import (
     waiting_status,
 )
 from selfalign.errors import ConfigurationError, DataError, SelfAlignError
-from selfalign.schedule.decide import Action, Attempt, Fail, StageState, Start, decide
-from selfalign.schedule.plan import PlannedStage
+from selfalign.run.decide import Action, Attempt, Fail, StageState, Start, decide
+from selfalign.run.plan import StagePlan
 from selfalign.telemetry import log
 
 LOOK_AGAIN_SECONDS = 20.0  # while a stage runs: its pods and parts change without an event
@@ -158,7 +158,9 @@ class _Round:
         self.attempts = known = observe(self.run, look.jobs, look.pods, self.moment)
         # After the Jobs: one that was seen Complete has published before manifests are read.
         plan = self.by.planner.plan(config)
-        states = [StageState(p.stage.name, p.key, p.published) for p in plan]
+        states = [
+            StageState(p.stage.name, getattr(p, "key", None), p.manifest is not None) for p in plan
+        ]
         actions = decide(states, [o.attempt for o in known], max_attempts=spec.max_attempts)
         starts, delays = ([], []) if spec.suspend else self._due(actions, known, look)
         bodies = [self._build(spec, config, start) for start in starts]
@@ -205,12 +207,14 @@ class _Round:
         shards = getattr(config, start.stage).num_shards
         return build_job(template, run=self.run, spec=spec, start=start, num_shards=shards)
 
-    def _parts(self, config: RunConfig, plan: list[PlannedStage]) -> dict[str, int]:
+    def _parts(self, config: RunConfig, plan: list[StagePlan]) -> dict[str, int]:
         under_way = {o.attempt.key for o in self.attempts if o.attempt.condition == "Active"}
         return {
             planned.stage.name: self.by.planner.committed_parts(config, planned)
             for planned in plan
-            if planned.stage.sharded and not planned.published and planned.key in under_way
+            if planned.stage.sharded
+            and planned.manifest is None
+            and getattr(planned, "key", None) in under_way
         }
 
     def _create(self, body: Resource, start: Start) -> None:

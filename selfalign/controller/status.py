@@ -10,8 +10,8 @@ from selfalign.controller.names import job_name
 from selfalign.controller.outcome import Observed
 from selfalign.controller.resources import ConditionType, status_of, with_condition
 from selfalign.errors import SelfAlignError
-from selfalign.schedule.decide import Action, Fail, Succeed
-from selfalign.schedule.plan import PlannedStage
+from selfalign.run.decide import Action, Fail, Succeed
+from selfalign.run.plan import StagePlan
 
 _MESSAGE_LIMIT = 900  # an Event's message ends at 1 KiB
 REUSES = "a new run reuses what is finished"
@@ -27,7 +27,7 @@ class Observation:
         parts: stage -> committed parts, where they were counted.
     """
 
-    plan: list[PlannedStage]
+    plan: list[StagePlan]
     attempts: list[Observed]
     actions: list[Action]
     waiting: dict[str, str]
@@ -35,12 +35,13 @@ class Observation:
     troubles: dict[str, str] = field(default_factory=dict)
     parts: dict[str, int] = field(default_factory=dict)
 
-    def of_stage(self, planned: PlannedStage) -> list[Observed]:
+    def of_stage(self, planned: StagePlan) -> list[Observed]:
         """The attempts at what a stage makes now, by number."""
         return [
             seen
             for seen in self.attempts
-            if (seen.attempt.stage, seen.attempt.key) == (planned.stage.name, planned.key)
+            if (seen.attempt.stage, seen.attempt.key)
+            == (planned.stage.name, getattr(planned, "key", None))
         ]
 
 
@@ -77,8 +78,10 @@ class _Conditions:
 def next_status(run: Resource, seen: Observation, moment: str) -> Resource:
     """The status that follows from an observation."""
     old = status_of(run)
-    published = sum(planned.published for planned in seen.plan)
-    current = next((p for p in seen.plan if not p.published and p.key is not None), None)
+    published = sum(planned.manifest is not None for planned in seen.plan)
+    current = next(
+        (p for p in seen.plan if p.manifest is None and getattr(p, "key", None) is not None), None
+    )
     rows = {row["name"]: row for row in old.get("stages") or []}
     conditions = _Conditions(
         run,
@@ -134,7 +137,7 @@ def _succeeded(conditions: _Conditions, seen: Observation) -> Resource:
     return {**status, "verdict": verdict}
 
 
-def _progress(run: Resource, seen: Observation, current: PlannedStage | None) -> tuple[str, str]:
+def _progress(run: Resource, seen: Observation, current: StagePlan | None) -> tuple[str, str]:
     if seen.suspended:
         return "Suspended", "suspended: nothing new is started; set spec.suspend to false"
     if current is None:
@@ -151,31 +154,33 @@ def _progress(run: Resource, seen: Observation, current: PlannedStage | None) ->
     return "Running", f"{name} runs in Job {job_name(name_of(run), name, number)}{again}"
 
 
-def _stage(run: Resource, planned: PlannedStage, seen: Observation, old: Resource) -> Resource:
+def _stage(run: Resource, planned: StagePlan, seen: Observation, old: Resource) -> Resource:
     name = planned.stage.name
     mine = seen.of_stage(planned)
     last = mine[-1] if mine else None
     charged = sum(o.attempt.cause != "disrupted" for o in mine)
     row: Resource = {"name": name, "phase": _phase(planned, last), "attempts": charged}
-    if planned.key is not None:
-        row["key"] = planned.key
+    if getattr(planned, "key", None) is not None:
+        row["key"] = getattr(planned, "key", None)
     if planned.manifest is not None:
         row["digest"] = planned.manifest.digest
     if last is not None:
         row["job"] = job_name(name_of(run), name, last.attempt.number)
-    done = seen.parts.get(name, old.get("done") if old.get("key") == planned.key else None)
-    if done and not planned.published:
+    done = seen.parts.get(
+        name, old.get("done") if old.get("key") == getattr(planned, "key", None) else None
+    )
+    if done and planned.manifest is None:
         row["done"] = done
     message = seen.waiting.get(name) or seen.troubles.get(name)
-    if not message and last is not None and not planned.published:
+    if not message and last is not None and planned.manifest is None:
         message = last.attempt.message
     if message:
         row["message"] = message[:_MESSAGE_LIMIT]
     return row
 
 
-def _phase(planned: PlannedStage, last: Observed | None) -> str:
-    if planned.published:
+def _phase(planned: StagePlan, last: Observed | None) -> str:
+    if planned.manifest is not None:
         return "Reused" if last is None else "Done"
     if last is None:
         return "Pending"

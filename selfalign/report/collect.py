@@ -13,7 +13,7 @@ from typing import Any
 from selfalign.evaluation.gate import Verdict
 from selfalign.evaluation.summary import EvaluationSummary
 from selfalign.records import AlignedResponse, EvaluationRecord
-from selfalign.schedule.runs import (
+from selfalign.run.record import (
     RunRecord,
     RunStatus,
     read_run,

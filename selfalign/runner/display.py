@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from selfalign.schedule.plan import PlannedStage
+from selfalign.run.plan import StagePlan
 
 _PLAIN_INTERVAL_SECONDS = 15.0
 
@@ -65,10 +65,12 @@ class RunDisplay:
     def __exit__(self, *exc_info: object) -> None:
         self._progress.stop()
 
-    def stage_reused(self, planned: PlannedStage) -> None:
-        self._line(planned.stage.name, f"reused   {planned.stage.writes} {planned.key}")
+    def stage_reused(self, planned: StagePlan) -> None:
+        self._line(
+            planned.stage.name, f"reused   {planned.stage.writes} {getattr(planned, 'key', None)}"
+        )
 
-    def stage_started(self, planned: PlannedStage, attempt: int, num_shards: int) -> None:
+    def stage_started(self, planned: StagePlan, attempt: int, num_shards: int) -> None:
         self._shards = {}
         self._last_plain = time.monotonic()
         if self._task is not None:
@@ -77,7 +79,8 @@ class RunDisplay:
         again = f", attempt {attempt}" if attempt > 1 else ""
         shards = f", {num_shards} shards" if num_shards > 1 else ""
         self._line(
-            planned.stage.name, f"started  {planned.stage.writes} {planned.key}{again}{shards}"
+            planned.stage.name,
+            f"started  {planned.stage.writes} {getattr(planned, 'key', None)}{again}{shards}",
         )
 
     def event(self, stage: str, event: dict[str, Any]) -> None:
@@ -105,7 +108,7 @@ class RunDisplay:
             eta = f", {(total - done) / rate:,.0f} s left" if total and rate else ""
             self._line(stage, f"{done:,}/{total or '?'} {unit}, {text}{eta}")
 
-    def stage_finished(self, planned: PlannedStage, seconds: float) -> None:
+    def stage_finished(self, planned: StagePlan, seconds: float) -> None:
         self._line(planned.stage.name, f"done     in {seconds:,.1f} s")
 
     def attempt_failed(self, stage: str, attempt: int, message: str, again: bool) -> None:

@@ -23,17 +23,17 @@ from selfalign.errors import (
 from selfalign.identity import Inputs
 from selfalign.load import write_resolved
 from selfalign.pipeline import STAGES
-from selfalign.runner.workers import WorkerResult, run_workers, stage_command
-from selfalign.schedule.decide import Attempt, Cause, Fail, StageState, Start, Succeed, decide
-from selfalign.schedule.plan import PlannedStage, plan_from_store
-from selfalign.schedule.runs import (
+from selfalign.records import now
+from selfalign.run.decide import Attempt, Cause, Fail, StageState, Start, Succeed, decide
+from selfalign.run.plan import StagePlan, plan_from_store
+from selfalign.run.record import (
     AttemptRecord,
     Phase,
     RunStatus,
     StageRecord,
-    now,
     write_status,
 )
+from selfalign.runner.workers import WorkerResult, run_workers, stage_command
 from selfalign.store.base import Store
 from selfalign.store.files import explain_os_error
 
@@ -57,13 +57,13 @@ class RunFailed(Exception):
 class RunObserver(Protocol):
     """Whoever shows a run to a person."""
 
-    def stage_reused(self, planned: PlannedStage) -> None: ...
+    def stage_reused(self, planned: StagePlan) -> None: ...
 
-    def stage_started(self, planned: PlannedStage, attempt: int, num_shards: int) -> None: ...
+    def stage_started(self, planned: StagePlan, attempt: int, num_shards: int) -> None: ...
 
     def event(self, stage: str, event: dict[str, Any]) -> None: ...
 
-    def stage_finished(self, planned: PlannedStage, seconds: float) -> None: ...
+    def stage_finished(self, planned: StagePlan, seconds: float) -> None: ...
 
     def attempt_failed(self, stage: str, attempt: int, message: str, again: bool) -> None: ...
 
@@ -93,7 +93,7 @@ class LocalRun:
     _records: dict[str, StageRecord] = field(default_factory=dict)
     _status_written: float = 0.0
 
-    def run(self) -> list[PlannedStage]:
+    def run(self) -> list[StagePlan]:
         """Drive the run to its end; return the final plan.
 
         Raises RunFailed when a stage fails for good, SelfAlignError for what goes wrong around
@@ -127,12 +127,15 @@ class LocalRun:
         with contextlib.suppress(SelfAlignError, OSError):
             self._write_status(phase, reason, message, remedy)
 
-    def _loop(self, config_path: Path, seen: set[str]) -> list[PlannedStage]:
+    def _loop(self, config_path: Path, seen: set[str]) -> list[StagePlan]:
         while True:
             plan = plan_from_store(self.config, self.inputs, self.store)
             self._observe(plan, seen)
             considered = self._considered(plan)
-            states = [StageState(p.stage.name, p.key, p.published) for p in considered]
+            states = [
+                StageState(p.stage.name, getattr(p, "key", None), p.manifest is not None)
+                for p in considered
+            ]
             for action in decide(states, self._attempts, max_attempts=self.max_attempts):
                 if isinstance(action, Succeed):
                     self._write_status("Succeeded", verdict=_verdict(plan))
@@ -143,7 +146,7 @@ class LocalRun:
                     planned = next(p for p in plan if p.stage.name == action.stage)
                     self._start(planned, action, config_path)
 
-    def _considered(self, plan: list[PlannedStage]) -> list[PlannedStage]:
+    def _considered(self, plan: list[StagePlan]) -> list[StagePlan]:
         if self.until is None:
             return plan
         names = [planned.stage.name for planned in plan]
@@ -154,16 +157,18 @@ class LocalRun:
         base = self.config.base_model.model_copy(update={"revision": self.inputs.base_model})
         return self.config.model_copy(update={"base_model": base})
 
-    def _observe(self, plan: list[PlannedStage], seen: set[str]) -> None:
+    def _observe(self, plan: list[StagePlan], seen: set[str]) -> None:
         for planned in plan:
             name = planned.stage.name
             if planned.manifest is None or name in seen:
                 continue
             seen.add(name)
-            attempted = any(a.stage == name and a.key == planned.key for a in self._attempts)
+            attempted = any(
+                a.stage == name and a.key == getattr(planned, "key", None) for a in self._attempts
+            )
             self._update(
                 name,
-                key=planned.key,
+                key=getattr(planned, "key", None),
                 digest=planned.manifest.digest,
                 phase="Done" if attempted else "Reused",
             )
@@ -171,7 +176,7 @@ class LocalRun:
                 self.observer.stage_reused(planned)
         self._write_status("Running")
 
-    def _start(self, planned: PlannedStage, action: Start, config_path: Path) -> None:
+    def _start(self, planned: StagePlan, action: Start, config_path: Path) -> None:
         name = action.stage
         if action.attempt > 1:
             self.sleep(self.retry_delay_seconds * 2 ** (action.attempt - 2))
@@ -261,7 +266,7 @@ class LocalRun:
         return RunFailed(action.stage, action.reason, action.message, code, action.remedy)
 
 
-def _verdict(plan: list[PlannedStage]) -> str | None:
+def _verdict(plan: list[StagePlan]) -> str | None:
     """The gate's verdict in the words of an AlignmentRun's status; None before the gate."""
     promotion = plan[-1].manifest
     if promotion is None:

@@ -20,8 +20,7 @@ def align(context: StageContext) -> Manifest | None:
     """Answer this shard's prompts under the principles; publish when all shards are done."""
     config, seeds = context.config.align, context.seeds
     template = template_digest(seeds, "align")
-    assert context.planned.identity is not None
-    model = context.planned.identity["base_model"]
+    model = context.identity["base_model"]
 
     def record(prompt: Prompt, kept: Kept, completion: Completion, seed: int) -> AlignedResponse:
         return AlignedResponse(

@@ -11,19 +11,19 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from selfalign._version import __version__
 from selfalign.config import RunConfig
 from selfalign.engines.base import Completion, Engine, EngineInfo, GenerationRequest
 from selfalign.errors import DataError
-from selfalign.records import Record, record_seed
-from selfalign.schedule.plan import PlannedStage
-from selfalign.schedule.runs import now
+from selfalign.pipeline import Stage
+from selfalign.records import Record, now, record_seed
 from selfalign.seeds import Seeds
 from selfalign.store.artifact import ArtifactWriter, ShardWriter, read_manifest
 from selfalign.store.base import Store
-from selfalign.store.manifest import Counts, Manifest, Provenance
+from selfalign.store.manifest import Counts, Manifest, Parent, Provenance
+from selfalign.store.pointer import PromotedModel
 from selfalign.telemetry import Progress, log
 
 DROPPED_SAMPLES_PER_FILTER = 3  # texts kept per part and filter, so that a person can look
@@ -38,7 +38,11 @@ class StageContext:
     Attributes:
         config: the whole configuration; a stage reads its own section and the shared ones.
         store: where artifacts live.
-        planned: its row of the table, key, identity and published parents.
+        stage: its row of the stage table.
+        key: of the artifact that it writes.
+        identity: the JSON object whose digest is the key.
+        parents: artifact name -> key and content digest of what it reads.
+        promoted: the model that the final one is compared with, for the stages that compare.
         seeds: the loaded seeds directory.
         shard: which shard this worker does, of `num_shards`.
         work: a scratch directory, empty at the start and removed at the end.
@@ -47,34 +51,36 @@ class StageContext:
 
     config: RunConfig
     store: Store
-    planned: PlannedStage
+    stage: Stage
+    key: str
+    identity: dict[str, Any]
+    parents: dict[str, Parent]
     seeds: Seeds
     shard: int
     num_shards: int
     work: Path
+    promoted: PromotedModel | None = None
     run: str | None = None
 
     @property
     def name(self) -> str:
         """The stage's name."""
-        return self.planned.stage.name
+        return self.stage.name
 
     def writer(self) -> ArtifactWriter:
         """The writer of this stage's artifact."""
-        assert self.planned.key is not None
-        assert self.planned.identity is not None
         return ArtifactWriter(
             self.store,
-            artifact=self.planned.stage.writes,
+            artifact=self.stage.writes,
             stage=self.name,
-            key=self.planned.key,
-            identity=self.planned.identity,
-            parents=self.planned.parents,
+            key=self.key,
+            identity=self.identity,
+            parents=self.parents,
         )
 
     def parent(self, artifact: str) -> Manifest:
         """The manifest of a parent artifact."""
-        parent = self.planned.parents[artifact]
+        parent = self.parents[artifact]
         manifest = read_manifest(self.store, artifact, parent.key)
         if manifest is None or manifest.digest != parent.digest:
             raise DataError(

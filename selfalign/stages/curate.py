@@ -17,8 +17,7 @@ from selfalign.filters.decontamination import Decontaminator
 from selfalign.filters.near_duplicates import NearDuplicateIndex, normalise
 from selfalign.filters.novelty import NoveltyIndex
 from selfalign.filters.rewording import RewordingIndex
-from selfalign.records import Candidate, Prompt
-from selfalign.schedule.runs import now
+from selfalign.records import Candidate, Prompt, now
 from selfalign.stages.contract import PartOutcome, StageContext, provenance
 from selfalign.store.artifact import ShardWriter, read_records
 from selfalign.store.manifest import Manifest

@@ -27,8 +27,7 @@ from selfalign.evaluation.scores import ItemScore
 from selfalign.evaluation.summary import EvaluationSummary, summarise
 from selfalign.filters.responses import parse_thought
 from selfalign.prompts import render_align, render_principles, render_standard, stop_strings
-from selfalign.records import EvaluationRecord, canonical_json, record_seed
-from selfalign.schedule.runs import now
+from selfalign.records import EvaluationRecord, canonical_json, now, record_seed
 from selfalign.stages.contract import EngineHandle, StageContext, provenance
 from selfalign.stages.models import artifact_engine, base_engine
 from selfalign.stages.preflight import require_evaluation_data

@@ -10,7 +10,7 @@ from __future__ import annotations
 from selfalign.errors import TemporaryError
 from selfalign.evaluation.gate import Verdict, judge
 from selfalign.evaluation.summary import EvaluationSummary
-from selfalign.schedule.runs import now
+from selfalign.records import now
 from selfalign.stages.contract import StageContext, provenance
 from selfalign.store.artifact import read_file
 from selfalign.store.base import PreconditionFailed
@@ -53,7 +53,7 @@ def _move(context: StageContext, evaluation: Manifest, final: Manifest) -> None:
     judged_against = evaluation.identity.get("promoted")
     current = read_pointer(context.store)
     model = PromotedModel(artifact=final.artifact, key=final.key, digest=final.digest)
-    if current is not None and current.pointer.promotion == context.planned.key:
+    if current is not None and current.pointer.promotion == context.key:
         return  # an earlier attempt moved it and was killed before it could say so
     found = None if current is None else current.pointer.model.digest
     if found == model.digest:
@@ -65,7 +65,7 @@ def _move(context: StageContext, evaluation: Manifest, final: Manifest) -> None:
     pointer = Pointer(
         model=model,
         previous=None if current is None else current.pointer.model,
-        promotion=context.planned.key,
+        promotion=context.key,
         run=context.run,
         moved_at=now(),
         history=history[:HISTORY_LENGTH],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from selfalign.errors import ConfigurationError, DataError, TemporaryError
-from selfalign.schedule.runs import now
+from selfalign.records import now
 from selfalign.store.artifact import read_manifest
 from selfalign.store.base import PreconditionFailed, Store
 from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer

@@ -41,8 +41,7 @@ def grow_topics(context: StageContext, engine: EngineHandle) -> Topics:
 
 def _round(context: StageContext, engine: EngineHandle, topics: Topics, number: int) -> Topics:
     store = context.store
-    assert context.planned.key is not None
-    prefix = artifact_prefix(context.planned.stage.writes, context.planned.key)
+    prefix = artifact_prefix(context.stage.writes, context.key)
     name = f"{prefix}topics/round-{number:02d}.json"
     try:
         return _parse(store.read(name), name)

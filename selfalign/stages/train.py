@@ -13,8 +13,7 @@ from pathlib import Path
 from selfalign.config import TrainConfig
 from selfalign.errors import DataError
 from selfalign.prompts import render_concise, render_standard
-from selfalign.records import AlignedResponse, VerboseResponse
-from selfalign.schedule.runs import now
+from selfalign.records import AlignedResponse, VerboseResponse, now
 from selfalign.stages.checkpoints import StoreCheckpoints
 from selfalign.stages.contract import StageContext, provenance
 from selfalign.stages.models import base_model_location
@@ -66,7 +65,7 @@ def _fine_tune(
     started = now()
     data = list(examples)
     if not data:
-        (parent,) = context.planned.parents
+        (parent,) = context.parents
         raise DataError(
             f"{context.name}: artifact {parent} holds no records to train on",
             remedy=f"see what was dropped: selfalign show {parent}; loosen the filters or "

@@ -44,7 +44,7 @@ def variants(context: StageContext) -> Iterator[Variant]:
         yield Variant(f"base_without_{number}", "base", True, seeds.without_principle(number))
     yield Variant("engraved", "engraved", False, seeds)
     yield Variant("final", "final", False, seeds)
-    if context.planned.promoted is not None:
+    if context.promoted is not None:
         yield Variant("promoted", "promoted", False, seeds)
 
 
@@ -52,7 +52,7 @@ def model_manifest(context: StageContext, model: str) -> Manifest:
     """The manifest of an engraved, final or promoted model."""
     if model in ("engraved", "final"):
         return context.parent(f"{model}_model")
-    promoted = context.planned.promoted
+    promoted = context.promoted
     assert promoted is not None
     manifest = read_manifest(context.store, promoted.artifact, promoted.key)
     if manifest is None or manifest.digest != promoted.digest:

@@ -16,8 +16,8 @@ from selfalign.controller.status import Observation, failed_status, next_status
 from selfalign.deploy.manifests import VERSIONS, check
 from selfalign.errors import ConfigurationError
 from selfalign.pipeline import BY_NAME, STAGES
-from selfalign.schedule.decide import Attempt, Start
-from selfalign.schedule.plan import PlannedStage
+from selfalign.run.decide import Attempt, Start
+from selfalign.run.plan import PlannedStage
 from tests.charts.conftest import ROOT, Manifest, environment, of_kind, only
 
 CRD = ROOT / "charts/selfalign/files/alignmentruns.selfalign.io.yaml"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from selfalign.errors import StoreUnavailable
-from selfalign.schedule.runs import read_run, read_status
+from selfalign.run.record import read_run, read_status
 
 from .worlds import DictStore, World, fail
 

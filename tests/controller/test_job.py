@@ -13,7 +13,7 @@ from selfalign.controller.names import check_run_name, job_name
 from selfalign.controller.resources import AlignmentRunSpec
 from selfalign.errors import ConfigurationError
 from selfalign.pipeline import STAGES
-from selfalign.schedule.decide import Start
+from selfalign.run.decide import Start
 
 from .worlds import arguments, template
 

@@ -17,7 +17,7 @@ from selfalign.controller.loop import Controller, Settings
 from selfalign.controller.metrics import RunTable
 from selfalign.controller.planner import Planner
 from selfalign.controller.resources import new_run
-from selfalign.schedule.decide import Attempt
+from selfalign.run.decide import Attempt
 
 from .unreliable import Unreliable
 from .worlds import Refused, World, complete, fail, publish, template

@@ -9,7 +9,7 @@ import pytest
 from selfalign.controller.attempts import next_number, not_before, observe, to_status
 from selfalign.controller.cluster import Resource
 from selfalign.controller.outcome import Observed, readable
-from selfalign.schedule.decide import Attempt
+from selfalign.run.decide import Attempt
 
 RUN: Resource = {"metadata": {"name": "toy", "uid": "uid-run"}}
 NOW = "2026-11-01T02:00:00Z"

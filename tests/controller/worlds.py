@@ -27,7 +27,7 @@ from selfalign.controller.resources import new_run
 from selfalign.identity import Inputs, collect_inputs
 from selfalign.load import validate_config
 from selfalign.pipeline import STAGES
-from selfalign.schedule.plan import plan_from_store
+from selfalign.run.plan import plan_from_store
 from selfalign.store.artifact import ArtifactWriter
 from selfalign.store.base import NotFound, PreconditionFailed, Store
 from selfalign.store.manifest import Counts, Manifest, Provenance

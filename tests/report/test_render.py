@@ -13,7 +13,7 @@ from selfalign.evaluation.summary import EvaluationSummary
 from selfalign.load import load_config
 from selfalign.report.collect import ReportData
 from selfalign.report.render import render_report
-from selfalign.schedule.runs import RunRecord, RunStatus
+from selfalign.run.record import RunRecord, RunStatus
 from selfalign.seeds import file_digests
 from selfalign.store.local import LocalStore
 

@@ -20,10 +20,10 @@ from selfalign.config import RunConfig
 from selfalign.errors import DataError, Interrupted, SelfAlignError, StorageFull
 from selfalign.identity import Inputs
 from selfalign.load import load_config
+from selfalign.run.record import read_status, status_to_show
 from selfalign.runner.display import RunConsole, RunDisplay
 from selfalign.runner.local import LocalRun, RunFailed
 from selfalign.runner.workers import run_workers
-from selfalign.schedule.runs import read_status, status_to_show
 from selfalign.store.local import LocalStore
 
 FAILS = """

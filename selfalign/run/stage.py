@@ -17,7 +17,7 @@ from selfalign.config import RunConfig
 from selfalign.errors import ConfigurationError, DataError
 from selfalign.identity import collect_inputs
 from selfalign.pipeline import PRODUCER
-from selfalign.schedule.plan import PlannedStage, plan_from_store
+from selfalign.run.plan import Blocked, Planned, plan_from_store
 from selfalign.seeds import load_seeds
 from selfalign.stages.contract import StageContext
 from selfalign.stages.preflight import check_shard
@@ -79,7 +79,20 @@ def run_stage(
     seeds = load_seeds(config.seeds)
     log.info("stage.started", artifact=planned.stage.writes, key=planned.key, num_shards=shards)
     with _work_directory(name, planned) as work:
-        context = StageContext(config, store, planned, seeds, shard, shards, work, run)
+        context = StageContext(
+            config=config,
+            store=store,
+            stage=planned.stage,
+            key=planned.key,
+            identity=planned.identity,
+            parents=planned.parents,
+            seeds=seeds,
+            shard=shard,
+            num_shards=shards,
+            work=work,
+            promoted=planned.promoted,
+            run=run,
+        )
         manifest = _call(name, context)
     if manifest is not None:
         log.info(
@@ -93,7 +106,7 @@ def run_stage(
 
 
 @contextlib.contextmanager
-def _work_directory(name: str, planned: PlannedStage) -> Iterator[Path]:
+def _work_directory(name: str, planned: Planned) -> Iterator[Path]:
     """Scratch space, removed at the end. The processes of one training share theirs."""
     if "LOCAL_RANK" not in os.environ:
         with tempfile.TemporaryDirectory(prefix=f"selfalign-{name}-") as work:
@@ -117,17 +130,13 @@ def _call(name: str, context: StageContext) -> Manifest | None:
         raise explain_os_error(error, name) from error
 
 
-def _planned(name: str, config: RunConfig, store: Store) -> PlannedStage:
-    plan = {
-        planned.stage.name: planned
-        for planned in plan_from_store(config, collect_inputs(config), store)
-    }
-    planned = plan[name]
-    if planned.key is None:
-        missing = [a for a in planned.stage.reads if not plan[PRODUCER[a].name].published]
-        first = PRODUCER[missing[0]].name
+def _planned(name: str, config: RunConfig, store: Store) -> Planned:
+    plan = plan_from_store(config, collect_inputs(config), store)
+    planned = next(found for found in plan if found.stage.name == name)
+    if isinstance(planned, Blocked):
+        first = PRODUCER[planned.missing[0]].name
         raise DataError(
-            f"{name} reads {', '.join(missing)}, not published in {store.url} for this "
+            f"{name} reads {', '.join(planned.missing)}, which {store.url} does not hold for this "
             "configuration",
             remedy=f"run `selfalign {first}` with the same configuration first, or let "
             "`selfalign run` do all stages",

@@ -72,11 +72,6 @@ class RunStatus(StoredModel):
     stages: list[StageRecord] = Field(default_factory=list)
 
 
-def now() -> str:
-    """The time as kept in records: ISO 8601 in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 def new_run_id() -> str:
     """A fresh id that sorts by time and fits an object's name on a cluster."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfalign.schedule.decide import (
+from selfalign.run.decide import (
     Attempt,
     Cause,
     Fail,

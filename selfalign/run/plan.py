@@ -22,37 +22,48 @@ ManifestLookup = Callable[[str, str], Manifest | None]
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedStage:
-    """A stage of a plan.
+class Blocked:
+    """A stage whose key is not known yet, because artifacts that it reads are not published."""
+
+    stage: Stage
+    missing: tuple[str, ...]
+
+    @property
+    def manifest(self) -> None:
+        """None: an artifact without a key cannot be published."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A stage whose parents are published.
 
     Attributes:
-        stage: its row of the table.
-        key: of the artifact it writes; None while a parent is not published.
-        identity: what the key is the digest of; None likewise.
-        parents: the published parents.
+        stage: its row of the stage table.
+        key: of the artifact that the stage writes.
+        identity: the JSON object whose digest is the key.
+        parents: artifact name -> key and content digest.
         manifest: of the artifact; None while it is not published.
-        promoted: the model the final one is judged against (stages that read it).
+        promoted: the model that the final one is compared with; None for other stages.
     """
 
     stage: Stage
-    key: str | None
-    identity: dict[str, Any] | None
+    key: str
+    identity: dict[str, Any]
     parents: dict[str, Parent]
     manifest: Manifest | None
     promoted: PromotedModel | None = None
 
-    @property
-    def published(self) -> bool:
-        """Whether there is nothing left to do."""
-        return self.manifest is not None
+
+StagePlan = Blocked | Planned
 
 
 def plan_run(
     config: RunConfig, inputs: Inputs, lookup: ManifestLookup, pointer: Pointer | None
-) -> list[PlannedStage]:
+) -> list[StagePlan]:
     """Plan every stage, in order."""
     published: dict[str, Manifest] = {}
-    plan = []
+    plan: list[StagePlan] = []
     for stage in STAGES:
         planned = _plan_stage(stage, config, inputs, lookup, published, pointer)
         if planned.manifest is not None:
@@ -61,7 +72,7 @@ def plan_run(
     return plan
 
 
-def plan_from_store(config: RunConfig, inputs: Inputs, store: Store) -> list[PlannedStage]:
+def plan_from_store(config: RunConfig, inputs: Inputs, store: Store) -> list[StagePlan]:
     """Plan against what a store holds now."""
     current = read_pointer(store)
     return plan_run(
@@ -79,9 +90,10 @@ def _plan_stage(
     lookup: ManifestLookup,
     published: dict[str, Manifest],
     pointer: Pointer | None,
-) -> PlannedStage:
-    if not all(name in published for name in stage.reads):
-        return PlannedStage(stage, None, None, {}, None)
+) -> StagePlan:
+    missing = tuple(name for name in stage.reads if name not in published)
+    if missing:
+        return Blocked(stage, missing)
     parents = {
         name: Parent(key=published[name].key, digest=published[name].digest) for name in stage.reads
     }
@@ -94,7 +106,7 @@ def _plan_stage(
         promoted.digest if promoted else None,
     )
     key = identity_key(identity)
-    return PlannedStage(stage, key, identity, parents, lookup(stage.writes, key), promoted=promoted)
+    return Planned(stage, key, identity, parents, lookup(stage.writes, key), promoted)
 
 
 def _baseline(pointer: Pointer | None, final: Manifest) -> PromotedModel | None:
