@@ -1,37 +1,77 @@
-"""`selfalign controller`, and `selfalign cluster ...`: runs on a cluster, seen from a laptop."""
+"""`selfalign controller`, `selfalign cluster ...`, and the connection to a cluster."""
 
 from __future__ import annotations
 
 import os
-import secrets
 import signal
-import socket
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from selfalign.cli.cluster_logs import logs_command, start_stage_command
-from selfalign.cli.cluster_options import cluster_options, connect_to
-from selfalign.cli.cluster_status import cluster_status_command
 from selfalign.cli.options import json_option, print_json
-from selfalign.controller.attempts import observe
-from selfalign.controller.cluster import Cluster, Resource, name_of
-from selfalign.controller.resources import is_finished, phase_of, status_of
-from selfalign.controller.view import exit_code_of, find_run
-from selfalign.errors import ConfigurationError, TemporaryError
+from selfalign.errors import ConfigurationError, Interrupted, TemporaryError
+from selfalign.pipeline import STAGES
 
+if TYPE_CHECKING:
+    from selfalign.run.executors.kubernetes.cluster import Cluster, Resource
+
+STAGE_NAME = click.Choice([stage.name for stage in STAGES])
 _WATCH_SECONDS = 300
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def cluster_options(function: _Function) -> _Function:
+    """`--namespace`, `--context`, `--kubeconfig`."""
+    function = click.option(
+        "--kubeconfig",
+        default=None,
+        metavar="FILE",
+        help="How to reach the cluster.  [default: $KUBECONFIG or ~/.kube/config; in a pod, its "
+        "service account]",
+    )(function)
+    function = click.option(
+        "--context", default=None, metavar="NAME", help="Context of the kubeconfig."
+    )(function)
+    return click.option(
+        "--namespace",
+        "-n",
+        default=None,
+        metavar="NAME",
+        envvar="SELFALIGN_NAMESPACE",
+        show_envvar=True,
+        help="Where the platform is installed.  [default: the context's namespace]",
+    )(function)
+
+
+def connect_to(namespace: str | None, context: str | None, kubeconfig: str | None) -> Cluster:
+    """Open the connection; the Kubernetes client is imported here and not before."""
+    from selfalign.run.executors.kubernetes.api import connect
+
+    return connect(namespace, context=context, kubeconfig=kubeconfig)
+
+
+def store_of_platform(
+    store_url: str | None, namespace: str | None, context: str | None, kubeconfig: str | None
+) -> str | None:
+    """The store that was named, or that of the platform where a cluster was named; its
+    credentials are this person's own."""
+    if store_url is not None or not (namespace or context or kubeconfig):
+        return store_url
+    from selfalign.run.executors.kubernetes.configuration import platform_config
+
+    cluster = connect_to(namespace, context, kubeconfig)
+    found = platform_config(cluster).get("store")
+    if not found:
+        raise ConfigurationError(
+            f"the platform in namespace {cluster.namespace} has no store configured",
+            remedy=f"make deploy CONFIG=resolved.yaml NAMESPACE={cluster.namespace}",
+        )
+    return str(found)
 
 
 @click.command("controller", short_help="Drive the AlignmentRuns of a namespace (runs in a pod).")
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    default=4,
-    show_default=True,
-    help="Runs that are looked at at the same time.",
-)
 @click.option(
     "--resync-seconds",
     type=click.IntRange(min=1),
@@ -46,60 +86,39 @@ _WATCH_SECONDS = 300
     show_default=True,
     help="Of /healthz, /readyz and /metrics; 0 chooses one.",
 )
-@click.option(
-    "--lease-name",
-    default="selfalign-controller",
-    show_default=True,
-    metavar="NAME",
-    help="Lease that replicas compete for; one acts, the others wait.",
-)
 @cluster_options
 def controller_command(
-    workers: int,
     resync_seconds: int,
     metrics_port: int,
-    lease_name: str,
     namespace: str | None,
     context: str | None,
     kubeconfig: str | None,
 ) -> None:
     """Drive the AlignmentRuns of a namespace to their ends.
 
-    Losing it loses nothing: it recovers from the store and the cluster. SIGTERM lets it finish
-    what it is doing and hand the lease over.
+    Losing it loses nothing: it recovers from the store and the cluster. SIGTERM lets it finish the
+    step at hand.
     """
-    from selfalign.controller.health import HealthServer
-    from selfalign.controller.lease import LeaseLost
-    from selfalign.controller.loop import Controller, Settings
-    from selfalign.controller.planner import Planner, open_shared_store
+    from selfalign.run.executors.kubernetes.controller import Controller, open_shared_store
+    from selfalign.run.executors.kubernetes.server import Server
     from selfalign.store.open import open_store
 
-    cluster = connect_to(namespace, context, kubeconfig, connections=workers + 8)
-    settings = Settings(workers, resync_seconds, lease_name, _identity())
     in_a_pod = "KUBERNETES_SERVICE_HOST" in os.environ
-    planner = Planner(open_shared_store if in_a_pod else open_store)
-    controller = Controller(cluster, planner, settings)
-    server = HealthServer(metrics_port, controller.metrics, controller.problems, controller.missing)
+    controller = Controller(
+        connect_to(namespace, context, kubeconfig),
+        open_shared_store if in_a_pod else open_store,
+        resync_seconds=resync_seconds,
+    )
+    server = Server(metrics_port, controller.metrics, controller.problems, controller.missing)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: controller.stop())
     try:
-        kept = controller.run()
+        controller.run()
     finally:
         server.close()
-    if not kept:
-        raise LeaseLost(
-            f"the lease {lease_name} was taken by another replica",
-            remedy="nothing: this one starts anew and waits for its turn",
-        )
 
 
-def _identity() -> str:
-    # A container that is started anew in its pod goes on at once with the lease it had.
-    pod = os.environ.get("SELFALIGN_POD_NAME")
-    return pod or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-
-
-@click.group("cluster", short_help="Runs on a cluster: status, logs, wait, start one stage.")
+@click.group("cluster", short_help="Runs on a cluster: wait for one, start one stage.")
 def cluster_group() -> None:
     """Runs on a cluster, by kubeconfig; nothing here needs the store."""
 
@@ -124,13 +143,15 @@ def wait_command(
     kubeconfig: str | None,
     as_json: bool,
 ) -> int:
-    """Wait until RUN (default: the newest that goes on) has ended.
+    """Wait until RUN (default: the newest that has not ended) has ended.
 
     Exit code 0 when it succeeded, whatever the verdict; else that of the stage that ended it.
     Ctrl-C stops waiting, not the run.
     """
+    from selfalign.run.executors.kubernetes.logs import find_run
+
     cluster = connect_to(namespace, context, kubeconfig)
-    name = name_of(find_run(cluster, run))
+    name = find_run(cluster, run)["metadata"]["name"]
     return wait_for(cluster, name, timeout_seconds=timeout_seconds, as_json=as_json)
 
 
@@ -142,61 +163,91 @@ def wait_for(
     as_json: bool,
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
-    """Tell how a run goes until it has ended; its exit code."""
+    """Print how a run stands until it has ended; its exit code."""
+    from selfalign.run.executors.kubernetes.logs import find_run
+
     deadline = None if timeout_seconds is None else clock() + timeout_seconds
-    told = ""
+    last = ""
     while True:
         left = _WATCH_SECONDS if deadline is None else min(_WATCH_SECONDS, deadline - clock())
         if left <= 0:
             raise TemporaryError(
                 f"AlignmentRun {name} has not ended within {timeout_seconds} s; it goes on",
-                remedy=f"see why: selfalign cluster status {name}",
+                remedy=f"see why: selfalign status {name} -n {cluster.namespace}",
             )
         for change in cluster.watch("alignmentruns", max(1, int(left))):
-            if change is None or name_of(change.resource) != name:
+            if change is None or change.resource["metadata"]["name"] != name:
                 continue
             if change.deleted:
-                raise _deleted(name)
-            run = change.resource
-            line = _line(run)
-            if line != told and not as_json:
+                raise ConfigurationError(
+                    f"AlignmentRun {name} was deleted while it was waited for",
+                    remedy="submit a new run: it reuses what is finished",
+                )
+            code, line = _standing(cluster, change.resource, as_json)
+            if line != last and not as_json:
                 click.echo(line)
-            told = line
-            if is_finished(run):
-                return _ended(cluster, run, as_json)
-        find_run(cluster, name)  # says so when it was deleted between two watches
+            last = line
+            if code is not None:
+                return code
+        find_run(cluster, name)  # raises when it was deleted between two watches
 
 
-def _deleted(name: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"AlignmentRun {name} was deleted while it was waited for",
-        remedy="submit a new run: it reuses what is finished",
-    )
+def _standing(cluster: Cluster, run: Resource, as_json: bool) -> tuple[int | None, str]:
+    """The exit code of a run that has ended, else None, and a line about the run."""
+    from selfalign.run.executors.kubernetes.crd import status_of
+    from selfalign.run.view import word
 
-
-def _line(run: Resource) -> str:
     status = status_of(run)
-    words = [status.get("progress", ""), status.get("stage", ""), phase_of(run)]
-    return f"{' '.join(word for word in words if word)}: {status.get('message', '')}".rstrip(": ")
-
-
-def _ended(cluster: Cluster, run: Resource, as_json: bool) -> int:
-    code = exit_code_of(run, observe(run, [], [], ""))
+    words = " ".join(filter(None, (status.progress, status.stage, word(status))))
+    line = f"{words}: {status.message}".rstrip(": ")
+    if not status.finished:
+        return None, line
+    code = 0 if status.phase == "Succeeded" else status.exit_code or 1
     if as_json:
-        status = status_of(run)
         print_json(
             {
-                "run": name_of(run),
+                "run": status.id,
                 "namespace": cluster.namespace,
-                "phase": phase_of(run),
-                "verdict": status.get("verdict"),
-                "message": status.get("message", ""),
+                "phase": status.phase,
+                "verdict": status.verdict,
+                "message": status.message,
                 "exit_code": code,
             }
         )
-    return code
+    return code, line
 
 
-cluster_group.add_command(cluster_status_command)
-cluster_group.add_command(logs_command)
-cluster_group.add_command(start_stage_command)
+@cluster_group.command("start-stage", short_help="Start one stage of a run and follow it.")
+@click.argument("stage", type=STAGE_NAME)
+@click.option("--run", required=True, metavar="NAME", help="Of which run.")
+@click.option(
+    "--follow/--no-follow",
+    default=True,
+    show_default=True,
+    help="Show its log and end with its exit code.",
+)
+@cluster_options
+def start_stage_command(
+    stage: str,
+    run: str,
+    follow: bool,
+    namespace: str | None,
+    context: str | None,
+    kubeconfig: str | None,
+) -> int:
+    """Start STAGE of a run by hand, as the controller would, and follow it to its exit code.
+
+    The run must exist (`selfalign submit --suspend` makes one that starts nothing by itself) and
+    the stage's inputs must be published. A stage that is published already, or is running, is not
+    started again.
+    """
+    from selfalign.cli.logs import follow_job, tell
+    from selfalign.run.executors.kubernetes.submit import start_by_hand
+
+    cluster = connect_to(namespace, context, kubeconfig)
+    try:
+        job = start_by_hand(cluster, run, stage, tell=tell, sleep=time.sleep)
+        return follow_job(cluster, job) if job is not None and follow else 0
+    except Interrupted:
+        tell(f"the Job goes on; to stop it: kubectl delete job NAME -n {cluster.namespace}")
+        raise

@@ -6,7 +6,6 @@ import click
 
 from selfalign.cli.chat import chat_command
 from selfalign.cli.cluster import cluster_group, controller_command
-from selfalign.cli.cluster_logs import logs_command
 from selfalign.cli.inspect import (
     config_command,
     inputs_group,
@@ -14,6 +13,7 @@ from selfalign.cli.inspect import (
     seeds_group,
     store_group,
 )
+from selfalign.cli.logs import logs_command
 from selfalign.cli.report import report_command
 from selfalign.cli.run import run_command
 from selfalign.cli.show import show_command

@@ -9,7 +9,7 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from selfalign.cli.cluster_options import cluster_options, store_or_platform_s
+from selfalign.cli.cluster import cluster_options, store_of_platform
 from selfalign.cli.options import (
     config_options,
     json_option,
@@ -230,7 +230,7 @@ def rollback_command(
     key brings it back. With --namespace, --context or --kubeconfig: in the store of the platform
     there.
     """
-    store_url = store_or_platform_s(store_url, namespace, context, kubeconfig)
+    store_url = store_of_platform(store_url, namespace, context, kubeconfig)
     opened = open_from(config_path, overrides, store_url)
     pointer = roll_back(opened.store, to=to)
     if as_json:

@@ -15,7 +15,7 @@ import click
 from selfalign import __version__
 from selfalign.cli.commands import COMMANDS
 from selfalign.errors import Interrupted, SelfAlignError, StorageFull, StoreDenied
-from selfalign.runner.display import drop_output
+from selfalign.run.executors.display import drop_output
 from selfalign.store.files import translate_os_error
 from selfalign.telemetry import configure_logging, log
 

@@ -112,6 +112,14 @@ def _beside_store(config_path: Path, overrides: tuple[str, ...]) -> LoadedConfig
         return None
 
 
+def run_directory(store_url: str, run_id: str) -> Path:
+    """Where a local run's resolved configuration and log are: in a local store, else below the
+    current directory."""
+    if "://" not in store_url:
+        return Path(store_url) / "runs" / run_id
+    return Path("selfalign-runs") / run_id
+
+
 def new_console(*, stderr: bool = False) -> Console:
     """Where a command writes its text: as wide as the terminal, and uncut where there is none."""
     made = Console(stderr=stderr)

@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 from pydantic import ValidationError
 
-from selfalign.cli.cluster_options import cluster_options, store_or_platform_s
+from selfalign.cli.cluster import cluster_options, store_of_platform
 from selfalign.cli.options import json_option, open_from, print_json, store_options
-from selfalign.cli.status import latest_run
 from selfalign.config import RunConfig
 from selfalign.errors import SelfAlignError
 from selfalign.report.collect import ReportData, collect
 from selfalign.report.render import funnel, render_report
+from selfalign.run.record import latest_run
 from selfalign.seeds import file_digests, load_seeds
 from selfalign.seeds.loading import PRINCIPLES
 from selfalign.store.base import Store
@@ -49,7 +49,7 @@ def report_command(
 
     With --namespace, --context or --kubeconfig: of the store of the platform there.
     """
-    store_url = store_or_platform_s(store_url, namespace, context, kubeconfig)
+    store_url = store_of_platform(store_url, namespace, context, kubeconfig)
     opened = open_from(config_path, overrides, store_url)
     data = collect(opened.store, run_id or latest_run(opened.store))
     if as_json:

@@ -12,18 +12,18 @@ from rich.console import Console
 from rich.markup import escape
 
 from selfalign import __version__
-from selfalign.cli.options import config_options, json_option, print_json
+from selfalign.cli.options import config_options, json_option, print_json, run_directory
 from selfalign.errors import ConfigurationError
 from selfalign.identity import collect_inputs
 from selfalign.load import load_config
 from selfalign.pipeline import STAGES
 from selfalign.records import now
-from selfalign.run.plan import StagePlan
-from selfalign.run.record import RunRecord, new_run_id, write_run
-from selfalign.runner.display import RunConsole, RunDisplay, drop_output
-from selfalign.runner.local import LocalRun, RunFailed
+from selfalign.run.executors.display import RunConsole, RunDisplay, drop_output
+from selfalign.run.executors.local import LocalRun
+from selfalign.run.record import RunRecord, RunStatus, new_run_id, write_run
 from selfalign.seeds import annotation_budget, load_seeds
 from selfalign.stages.preflight import check_run
+from selfalign.store.artifact import read_manifest
 from selfalign.store.base import PreconditionFailed, Store
 from selfalign.store.inputs import localise
 from selfalign.store.open import open_store
@@ -90,92 +90,67 @@ def run_command(
         ) from None
     directory = run_directory(store.url, run_id)
     console = RunConsole(stderr=as_json)
-    console.print(
-        f"run {run_id}, log in {directory / 'log.jsonl'}", highlight=False, soft_wrap=True
-    )
+    log_path = directory / "log.jsonl"
+    console.print(f"run {run_id}, log in {log_path}", highlight=False, soft_wrap=True, markup=False)
     with RunDisplay(console) as display:
-        run = LocalRun(
-            run_id, config, inputs, store, directory, display,
-            max_attempts=max_attempts, until=until,
-        )  # fmt: skip
-        try:
-            plan = run.run()
-        except RunFailed as failure:
-            return _failed(console, failure, as_json)
-    _succeeded(console, store, plan, run_id, as_json)
-    return 0
+        run = LocalRun(run_id, config, inputs, store, directory, display, max_attempts, until=until)
+        status = run.run()
+    current = read_pointer(store)
+    if as_json:
+        _print_json(status, None if current is None else current.pointer.model.model_dump())
+    elif status.phase == "Failed":
+        _show_failure(console, status)
+    else:
+        _show_success(console, store, status)
+    return status.exit_code or 0
 
 
-def run_directory(store_url: str, run_id: str) -> Path:
-    """Where a run's resolved configuration and log are: in a local store, else beside the user."""
-    if "://" not in store_url:
-        return Path(store_url) / "runs" / run_id
-    return Path("selfalign-runs") / run_id
-
-
-def _print_result(result: dict[str, Any]) -> None:
-    """The result on stdout; the exit code tells it where nobody reads there any more."""
+def _print_json(status: RunStatus, current: dict[str, Any] | None) -> None:
+    """The result on stdout; where nobody reads it any more, the exit code says it alone."""
+    result: dict[str, Any] = {"phase": status.phase, "run": status.id}
+    if status.phase == "Failed":
+        result |= {
+            "stage": status.stage,
+            "reason": status.reason,
+            "error": status.message,
+            "remedy": status.remedy,
+            "exit_code": status.exit_code,
+        }
+    else:
+        # `promoted` is the gate's verdict; what is current may be another model since
+        result |= {
+            "promoted": None if status.verdict is None else status.verdict == "Promoted",
+            "current": current,
+            "artifacts": {
+                s.artifact: {"key": s.key, "digest": s.digest} for s in status.stages if s.digest
+            },
+        }
     try:
         print_json(result)
     except BrokenPipeError:
         drop_output(sys.stdout)
 
 
-def _failed(console: Console, failure: RunFailed, as_json: bool) -> int:
-    if as_json:
-        _print_result(
-            {
-                "phase": "Failed",
-                "stage": failure.stage,
-                "reason": failure.reason,
-                "error": failure.message,
-                "remedy": failure.remedy,
-                "exit_code": failure.exit_code,
-            }
-        )
-    else:
-        console.print(f"[red]failed[/red] in {failure.stage} ({failure.reason})", highlight=False)
-        if failure.remedy:
-            console.print(
-                f"[green]remedy:[/green] {escape(failure.remedy)}",
-                highlight=False,
-                soft_wrap=True,
-            )
-        console.print(
-            "what was finished is kept; put it right and run the same command again",
-            highlight=False,
-        )
-    return failure.exit_code
+def _show_failure(console: Console, status: RunStatus) -> None:
+    console.print(f"[red]failed[/red] in {status.stage} ({status.reason})", highlight=False)
+    if status.remedy:
+        remedy = escape(status.remedy)
+        console.print(f"[green]remedy:[/green] {remedy}", highlight=False, soft_wrap=True)
+    console.print(
+        "what was finished is kept; correct it and run the same command again", highlight=False
+    )
 
 
-def _succeeded(
-    console: Console, store: Store, plan: list[StagePlan], run_id: str, as_json: bool
-) -> None:
-    promotion = plan[-1].manifest
-    current = read_pointer(store)
-    if as_json:
-        _print_result(
-            {
-                "phase": "Succeeded",
-                "run": run_id,
-                # the gate's verdict; what is current may be another model since
-                "promoted": None if promotion is None else promotion.details["promoted"],
-                "current": None if current is None else current.pointer.model.model_dump(),
-                "artifacts": {
-                    p.stage.writes: {"key": p.key, "digest": p.manifest.digest}
-                    for p in plan
-                    if p.manifest is not None
-                },
-            }
-        )
-        return
-    if promotion is not None:
+def _show_success(console: Console, store: Store, status: RunStatus) -> None:
+    promotion = next((s.key for s in status.stages if s.name == "promote" and s.digest), None)
+    manifest = read_manifest(store, "promotion", promotion) if promotion else None
+    if manifest is not None:
         verdict = (
-            standing(promotion.parents["final_model"].digest, current)
-            if promotion.details["promoted"]
+            standing(manifest.parents["final_model"].digest, read_pointer(store))
+            if manifest.details["promoted"]
             else "not promoted"
         )
         console.print(f"[bold]{verdict}[/bold]", highlight=False, soft_wrap=True)
-        for reason in promotion.details["reasons"]:
+        for reason in manifest.details["reasons"]:
             console.print(f"  {reason}", highlight=False, soft_wrap=True, markup=False)
     console.print(f"next: selfalign report --store {store.url}", highlight=False, soft_wrap=True)

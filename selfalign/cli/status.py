@@ -1,25 +1,24 @@
-"""`selfalign status`: what is done, what is running, what failed and why, what to do next."""
+"""`selfalign status`: what is done, what runs or failed and why, what to do next."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.markup import escape
-from rich.table import Table
 
-from selfalign.cli.cluster_options import cluster_options, connect_to
-from selfalign.cli.cluster_status import show_status
+from selfalign.cli.cluster import cluster_options, connect_to
 from selfalign.cli.options import json_option, new_console, open_from, print_json, store_options
-from selfalign.errors import ConfigurationError
-from selfalign.run.record import RunStatus, StageRecord, read_run, run_ids, status_to_show
-from selfalign.store.base import Store
+from selfalign.run.record import RunStatus, latest_run, read_run, status_to_show
+from selfalign.run.view import Progress, next_action, progress_of, show_status, word
 from selfalign.store.pointer import read_pointer
 
-_STYLES = {
-    "Done": "green", "Reused": "cyan", "Running": "yellow", "Failed": "red", "Pending": "dim",
-    "Succeeded": "green", "Interrupted": "yellow",
-}  # fmt: skip
+if TYPE_CHECKING:
+    from selfalign.run.executors.kubernetes.cluster import Cluster, Resource
+
+_LOG_LINES = 10
+_PROGRESS_LINES, _PROGRESS_PODS = 20, 16  # of a log, and pods, that are read for the progress
 
 
 @click.command("status", short_help="What is done, running or failed, and the next action.")
@@ -28,14 +27,16 @@ _STYLES = {
     "--logs",
     "with_logs",
     is_flag=True,
-    help="On a cluster: the last log lines of each pod under way, too.",
+    help=f"On a cluster: the last {_LOG_LINES} log lines of each pod that works, too.",
 )
+@click.option("--all", "every", is_flag=True, help="On a cluster: one line for each run.")
 @store_options
 @cluster_options
 @json_option
 def status_command(
     run_id: str | None,
     with_logs: bool,
+    every: bool,
     config_path: Path,
     overrides: tuple[str, ...],
     store_url: str | None,
@@ -51,90 +52,103 @@ def status_command(
     """
     if store_url is None and (namespace or context or kubeconfig):
         cluster = connect_to(namespace, context, kubeconfig)
-        show_status(cluster, run_id, with_logs=with_logs, every=False, as_json=as_json)
+        if every:
+            _show_all(cluster, as_json)
+        else:
+            _show_on_cluster(cluster, run_id, with_logs, as_json)
         return
     store = open_from(config_path, overrides, store_url).store
     chosen = run_id or latest_run(store)
     read_run(store, chosen)
     status = status_to_show(store, chosen)
-    current = read_pointer(store)
+    found = read_pointer(store)
+    current = None if found is None else found.pointer
     action = next_action(status)
     if as_json:
-        print_json(
-            {
-                **status.model_dump(),
-                "next_action": action,
-                "current": None if current is None else current.pointer.model.model_dump(),
-            }
-        )
+        model = None if current is None else current.model.model_dump()
+        print_json({**status.model_dump(), "next_action": action, "current": model})
         return
     console = new_console()
-    style = _STYLES.get(status.phase, "")
-    console.print(
-        f"run {status.id}: [{style}]{status.phase}[/{style}], {status.updated_at}", highlight=False
-    )
-    console.print(_table(status.stages))
-    if status.message:
-        console.print(
-            f"[bold]cause[/bold]  {escape(status.message)}", highlight=False, soft_wrap=True
-        )
-    console.print(f"[bold]next[/bold]   {escape(action)}", highlight=False, soft_wrap=True)
+    show_status(console, status, action, store.url, {})
     if current is not None:
         console.print(
-            f"[bold]current[/bold] model: {current.pointer.model.key}, since "
-            f"{current.pointer.moved_at}",
+            f"[bold]current[/bold] model: {current.model.key}, since {current.moved_at}",
             highlight=False,
         )
 
 
-def latest_run(store: Store) -> str:
-    """The newest run's id. Raises ConfigurationError when there is none."""
-    ids = run_ids(store)
-    if not ids:
-        raise ConfigurationError(
-            f"{store.url}: no run was made yet", remedy="start one: selfalign run --config FILE"
-        )
-    return ids[-1]
+def _show_on_cluster(cluster: Cluster, name: str | None, with_logs: bool, as_json: bool) -> None:
+    from selfalign.run.executors.kubernetes import logs
+    from selfalign.run.executors.kubernetes.crd import status_of
+    from selfalign.run.executors.kubernetes.job import attempts_of
+
+    run = logs.find_run(cluster, name)
+    status = status_of(run)
+    attempts = attempts_of(cluster, run, status.attempts, datetime.now(UTC))
+    status = status.model_copy(update={"attempts": attempts})
+    active = {a.stage for a in attempts if a.condition == "Active"} if not status.finished else ()
+    lines = {stage: _stage_logs(cluster, run, stage) for stage in active}
+    progress = {s: found for s, log in lines.items() if (found := progress_of(log)) is not None}
+    shown = [line for log in lines.values() for pod in log for line in pod[-_LOG_LINES:]]
+    action = next_action(status, cluster.namespace)
+    if as_json:
+        print_json(_as_json(cluster, status, action, progress, shown if with_logs else []))
+        return
+    console = new_console()
+    show_status(console, status, action, cluster.namespace, progress)
+    for line in shown if with_logs else []:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def next_action(status: RunStatus) -> str:
-    """What a person should do now, in one line."""
-    if status.phase == "Succeeded":
-        return "look at it: selfalign report"
-    if status.phase == "Running":
-        return "wait; if nothing moves any more, run `selfalign run` again: it resumes"
-    if status.phase == "Interrupted":
-        return "run `selfalign run` again with the same configuration: it resumes"
-    if status.remedy:
-        return f"{status.remedy}; then run again"
-    failed = [s for s in status.stages if s.phase == "Failed"]
-    code = failed[-1].attempts[-1].exit_code if failed and failed[-1].attempts else None
-    remedies = {
-        2: "correct the configuration or the seeds, then run again",
-        3: "restore or delete the artifact or file it names, then run again",
-        4: "give this identity access to the store, then run again",
-        69: "see that the store can be reached, then run again",
-        71: "lower batch_size, max_length or gpu_memory_utilization, or use a larger GPU",
-        74: "free disk space (TMPDIR, SELFALIGN_CACHE_DIR, the store), then run again",
-    }
-    return remedies.get(code or 0, "see the log of the run, then run again; finished work is kept")
+def _as_json(
+    cluster: Cluster,
+    status: RunStatus,
+    action: str,
+    progress: dict[str, Progress],
+    lines: list[str],
+) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    stages = [
+        {**s.model_dump(), "progress": asdict(progress[s.name]) if s.name in progress else None}
+        for s in status.stages
+    ]
+    dump = {**status.model_dump(), "stages": stages, "phase": word(status)}
+    return {"namespace": cluster.namespace, **dump, "next_action": action, "lines": lines}
 
 
-def _table(stages: list[StageRecord]) -> Table:
-    table = Table(
-        "stage", "phase", "artifact", "progress", "attempts", "seconds", box=None, pad_edge=False
-    )
-    for record in stages:
-        progress = ""
-        if record.phase in ("Running", "Failed") and record.total:
-            progress = f"{record.done:,}/{record.total:,} ({record.done / record.total:.0%})"
-        style = _STYLES.get(record.phase, "")
-        table.add_row(
-            record.stage,
-            f"[{style}]{record.phase}[/{style}]",
-            f"{record.artifact} {record.key or ''}",
-            progress,
-            str(len(record.attempts) or ""),
-            "" if record.seconds is None else f"{record.seconds:,.1f}",
-        )
-    return table
+def _stage_logs(cluster: Cluster, run: Resource, stage: str) -> list[list[str]]:
+    """The last lines of each pod of a stage's latest Job."""
+    from selfalign.run.executors.kubernetes import logs
+
+    job = logs.latest_job(cluster, run, stage)
+    pods = [] if job is None else logs.pods_of_job(cluster, job)[:_PROGRESS_PODS]
+    return [list(logs.tail(cluster, pod, _PROGRESS_LINES)) for pod in pods]
+
+
+def _show_all(cluster: Cluster, as_json: bool) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from selfalign.run.executors.kubernetes.crd import status_of
+    from selfalign.run.executors.kubernetes.logs import newest_first
+
+    rows = [
+        {
+            "run": status.id,
+            "phase": word(status),
+            "stage": status.stage,
+            "progress": status.progress,
+            "verdict": status.verdict or "",
+            "message": status.message,
+        }
+        for status in map(status_of, newest_first(cluster)[::-1])
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    columns = ("run", "phase", "stage", "progress", "verdict", "message")
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(escape(value) for value in row.values()))
+    new_console().print(table)

@@ -5,21 +5,21 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from selfalign.cli.cluster_options import cluster_options, connect_to
+from selfalign.cli.cluster import cluster_options, connect_to, wait_for
 from selfalign.cli.options import json_option, print_json
-from selfalign.controller.cluster import Cluster, name_of
-from selfalign.controller.configuration import platform_config
-from selfalign.controller.submit import Request, Submission
 from selfalign.errors import ConfigurationError
 from selfalign.load import load_config, override_values
 from selfalign.run.record import new_run_id
 from selfalign.seeds import load_seeds
 from selfalign.store.inputs import is_stored, push_inputs
 from selfalign.store.open import open_store
+
+if TYPE_CHECKING:
+    from selfalign.run.executors.kubernetes.cluster import Cluster
 
 
 @click.command("submit", short_help="Start a run on a cluster.")
@@ -44,7 +44,7 @@ from selfalign.store.open import open_store
     "--nightly",
     is_flag=True,
     help="Tonight's run, as the CronJob submits it: the platform's configuration, named by time, "
-    "refused with exit code 2 and an Event while another nightly run goes on.",
+    "refused with exit code 2 and an Event while another nightly run is running.",
 )
 @click.option(
     "--fresh-seed",
@@ -92,11 +92,19 @@ def submit_command(
     What earlier runs have finished under the same inputs is reused. --set and --config win over
     the configuration that the platform and the stages were installed with.
     """
+    from selfalign.run.executors.kubernetes.submit import Submission
+
     if fresh_seed:
         overrides = (f"seed={datetime.now(UTC):%Y%m%d}", *overrides)
     cluster = connect_to(namespace, context, kubeconfig)
-    request = Request(suspend, max_attempts, queue, priority, ttl_seconds)
-    submission = Submission(cluster, lambda: datetime.now(UTC), _this_job(), request)
+    spec = {
+        "suspend": suspend or None,
+        "maxAttempts": max_attempts,
+        "queueName": queue,
+        "priority": priority,
+        "ttlSecondsAfterFinished": ttl_seconds,
+    }
+    submission = Submission(cluster, lambda: datetime.now(UTC), _this_job(), spec)
     if nightly:
         if config_path is not None or name is not None:
             raise ConfigurationError(
@@ -107,15 +115,14 @@ def submit_command(
     else:
         config = _configuration(cluster, config_path, overrides)
         run = submission.submit(name or new_run_id(), config)
+    name = run["metadata"]["name"]
     if wait:
-        from selfalign.cli.cluster import wait_for
-
-        return wait_for(cluster, name_of(run), timeout_seconds=None, as_json=as_json)
+        return wait_for(cluster, name, timeout_seconds=None, as_json=as_json)
     if as_json:
-        print_json({"run": name_of(run), "namespace": cluster.namespace})
+        print_json({"run": name, "namespace": cluster.namespace})
     else:
-        click.echo(f"submitted {name_of(run)} in namespace {cluster.namespace}")
-        click.echo(f"next: selfalign cluster status {name_of(run)} -n {cluster.namespace}")
+        click.echo(f"submitted {name} in namespace {cluster.namespace}")
+        click.echo(f"next: selfalign status {name} -n {cluster.namespace}")
     return 0
 
 
@@ -125,6 +132,8 @@ def _configuration(
     """What the run says itself; local inputs are uploaded, defaults are left to the platform."""
     if path is None:
         return override_values(overrides)
+    from selfalign.run.executors.kubernetes.configuration import platform_config
+
     loaded = load_config(path, overrides)
     config = loaded.config
     if "store" not in loaded.origins:

@@ -1,0 +1,1 @@
+"""A run: plan, decide, drive, and what people read of it."""

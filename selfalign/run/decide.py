@@ -1,60 +1,23 @@
-"""What to do next: a pure function of what is published and what was tried. No I/O, no clock.
+"""What to do next: a pure function of the plan and the attempts so far. No I/O, no clock.
 
-The local runner and the cluster's controller both observe, call `decide`, and apply what it
-returns; any of them may be killed at any time, since nothing is remembered here.
+It remembers nothing, so whoever calls it may be killed at any time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-Condition = Literal["Active", "Complete", "Failed"]
-Cause = Literal["permanent", "temporary", "disrupted"]
-
-
-@dataclass(frozen=True, slots=True)
-class StageState:
-    """What the store says about a stage. `key` is None while its parents are not published."""
-
-    stage: str
-    key: str | None
-    published: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One try at a stage: a subprocess group here, a Job on a cluster.
-
-    `cause` is set where the condition is Failed; `message` is what a person should read.
-    """
-
-    stage: str
-    key: str
-    number: int
-    condition: Condition
-    cause: Cause | None = None
-    exit_code: int | None = None
-    message: str = ""
-    remedy: str | None = None
+from selfalign.run.plan import Blocked, Planned, StagePlan
+from selfalign.run.record import Attempt
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
     """Start this attempt at a stage."""
 
-    stage: str
-    key: str
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Nothing to do for this stage until something changes."""
-
-    stage: str
-    reason: str
+    planned: Planned
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,59 +27,67 @@ class Succeed:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """The run has failed; no attempt would help."""
+    """The run has failed; no further attempt would help."""
 
     stage: str
     reason: str
     message: str
     remedy: str | None = None
+    exit_code: int | None = None
 
 
-Action = Start | Wait | Succeed | Fail
+Action = Start | Succeed | Fail
 
 
 def decide(
-    stages: Sequence[StageState], attempts: Iterable[Attempt], *, max_attempts: int
+    plan: Sequence[StagePlan], attempts: Iterable[Attempt], *, max_attempts: int
 ) -> list[Action]:
-    """The actions that lead on from here.
+    """The actions that lead the run on. No action means: an attempt is Active, wait for it.
 
     Args:
-        stages: in pipeline order.
-        attempts: all that are known, of this run, in any order; duplicates do no harm.
-        max_attempts: charged attempts per stage; disruptions are free of charge.
+        plan: every stage, in order.
+        attempts: all that are known of this run, in any order; duplicates do no harm.
+        max_attempts: charged attempts per artifact; disrupted attempts are free of charge.
 
     A stage is finished when its artifact is published, whatever became of the attempt that
     published it. An attempt that is Complete without a published artifact counts as a temporary
-    failure. A permanent failure of a stage not published fails the run at once.
+    failure. A permanent failure of a stage that is not published fails the run at once.
     """
-    if all(state.published for state in stages):
+    if all(planned.manifest is not None for planned in plan):
         return [Succeed()]
-    known = set(attempts)
+    known = list(attempts)
     actions: list[Action] = []
-    for state in stages:
-        if state.published or state.key is None:
+    for planned in plan:
+        if isinstance(planned, Blocked) or planned.manifest is not None:
             continue
-        mine = [a for a in known if a.stage == state.stage and a.key == state.key]
-        action = _decide_stage(state.stage, state.key, mine, max_attempts)
+        of_stage = [a for a in known if a.stage == planned.stage.name]
+        action = _decide_stage(planned, of_stage, max_attempts)
         if isinstance(action, Fail):
             return [action]
-        actions.append(action)
+        if action is not None:
+            actions.append(action)
     return actions
 
 
 def _decide_stage(
-    stage: str, key: str, attempts: list[Attempt], max_attempts: int
-) -> Start | Wait | Fail:
-    if any(attempt.condition == "Active" for attempt in attempts):
-        return Wait(stage, "an attempt is running")
-    permanent = [a for a in attempts if a.cause == "permanent"]
+    planned: Planned, of_stage: list[Attempt], max_attempts: int
+) -> Start | Fail | None:
+    stage = planned.stage.name
+    mine = [attempt for attempt in of_stage if attempt.key == planned.key]
+    if any(attempt.condition == "Active" for attempt in mine):
+        return None
+    pending = [attempt.number for attempt in mine if attempt.condition == "Pending"]
+    if pending:
+        return Start(planned, max(pending))
+    permanent = [attempt for attempt in mine if attempt.cause == "permanent"]
     if permanent:
         worst = max(permanent, key=lambda a: a.number)
-        return Fail(stage, "PermanentFailure", worst.message, worst.remedy)
-    charged = {a.number for a in attempts if a.cause != "disrupted"}
+        return Fail(stage, "PermanentFailure", worst.message, worst.remedy, worst.exit_code)
+    charged = {attempt.number for attempt in mine if attempt.cause != "disrupted"}
     if len(charged) >= max_attempts:
-        last = max(attempts, key=lambda a: a.number)
+        last = max(mine, key=lambda a: a.number)
         message = last.message or "the attempt ended without publishing its artifact"
         message = f"{len(charged)} attempts failed; last: {message}"
-        return Fail(stage, "AttemptsExhausted", message, last.remedy)
-    return Start(stage, key, 1 + max((a.number for a in attempts), default=0))
+        return Fail(stage, "AttemptsExhausted", message, last.remedy, last.exit_code)
+    # A number names the stage's Job, so it is not used again for another key.
+    return Start(planned, 1 + max((attempt.number for attempt in of_stage), default=0))

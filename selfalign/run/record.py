@@ -1,7 +1,8 @@
-"""Runs in the store: `runs/<id>/run.json` says what a run is, `status.json` how it stands.
+"""What is remembered of a run: its request, its attempts, its status.
 
-The truth about stages is in their manifests; a run's objects are an index for people, which
-status, report and history read and which may be lost.
+`runs/<id>/run.json` in the store holds the RunRecord and `runs/<id>/status.json` the RunStatus; the
+status of an AlignmentRun is the same RunStatus. They are an index for people. The truth about a
+stage is its manifest, so losing these objects loses no work.
 """
 
 from __future__ import annotations
@@ -9,18 +10,146 @@ from __future__ import annotations
 import json
 import math
 import secrets
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic.alias_generators import to_camel
 
 from selfalign.errors import ConfigurationError, DataError
+from selfalign.pipeline import BY_NAME
 from selfalign.store.base import NotFound, Store
 from selfalign.store.manifest import StoredModel
 
-_READERS = 16  # at once
-Phase = Literal["Running", "Succeeded", "Failed", "Interrupted"]
+_READERS = 16  # run.json objects that are read at once
+AttemptCondition = Literal["Pending", "Active", "Complete", "Failed"]
+Cause = Literal["permanent", "temporary", "disrupted"]
+StagePhase = Literal["Pending", "Running", "Done", "Reused", "Failed"]
+RunPhase = Literal["Running", "Succeeded", "Failed", "Interrupted"]
+KEPT_DISRUPTIONS = 5  # attempts of a stage that cost nothing; older ones are forgotten
+
+
+class _Status(StoredModel):
+    """snake_case here and in the store, camelCase in an AlignmentRun; unknown fields are ignored,
+    since another version may have written them."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", alias_generator=to_camel, populate_by_name=True
+    )
+
+
+class Attempt(_Status):
+    """One try at a stage: worker processes on one machine, a Job on a cluster.
+
+    Attributes:
+        number: counts the attempts at a stage within the run, from 1. It names the Job.
+        condition: Pending while the start is announced and nobody has seen the attempt.
+        cause: set where the condition is Failed. Disrupted attempts cost nothing.
+        message: what went wrong, for people; of an Active attempt, in a part of it.
+        waiting: why an Active attempt makes no progress; empty when it works.
+        done, total: finished shards of an attempt that has shards.
+        started_at, finished_at: ISO 8601; None until they are known.
+        disrupted: one of the attempt's pods was evicted, preempted or drained.
+    """
+
+    stage: str
+    key: str
+    number: int
+    condition: AttemptCondition
+    cause: Cause | None = None
+    exit_code: int | None = None
+    message: str = ""
+    remedy: str | None = None
+    waiting: str = ""
+    done: int | None = None
+    total: int | None = None
+    started_at: str | None = None
+    finished_at: str | None = None
+    disrupted: bool = False
+
+    @property
+    def identity(self) -> tuple[str, str, int]:
+        """What tells one attempt of a run from another."""
+        return (self.stage, self.key, self.number)
+
+    @property
+    def seconds(self) -> float:
+        """How long the attempt took; 0 while that is not known."""
+        if not self.started_at or not self.finished_at:
+            return 0.0
+        took = datetime.fromisoformat(self.finished_at) - datetime.fromisoformat(self.started_at)
+        return took.total_seconds()
+
+
+class StageState(_Status):
+    """How a stage of a run stands.
+
+    Attributes:
+        key: of the artifact; None while the stages before are not published.
+        attempts: charged attempts; disrupted ones are counted apart.
+        done, total: records, steps or shards, as the stage counts.
+        seconds: of all attempts that have ended.
+        message: why the stage waits or failed.
+    """
+
+    name: str
+    phase: StagePhase = "Pending"
+    key: str | None = None
+    digest: str | None = None
+    attempts: int = 0
+    disruptions: int = 0
+    done: int | None = None
+    total: int | None = None
+    seconds: float | None = None
+    message: str = ""
+
+    @property
+    def artifact(self) -> str:
+        """What the stage writes."""
+        return BY_NAME[self.name].writes
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_0_3_wrote_it(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("attempts"), list):
+            return {**value, "name": value.get("stage"), "attempts": len(value["attempts"])}
+        return value
+
+
+class RunStatus(_Status):
+    """How a run stands.
+
+    Attributes:
+        reason: one word for programs: Running, Waiting, Suspended, a verdict, an error's name.
+        message: the cause, for people.
+        remedy: what to do about it; None where the message needs no action.
+        exit_code: of the stage or error that ended the run; None unless it failed.
+        verdict: None before the gate has judged.
+        stage: under way, or where the run ended.
+        progress: published stages of all stages, e.g. "3/8".
+    """
+
+    id: str
+    phase: RunPhase = "Running"
+    reason: str = ""
+    message: str = ""
+    remedy: str | None = None
+    exit_code: int | None = None
+    verdict: Literal["Promoted", "NotPromoted"] | None = None
+    stage: str = ""
+    progress: str = ""
+    started_at: str | None = None
+    updated_at: str = ""
+    completed_at: str | None = None
+    stages: list[StageState] = Field(default_factory=list)
+    attempts: list[Attempt] = Field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has ended, well or not."""
+        return self.phase in ("Succeeded", "Failed")
 
 
 class RunRecord(StoredModel):
@@ -33,47 +162,28 @@ class RunRecord(StoredModel):
     annotation_lines: int | None = None
 
 
-class AttemptRecord(StoredModel):
-    """One try at a stage, as it is told to people."""
-
-    number: int
-    condition: str
-    started_at: str
-    finished_at: str | None = None
-    exit_code: int | None = None
-    cause: str | None = None
-    message: str = ""
+def of_stage(attempts: Iterable[Attempt], stage: str, key: str | None) -> list[Attempt]:
+    """The attempts at one artifact, by number."""
+    mine = [a for a in attempts if a.stage == stage and a.key == key]
+    return sorted(mine, key=lambda attempt: attempt.number)
 
 
-class StageRecord(StoredModel):
-    """How a stage of the run stands."""
-
-    stage: str
-    artifact: str
-    key: str | None = None
-    digest: str | None = None
-    phase: Literal["Pending", "Running", "Reused", "Done", "Failed"] = "Pending"
-    done: int = 0
-    total: int | None = None
-    attempts: list[AttemptRecord] = Field(default_factory=list)
-    seconds: float | None = None
-
-
-class RunStatus(StoredModel):
-    """How a run stands. Overwritten as it goes on."""
-
-    id: str
-    phase: Phase
-    updated_at: str
-    reason: str = ""
-    message: str = ""
-    remedy: str | None = None
-    verdict: str | None = None
-    stages: list[StageRecord] = Field(default_factory=list)
+def to_remember(attempts: Iterable[Attempt]) -> list[Attempt]:
+    """All charged attempts, and of each artifact the latest disrupted ones, oldest first."""
+    kept: list[Attempt] = []
+    disruptions: dict[tuple[str, str], int] = {}
+    for attempt in sorted(attempts, key=lambda a: (a.stage, a.number), reverse=True):
+        if attempt.cause == "disrupted":
+            group = (attempt.stage, attempt.key)
+            disruptions[group] = disruptions.get(group, 0) + 1
+            if disruptions[group] > KEPT_DISRUPTIONS:
+                continue
+        kept.append(attempt)
+    return kept[::-1]
 
 
 def new_run_id() -> str:
-    """A fresh id that sorts by time and fits an object's name on a cluster."""
+    """A fresh id that sorts by time and is a valid name on a cluster."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
@@ -90,8 +200,8 @@ def write_status(store: Store, status: RunStatus) -> None:
 def read_run(store: Store, run_id: str) -> RunRecord:
     """The run.
 
-    Raises ConfigurationError, naming the runs there are, when there is none, and DataError when
-    its record cannot be read.
+    Raises ConfigurationError, naming the latest runs, when there is none of this id, and DataError
+    when its record cannot be read.
     """
     name = f"runs/{run_id}/run.json"
     try:
@@ -111,7 +221,7 @@ def read_run(store: Store, run_id: str) -> RunRecord:
 
 
 def read_status(store: Store, run_id: str) -> RunStatus | None:
-    """The run's status, or None when none was written."""
+    """The run's status, or None when none can be read."""
     try:
         return RunStatus.model_validate_json(store.read(f"runs/{run_id}/status.json"))
     except (NotFound, ValidationError):
@@ -119,24 +229,30 @@ def read_status(store: Store, run_id: str) -> RunStatus | None:
 
 
 def status_to_show(store: Store, run_id: str) -> RunStatus:
-    """The run's status, or one that says that none can be read: then nothing moves it either."""
+    """The run's status, or one that says that none can be read."""
     return read_status(store, run_id) or RunStatus(
         id=run_id,
         phase="Interrupted",
-        updated_at="",
         reason="NoStatus",
-        message=f"no readable runs/{run_id}/status.json: the run has only begun, or ended before "
-        "it could write one",
+        message=f"runs/{run_id}/status.json cannot be read: the run has only begun, or ended "
+        "before it wrote one",
     )
 
 
-def run_ids(store: Store) -> list[str]:
-    """Ids of all runs in the order of their creation, oldest first.
+def latest_run(store: Store) -> str:
+    """The newest run's id. Raises ConfigurationError when there is none."""
+    ids = run_ids(store)
+    if not ids:
+        raise ConfigurationError(
+            f"{store.url}: no run was made yet", remedy="start one: selfalign run --config FILE"
+        )
+    return ids[-1]
 
-    A record that cannot be read comes last: whoever asks for the latest run hears of it.
-    """
+
+def run_ids(store: Store) -> list[str]:
+    """Ids of all runs by creation, oldest first. A run whose record cannot be read comes last."""
     keys = [key for key in store.list("runs/") if key.endswith("/run.json")]
-    # one small object for each run: over a year of nights, waiting for one after the other is felt
+    # One small object for each run: over a year of nights, reading one after the other is slow.
     with ThreadPoolExecutor(_READERS) as readers:
         created = list(readers.map(lambda key: _created(store, key), keys))
     ids = [key.split("/")[1] for key in keys]
@@ -145,13 +261,13 @@ def run_ids(store: Store) -> list[str]:
 
 
 def _created(store: Store, key: str) -> float | None:
-    """When a run was created; of the record no more is read, for other versions wrote some.
+    """When a run was created; None where its record was removed meanwhile.
 
-    None where it was removed meanwhile.
+    Only this field is read, because another version may have written the rest.
     """
     try:
         return datetime.fromisoformat(json.loads(store.read(key))["created_at"]).timestamp()
     except NotFound:
         return None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return math.inf

@@ -82,13 +82,7 @@ def push(store: Store, kind: str, path: Path, *, only: Sequence[str] | None = No
 def fetch(store: Store, name: str) -> Path:
     """A verified local copy of the input called `name`; kept for the next caller."""
     prefix = name.removeprefix(SCHEME).rstrip("/") + "/"
-    try:
-        manifest = InputManifest.model_validate_json(store.read(prefix + "manifest.json"))
-    except (NotFound, ValueError) as error:
-        raise DataError(
-            f"{name}: {store.url} holds no such input",
-            remedy="upload it with `selfalign inputs push --config FILE`",
-        ) from error
+    manifest = read_input(store, name)
     directory = cache_directory() / "inputs" / manifest.kind / manifest.digest[:32]
     for entry in manifest.files:
         target = directory / entry.name.removeprefix("files/")
@@ -96,6 +90,18 @@ def fetch(store: Store, name: str) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             download_file(store, prefix, entry, target)
     return directory / manifest.single if manifest.single else directory
+
+
+def read_input(store: Store, name: str) -> InputManifest:
+    """The manifest of the input called `name`. Raises DataError when the store holds none."""
+    try:
+        key = name.removeprefix(SCHEME).rstrip("/") + "/manifest.json"
+        return InputManifest.model_validate_json(store.read(key))
+    except (NotFound, ValueError) as error:
+        raise DataError(
+            f"{name}: {store.url} holds no such input",
+            remedy="upload it with `selfalign inputs push --config FILE`",
+        ) from error
 
 
 def is_stored(path: str | Path) -> bool:

@@ -1,7 +1,7 @@
-"""Worker processes of one stage: `selfalign <stage>`, one per shard, watched through their logs.
+"""Worker processes of one stage: `selfalign <stage>`, one for each shard.
 
-Each worker's stderr carries JSON events; they go to the run's log file, progress goes to whoever
-watches, and the last error is kept for the attempt's message.
+Each worker writes JSON events to its stderr. They are copied to the run's log file and passed to a
+callback, and the last error becomes the attempt's message.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class WorkerResult:
 def run_workers(
     commands: Sequence[list[str]], log_file: IO[str], on_event: EventSink
 ) -> list[WorkerResult]:
-    """Run one process per command at once; wait for all, whatever becomes of any.
+    """Run one process for each command, all at once, and wait until every one has ended.
 
-    A KeyboardInterrupt (or any other exception) in here stops the workers gently, gives them
-    time to commit what they have, and is raised again.
+    An exception in here, also a KeyboardInterrupt, stops the workers with SIGTERM, gives them time
+    to commit what they have, and is raised again.
     """
     events: queue.Queue[tuple[Worker, str | None]] = queue.Queue()
     workers = [
@@ -76,13 +76,10 @@ def stage_command(
 ) -> list[str]:
     """The command of one worker."""
     return [
-        sys.executable, "-m", "selfalign", stage,
-        "--config", config,
-        "--shard", str(shard),
-        "--num-shards", str(num_shards),
-        "--expect-key", key,
-        "--run", run,
-    ]  # fmt: skip
+        *(sys.executable, "-m", "selfalign", stage, "--config", config),
+        *("--shard", str(shard), "--num-shards", str(num_shards)),
+        *("--expect-key", key, "--run", run),
+    ]
 
 
 def _start(

@@ -1,4 +1,4 @@
-"""Shows a run to a person: bars on a terminal, one line per event when piped."""
+"""Shows a local run to a person: bars on a terminal, one line per event when piped."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from selfalign.run.plan import StagePlan
+from selfalign.run.plan import Planned
 
 _PLAIN_INTERVAL_SECONDS = 15.0
 
 
 def drop_output(stream: IO[str]) -> None:
-    """Send what is buffered still, and all that follows, nowhere: the reader has gone."""
+    """Discard what is buffered and all that follows, because nobody reads the stream any more."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class RunConsole(Console):
-    """A console whose reader may go away: the run goes on, and nothing more is shown."""
+    """A console whose reader may go away; the run goes on and nothing more is shown."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -38,7 +38,7 @@ class RunConsole(Console):
 
 
 class RunDisplay:
-    """A RunObserver that writes to a console."""
+    """Shows the stages of a local run as they work."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -65,12 +65,10 @@ class RunDisplay:
     def __exit__(self, *exc_info: object) -> None:
         self._progress.stop()
 
-    def stage_reused(self, planned: StagePlan) -> None:
-        self._line(
-            planned.stage.name, f"reused   {planned.stage.writes} {getattr(planned, 'key', None)}"
-        )
+    def stage_reused(self, planned: Planned) -> None:
+        self._line(planned.stage.name, f"reused   {planned.stage.writes} {planned.key}")
 
-    def stage_started(self, planned: StagePlan, attempt: int, num_shards: int) -> None:
+    def stage_started(self, planned: Planned, attempt: int, num_shards: int) -> None:
         self._shards = {}
         self._last_plain = time.monotonic()
         if self._task is not None:
@@ -80,7 +78,7 @@ class RunDisplay:
         shards = f", {num_shards} shards" if num_shards > 1 else ""
         self._line(
             planned.stage.name,
-            f"started  {planned.stage.writes} {getattr(planned, 'key', None)}{again}{shards}",
+            f"started  {planned.stage.writes} {planned.key}{again}{shards}",
         )
 
     def event(self, stage: str, event: dict[str, Any]) -> None:
@@ -108,7 +106,7 @@ class RunDisplay:
             eta = f", {(total - done) / rate:,.0f} s left" if total and rate else ""
             self._line(stage, f"{done:,}/{total or '?'} {unit}, {text}{eta}")
 
-    def stage_finished(self, planned: StagePlan, seconds: float) -> None:
+    def stage_finished(self, planned: Planned, seconds: float) -> None:
         self._line(planned.stage.name, f"done     in {seconds:,.1f} s")
 
     def attempt_failed(self, stage: str, attempt: int, message: str, again: bool) -> None:

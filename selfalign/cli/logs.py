@@ -1,0 +1,151 @@
+"""`selfalign logs`: what a stage's workers write, on this machine or on a cluster."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from selfalign.cli.cluster import STAGE_NAME, cluster_options, connect_to
+from selfalign.cli.options import open_from, run_directory, store_options
+from selfalign.errors import ConfigurationError
+from selfalign.run.record import latest_run, read_run
+
+if TYPE_CHECKING:
+    from selfalign.run.executors.kubernetes.cluster import Cluster
+
+_HIDDEN = ("event", "level", "timestamp", "run", "stage", "shard", "logger")
+
+
+@click.command("logs", short_help="The log of a stage, here or on a cluster.")
+@click.argument("stage", type=STAGE_NAME)
+@click.option(
+    "--run",
+    default=None,
+    metavar="NAME",
+    help="Of which run.  [default: the newest that has not ended, else the newest]",
+)
+@click.option("--follow", "-f", is_flag=True, help="On a cluster: go on until its Job ends.")
+@click.option(
+    "--tail",
+    "tail_lines",
+    type=click.IntRange(min=1),
+    default=None,
+    metavar="LINES",
+    help="The last lines only (on a cluster: of each pod).",
+)
+@store_options
+@cluster_options
+def logs_command(
+    stage: str,
+    run: str | None,
+    follow: bool,
+    tail_lines: int | None,
+    config_path: Path,
+    overrides: tuple[str, ...],
+    store_url: str | None,
+    namespace: str | None,
+    context: str | None,
+    kubeconfig: str | None,
+) -> int:
+    """The log of STAGE. Piped, it is JSON lines; on a terminal it is for people.
+
+    With --namespace, --context or --kubeconfig it is the log of the stage's latest Job there, and
+    with --follow the exit code is the stage's. Otherwise it is that of a run on this machine.
+    """
+    if namespace or context or kubeconfig:
+        cluster = connect_to(namespace, context, kubeconfig)
+        return _of_cluster(cluster, stage, run, follow, tail_lines)
+    store = open_from(config_path, overrides, store_url).store
+    chosen = run or latest_run(store)
+    read_run(store, chosen)
+    path = run_directory(store.url, chosen) / "log.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path}: {error.strerror}, so run {chosen} has no log on this machine",
+            remedy="give -n NAMESPACE for a run on a cluster, or look where the run was started",
+        ) from error
+    show = printer()
+    mine = [line for line in lines if _stage_of(line) == stage]
+    for line in mine[-tail_lines:] if tail_lines else mine:
+        show("", line)
+    return 0
+
+
+def follow_job(cluster: Cluster, job: str) -> int:
+    """Show a Job's log until it ends; the exit code of its stage."""
+    from selfalign.run.executors.kubernetes.logs import Follower
+
+    return Follower(cluster, printer(), tell).to_the_end(job)
+
+
+def tell(sentence: str) -> None:
+    """A sentence about the Job, beside its log."""
+    if sentence:
+        click.echo(sentence, err=True)
+
+
+def printer() -> Callable[[str, str], None]:
+    """Prints a line of a log: as it is where a program reads, else for people."""
+    if not sys.stdout.isatty():
+        return lambda _shard, line: click.echo(line)
+    return lambda shard, line: click.echo(for_people(shard, line))
+
+
+def for_people(shard: str, line: str) -> str:
+    """One line of a stage's JSON log: shard, time, event and values."""
+    where = f"[{shard}] " if shard else ""
+    event = _event(line)
+    if event is None or "event" not in event:
+        return where + line
+    clock = str(event.get("timestamp", ""))[11:19]
+    values = " ".join(f"{k}={v}" for k, v in event.items() if k not in _HIDDEN and v is not None)
+    return f"{where}{clock} {event['event']:<20} {values}".rstrip()
+
+
+def _of_cluster(
+    cluster: Cluster, stage: str, run: str | None, follow: bool, tail_lines: int | None
+) -> int:
+    from selfalign.run.executors.kubernetes import logs
+    from selfalign.run.executors.kubernetes.outcome import job_end
+    from selfalign.run.executors.kubernetes.waiting import why_waiting
+
+    found = logs.find_run(cluster, run)
+    name = found["metadata"]["name"]
+    job = logs.latest_job(cluster, found, stage)
+    if job is None:
+        raise ConfigurationError(
+            f"run {name} has no Job of {stage}: the stage was reused, has not begun, or its Jobs "
+            "have expired",
+            remedy=f"see selfalign status {name} -n {cluster.namespace}",
+        )
+    if follow:
+        return follow_job(cluster, job["metadata"]["name"])
+    pods = logs.pods_of_job(cluster, job)
+    show = printer()
+    for pod in pods:
+        for line in logs.tail(cluster, pod, tail_lines):
+            show(logs.shard_of(pod), line)
+    waiting = None if job_end(job) else why_waiting(job, pods, [], datetime.now(UTC))
+    tell(waiting.reason if waiting else "")
+    return 0
+
+
+def _stage_of(line: str) -> str | None:
+    event = _event(line)
+    return None if event is None else event.get("stage")
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) else None

@@ -1,0 +1,1 @@
+"""What carries out the attempts of a run: local processes or Kubernetes Jobs."""

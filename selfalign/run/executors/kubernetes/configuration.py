@@ -1,0 +1,355 @@
+"""A run's configuration on a cluster: what it may set, how it is merged, and where it is pinned.
+
+Platform, then each stage's own section, then the run's overrides as far as the platform's policy
+allows them. The result is pinned when the run is first seen, in an immutable ConfigMap that
+controller and stages read: what is deployed or edited later counts for later runs.
+
+The controller reads no file that a run or a bucket names. Inputs are `store:` names, whose digests
+stand in their manifests.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from selfalign.config import RunConfig
+from selfalign.errors import ConfigurationError, TemporaryError
+from selfalign.identity import DATA_FIELDS, Inputs
+from selfalign.load import dump_config, validate_config
+from selfalign.pipeline import STAGES
+from selfalign.run.executors.kubernetes.cluster import (
+    Cluster,
+    Conflict,
+    Gone,
+    Resource,
+    is_left_over,
+    is_owned_by,
+    labels_of,
+    name_of,
+    owner_reference,
+)
+from selfalign.run.executors.kubernetes.crd import (
+    CONFIG_FILE,
+    MANAGED_BY_LABEL,
+    MANAGER,
+    PLATFORM_CONFIG,
+    POLICY_FILE,
+    RUN_LABEL,
+    TEMPLATE_LABEL,
+    AlignmentRunSpec,
+    config_name,
+)
+from selfalign.store.base import Store
+from selfalign.store.inputs import is_stored, read_input, revision_of
+
+_MAX_DEPTH = 20  # of spec.config; a RunConfig is 5 deep
+_WHERE = "the run's configuration"
+
+
+class NotDeployed(TemporaryError):
+    """A stage's template is missing. The run waits, because a template is missing for a moment
+    whenever a release is installed anew."""
+
+
+class LeftOver(TemporaryError):
+    """An object of an earlier run of the same name is still being deleted."""
+
+
+class Policy(BaseModel):
+    """What the platform's administrator allows runs (`runs` in the values of charts/selfalign).
+
+    Attributes:
+        overrides: dotted paths of the configuration that a run may set; `*` stands for one part,
+            and a path allows everything below it.
+        base_models: further values of base_model.path that a run may choose.
+        priority_classes: PriorityClasses that a run may name.
+        queues: Kueue LocalQueues that a run may name.
+        max_active_runs: runs at work at once; the others wait.
+        max_shards: of any stage.
+        max_config_bytes: of spec.config.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True
+    )
+
+    overrides: list[str] = Field(default_factory=lambda: ["seed"])
+    base_models: list[str] = Field(default_factory=list)
+    priority_classes: list[str] = Field(default_factory=list)
+    queues: list[str] = Field(default_factory=list)
+    max_active_runs: int = Field(4, ge=1)
+    max_shards: int = Field(64, ge=1)
+    max_config_bytes: int = Field(65_536, ge=1)
+
+
+def read_policy(cluster: Cluster) -> Policy:
+    """What the platform was installed with. Raises ConfigurationError where that is wrong."""
+    found = _platform_config_map(cluster)
+    try:
+        return Policy.model_validate(_parse(found, POLICY_FILE))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigurationError(
+            f"ConfigMap {PLATFORM_CONFIG}: {POLICY_FILE}: {where}: {first['msg']}",
+            remedy="correct `runs` in the platform's values and run make deploy",
+        ) from error
+
+
+def check_allowed(spec: AlignmentRunSpec, policy: Policy, platform: dict[str, Any]) -> None:
+    """Refuse what the policy does not allow. Raises ConfigurationError naming the field.
+
+    Args:
+        platform: the platform's configuration; a run may repeat its values.
+    """
+    widen = "ask the platform's administrator to allow it: `runs` in the values of charts/selfalign"
+    for field, value, allowed in (
+        ("priority", spec.priority, policy.priority_classes),
+        ("queueName", spec.queue_name, policy.queues),
+    ):
+        if value is not None and value not in allowed:
+            known = ", ".join(allowed) or "none"
+            raise ConfigurationError(
+                f"spec.{field}: {value[:100]!r} is not allowed; allowed are: {known}", remedy=widen
+            )
+    leaves = _leaves(spec.config)
+    size = sum(len(path) + len(str(value)) for path, value in leaves)
+    if size > policy.max_config_bytes:
+        raise ConfigurationError(
+            f"spec.config holds {size} bytes, expected at most {policy.max_config_bytes}",
+            remedy="name large inputs by store: names instead (selfalign inputs push)",
+        )
+    for path, value in leaves:
+        if path == "base_model.path" and value in policy.base_models:
+            continue
+        if not any(_matches(path, pattern) for pattern in policy.overrides):
+            if _value_at(platform, path) == value:
+                continue
+            raise ConfigurationError(
+                f"spec.config.{path[:200]}: a run may not set this here", remedy=widen
+            )
+
+
+def platform_config(cluster: Cluster) -> dict[str, Any]:
+    """The platform's own configuration. Raises ConfigurationError where it is not installed."""
+    return _parse(_platform_config_map(cluster), CONFIG_FILE)
+
+
+def pinned_config(cluster: Cluster, run: Resource, spec: AlignmentRunSpec) -> RunConfig:
+    """The configuration that this run was first seen with; pins it the first time.
+
+    Raises:
+        ConfigurationError: it is wrong or not allowed, or another object has the ConfigMap's name.
+        NotDeployed, LeftOver: it cannot be pinned yet.
+    """
+    name = config_name(name_of(run))
+    try:
+        found = cluster.get("configmaps", name)
+    except Gone:
+        found = _pin(cluster, run, merged_config(cluster, spec))
+    if is_owned_by(found, run):
+        return validate_config(_parse(found, CONFIG_FILE), f"ConfigMap {name}")
+    if is_left_over(found, run):
+        raise LeftOver(f"ConfigMap {name} of an earlier run of this name is being deleted")
+    raise ConfigurationError(
+        f"ConfigMap {name} exists and belongs to something else",
+        remedy=f"delete it (kubectl delete configmap {name}), or give the run another name",
+    )
+
+
+def merged_config(cluster: Cluster, spec: AlignmentRunSpec) -> RunConfig:
+    """Check against the policy, merge and validate. Raises ConfigurationError, NotDeployed."""
+    policy, raw = read_policy(cluster), platform_config(cluster)
+    check_allowed(spec, policy, raw)
+    for stage, template in stage_templates(cluster).items():
+        try:
+            found = cluster.get("configmaps", f"{name_of(template)}-config")
+        except Gone:
+            continue  # a template made by hand needs no values of its own
+        own = _parse(found, CONFIG_FILE)
+        if own.get(stage):
+            raw = deep_merge(raw, {stage: own[stage]})
+    config = validate_config(deep_merge(raw, spec.config), _WHERE)
+    for row in STAGES:
+        shards = getattr(config, row.name).num_shards
+        limit = policy.max_shards if row.sharded else 1
+        if shards > limit:
+            why = "" if row.sharded else f", because {row.name} cannot be sharded"
+            raise ConfigurationError(
+                f"{_WHERE}: {row.name}.num_shards is {shards}, expected at most {limit}{why}",
+                remedy=f"set {row.name}.num_shards to {limit} or less",
+            )
+    check_inputs(config)
+    return config
+
+
+def check_inputs(config: RunConfig) -> None:
+    """Refuse inputs that are not in the store, before anything is read.
+
+    A base model may also be a directory that every stage mounts, or a hub id, where its revision is
+    given: then nobody has to read it to know what it is.
+    """
+    remedy = "upload it (selfalign inputs push) and use the store: name that it prints"
+    if not is_stored(config.seeds.directory):
+        raise ConfigurationError(
+            f"{_WHERE}: seeds.directory: {str(config.seeds.directory)[:200]!r} is no store: name, "
+            "and pods share no directory",
+            remedy=remedy,
+        )
+    for field in DATA_FIELDS:
+        path = getattr(config.evaluate, field)
+        if path is not None and not is_stored(path):
+            raise ConfigurationError(
+                f"{_WHERE}: evaluate.{field}: {str(path)[:200]!r} is no store: name, and pods "
+                "share no directory",
+                remedy=remedy,
+            )
+    base = config.base_model
+    if not is_stored(base.path) and base.revision is None:
+        raise ConfigurationError(
+            f"{_WHERE}: base_model.path: {base.path[:200]!r} is neither a store: name nor given "
+            "with a revision",
+            remedy=f"{remedy}, or set base_model.revision",
+        )
+
+
+def declared_inputs(config: RunConfig, store: Store) -> Inputs:
+    """The digests of a run's inputs, read from their manifests alone."""
+    seeds = read_input(store, str(config.seeds.directory))
+    base = config.base_model
+    return Inputs(
+        seeds={entry.name.removeprefix("files/"): entry.sha256 for entry in seeds.files},
+        base_model=base.revision or revision_of(base.path),
+        data={
+            field: read_input(store, str(path)).digest
+            for field in DATA_FIELDS
+            if (path := getattr(config.evaluate, field)) is not None
+        },
+    )
+
+
+def stage_templates(cluster: Cluster) -> dict[str, Resource]:
+    """Every stage's template. Raises NotDeployed when one is missing or there are two."""
+    templates: dict[str, list[Resource]] = {stage.name: [] for stage in STAGES}
+    for found in cluster.list("cronjobs", TEMPLATE_LABEL):
+        templates.get(labels_of(found)[TEMPLATE_LABEL], []).append(found)
+    return {stage: _only(cluster, stage, found) for stage, found in templates.items()}
+
+
+def stage_template(cluster: Cluster, stage: str) -> Resource:
+    """A stage's template. Raises NotDeployed."""
+    return _only(cluster, stage, cluster.list("cronjobs", f"{TEMPLATE_LABEL}={stage}"))
+
+
+def deep_merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` over `below`; mappings merge, everything else is replaced."""
+    merged = dict(below)
+    for name, value in above.items():
+        if isinstance(value, dict) and isinstance(merged.get(name), dict):
+            merged[name] = deep_merge(merged[name], value)
+        else:
+            merged[name] = value
+    return merged
+
+
+def _only(cluster: Cluster, stage: str, found: list[Resource]) -> Resource:
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(name_of(template) for template in found)
+        raise NotDeployed(
+            f"stage {stage} is deployed more than once: CronJobs {names}",
+            remedy="uninstall all but one of these releases",
+        )
+    raise NotDeployed(
+        f"stage {stage} is not deployed in namespace {cluster.namespace}",
+        remedy=f"make deploy-stage STAGE={stage} NAMESPACE={cluster.namespace}; the run then goes "
+        "on by itself",
+    )
+
+
+def _platform_config_map(cluster: Cluster) -> Resource:
+    try:
+        return cluster.get("configmaps", PLATFORM_CONFIG)
+    except Gone:
+        raise ConfigurationError(
+            f"ConfigMap {PLATFORM_CONFIG} is missing: the platform is not installed in namespace "
+            f"{cluster.namespace}",
+            remedy=f"make deploy NAMESPACE={cluster.namespace}",
+        ) from None
+
+
+def _pin(cluster: Cluster, run: Resource, config: RunConfig) -> Resource:
+    name = config_name(name_of(run))
+    body = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": name,
+            "namespace": run["metadata"]["namespace"],
+            "labels": {RUN_LABEL: name_of(run), MANAGED_BY_LABEL: MANAGER},
+            "ownerReferences": [owner_reference(run)],
+        },
+        "immutable": True,
+        "data": {CONFIG_FILE: dump_config(config)},
+    }
+    try:
+        return cluster.create("configmaps", body)
+    except Conflict:
+        pass
+    try:
+        return cluster.get("configmaps", name)
+    except Gone:
+        raise LeftOver(f"ConfigMap {name} was deleted while the run was starting") from None
+
+
+def _parse(config_map: Resource, file: str) -> dict[str, Any]:
+    text = (config_map.get("data") or {}).get(file) or "{}"
+    where = f"ConfigMap {name_of(config_map)}: {file}"
+    remedy = "correct the values it was installed with, and deploy again"
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{where} is not valid YAML", remedy=remedy) from error
+    if not isinstance(value, dict):
+        raise ConfigurationError(f"{where} is not a mapping", remedy=remedy)
+    return value
+
+
+def _leaves(config: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Dotted paths and values. Iterative, because a spec may be nested thousands deep."""
+    leaves: list[tuple[str, Any]] = []
+    open_nodes: list[tuple[str, Any, int]] = [("", config, 0)]
+    while open_nodes:
+        path, value, depth = open_nodes.pop()
+        if depth > _MAX_DEPTH:
+            raise ConfigurationError(
+                f"spec.config.{path[:200]}: nested more than {_MAX_DEPTH} deep",
+                remedy="see `selfalign config --schema` for what a configuration holds",
+            )
+        if isinstance(value, dict) and value:
+            prefix = f"{path}." if path else ""
+            open_nodes += [(f"{prefix}{name}", child, depth + 1) for name, child in value.items()]
+        elif isinstance(value, list) and any(isinstance(child, dict | list) for child in value):
+            open_nodes += [(path, child, depth + 1) for child in value]
+        elif path:
+            leaves.append((path, value))
+    return leaves
+
+
+def _matches(path: str, pattern: str) -> bool:
+    parts, wanted = path.split("."), pattern.split(".")
+    return len(parts) >= len(wanted) and all(
+        want in ("*", part) for part, want in zip(parts, wanted, strict=False)
+    )
+
+
+def _value_at(config: dict[str, Any], path: str) -> Any:
+    value: Any = config
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value

@@ -1,0 +1,174 @@
+"""Make an AlignmentRun, by a person or every night, and start one stage of it by hand.
+
+A nightly run is refused while another one is running. A submission that was killed after it made
+its run, and is tried again, finds its own run and is content.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from selfalign.config import RunConfig
+from selfalign.errors import ConfigurationError, DataError, TemporaryError
+from selfalign.load import validate_config
+from selfalign.pipeline import BY_NAME
+from selfalign.run.drive import iso
+from selfalign.run.executors.kubernetes import crd
+from selfalign.run.executors.kubernetes.cluster import (
+    Cluster,
+    Conflict,
+    Resource,
+    annotations_of,
+    is_terminating,
+    name_of,
+)
+from selfalign.run.executors.kubernetes.configuration import (
+    check_allowed,
+    deep_merge,
+    pinned_config,
+    platform_config,
+    read_policy,
+)
+from selfalign.run.executors.kubernetes.job import JobExecutor, attempts_of
+from selfalign.run.executors.kubernetes.logs import find_run
+from selfalign.run.executors.kubernetes.reconcile import emit, overlap, running_nightly
+from selfalign.run.plan import Planned
+
+_ACCEPTED_WITHIN_SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """Makes runs in one namespace.
+
+    Attributes:
+        submitter: what makes it; the same for each try of one nightly Job, else empty.
+        spec: of the AlignmentRun, beside its configuration; None leaves a field to its default.
+    """
+
+    cluster: Cluster
+    clock: Callable[[], datetime]
+    submitter: str = ""
+    spec: dict[str, Any] = field(default_factory=dict)
+
+    def submit(self, name: str, config: dict[str, Any]) -> Resource:
+        """Make a run. Raises ConfigurationError when the name is taken."""
+        try:
+            return self._create(name, config)
+        except Conflict:
+            raise ConfigurationError(
+                f"an AlignmentRun {name!r} exists in namespace {self.cluster.namespace}",
+                remedy="give the run another name with --name, or leave it out: a new run reuses "
+                "what an earlier one finished",
+            ) from None
+
+    def submit_nightly(self, config: dict[str, Any]) -> Resource:
+        """Make tonight's run, or find the one that an earlier try of this submitter made.
+
+        Raises NightlyOverlap while another nightly run is running.
+        """
+        for run in self.cluster.list(crd.PLURAL, crd.NIGHTLY_LABEL):
+            submitter = annotations_of(run).get(crd.SUBMITTED_BY_ANNOTATION)
+            if self.submitter and submitter == self.submitter:
+                return run
+        name = f"nightly-{self.clock():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        running = running_nightly(self.cluster)
+        if running is not None:
+            error = overlap(name_of(running), name)
+            moment = iso(self.clock())
+            emit(self.cluster, running, "NightlyRefused", error.message, True, moment)
+            raise error
+        mark = {crd.SUBMITTED_BY_ANNOTATION: self.submitter} if self.submitter else None
+        return self._create(name, config, labels={crd.NIGHTLY_LABEL: "true"}, annotations=mark)
+
+    def _create(self, name: str, config: dict[str, Any], **metadata: Any) -> Resource:
+        self.validated(config)
+        spec = {key: value for key, value in self.spec.items() if value is not None}
+        if config:
+            spec["config"] = config
+        body = crd.new_run(name, self.cluster.namespace, spec, **metadata)
+        check_allowed(
+            crd.parse_spec(body), read_policy(self.cluster), platform_config(self.cluster)
+        )
+        return self.cluster.create(crd.PLURAL, body)
+
+    def validated(self, config: dict[str, Any]) -> RunConfig:
+        """The configuration over the platform's. The stages' own sections are merged when the run
+        starts. Raises ConfigurationError."""
+        raw = deep_merge(platform_config(self.cluster), config)
+        return validate_config(raw, "the run's configuration")
+
+
+def start_by_hand(
+    cluster: Cluster,
+    run_name: str,
+    stage: str,
+    *,
+    tell: Callable[[str], None],
+    sleep: Callable[[float], None],
+) -> str | None:
+    """Start a stage as the controller would; the name of its Job, or None when nothing is to do.
+
+    The Job carries the same labels and owner, so the controller counts it as an attempt of the run.
+
+    Raises:
+        ConfigurationError: no such run, or it is terminating.
+        DataError: what the stage reads is not published.
+        TemporaryError: the controller has not accepted the run, or starts the stage just now.
+    """
+    run = _accepted(cluster, run_name, sleep)
+    status = crd.status_of(run)
+    state = next(state for state in status.stages if state.name == stage)
+    if state.phase in ("Done", "Reused"):
+        tell(f"{stage}: published already as {state.key}; nothing to do")
+        return None
+    if state.key is None:
+        raise DataError(
+            f"{stage} of run {run_name}: what it reads is not published yet",
+            remedy="start the stages before it first, or let the run go on by itself",
+        )
+    now = datetime.now(UTC)
+    of_stage = [a for a in attempts_of(cluster, run, status.attempts, now) if a.stage == stage]
+    for attempt in of_stage:
+        if attempt.key == state.key and attempt.condition == "Active":
+            name = crd.job_name(run_name, stage, attempt.number)
+            tell(f"{stage}: Job {name} is running already")
+            return name
+    pending = [a.number for a in of_stage if a.key == state.key and a.condition == "Pending"]
+    number = max(pending or [1 + max((attempt.number for attempt in of_stage), default=0)])
+    spec = crd.parse_spec(run)
+    config = pinned_config(cluster, run, spec)
+    planned = Planned(BY_NAME[stage], state.key, {}, {}, None)
+    JobExecutor(cluster, run, spec, config, now).start(planned, number)
+    name = crd.job_name(run_name, stage, number)
+    tell(f"{stage}: started Job {name}")
+    return name
+
+
+def _accepted(cluster: Cluster, name: str, sleep: Callable[[float], None]) -> Resource:
+    """The run, once the controller has planned it."""
+    for _ in range(_ACCEPTED_WITHIN_SECONDS):
+        run = find_run(cluster, name)
+        status = crd.status_of(run)
+        if is_terminating(run):
+            raise ConfigurationError(
+                f"AlignmentRun {name} is being deleted", remedy="submit a new run"
+            )
+        if status.stages:
+            return run
+        if status.phase == "Failed":
+            raise ConfigurationError(
+                f"AlignmentRun {name} has failed: {status.message}",
+                remedy=status.remedy or "correct it and submit a new run",
+            )
+        sleep(1.0)
+    raise TemporaryError(
+        f"AlignmentRun {name} was not accepted within {_ACCEPTED_WITHIN_SECONDS} s: "
+        f"{status.message or 'the controller has not seen it'}",
+        remedy=f"see that it runs: kubectl get deployment selfalign-controller -n "
+        f"{cluster.namespace}",
+    )

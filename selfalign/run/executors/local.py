@@ -1,0 +1,245 @@
+"""Attempts as worker processes on this machine, and `selfalign run`, which drives them.
+
+The driver and its decisions are the same as on a cluster. Nothing here is needed to resume: a
+second `selfalign run` plans anew and finds what is published.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from selfalign.config import RunConfig
+from selfalign.errors import (
+    INTERRUPTED_EXIT_CODES,
+    PERMANENT_EXIT_CODES,
+    Interrupted,
+    SelfAlignError,
+)
+from selfalign.identity import Inputs
+from selfalign.load import write_resolved
+from selfalign.pipeline import STAGES
+from selfalign.records import now
+from selfalign.run.drive import Backoff, Driver, failed
+from selfalign.run.executors.display import RunDisplay
+from selfalign.run.executors.workers import WorkerResult, run_workers, stage_command
+from selfalign.run.plan import Planned, StagePlan, plan_from_store
+from selfalign.run.record import Attempt, Cause, RunStatus, write_status
+from selfalign.store.base import Store
+from selfalign.store.files import explain_os_error
+
+_STATUS_INTERVAL_SECONDS = 5.0
+_BACKOFF = Backoff(first_seconds=2.0, factor=2.0, limit_seconds=60.0)
+
+
+@dataclass(slots=True)
+class LocalExecutor:
+    """Runs an attempt to its end before `start` returns.
+
+    Attributes:
+        config: the run's configuration; it says how many workers share a stage.
+        config_path: where the workers read it.
+        log_path: takes the workers' events, one JSON object a line.
+        on_event: takes the stage's name and each event.
+    """
+
+    run_id: str
+    config: RunConfig
+    config_path: Path
+    log_path: Path
+    display: RunDisplay
+    on_event: Callable[[str, dict[str, Any]], None]
+    max_attempts: int
+    _attempts: list[Attempt] = field(default_factory=list)
+
+    def attempts(self, remembered: Sequence[Attempt]) -> list[Attempt]:
+        """The attempts of this process; those of an earlier one left nothing behind."""
+        return list(self._attempts)
+
+    def start(self, planned: Planned, number: int) -> None:
+        """Run one worker process for each shard and wait for all."""
+        stage = planned.stage.name
+        shards: int = getattr(self.config, stage).num_shards
+        self.display.stage_started(planned, number, shards)
+        started, clock = now(), time.monotonic()
+        commands = [
+            stage_command(
+                stage,
+                str(self.config_path),
+                shard=shard,
+                num_shards=shards,
+                key=planned.key,
+                run=self.run_id,
+            )
+            for shard in range(shards)
+        ]
+        with self.log_path.open("a", encoding="utf-8") as log_file:
+            results = run_workers(commands, log_file, lambda event: self.on_event(stage, event))
+        attempt = _attempt(planned, number, results, started)
+        self._attempts.append(attempt)
+        if attempt.condition == "Complete":
+            self.display.stage_finished(planned, time.monotonic() - clock)
+        else:
+            again = attempt.cause != "permanent" and number < self.max_attempts
+            self.display.attempt_failed(stage, number, attempt.message, again)
+
+
+@dataclass(slots=True)
+class LocalRun:
+    """One run on this machine, from its first step to its end.
+
+    Attributes:
+        directory: where the resolved configuration and the log are written.
+        max_attempts: charged attempts per stage.
+        until: end the run successfully once this stage is published; None is all of them.
+    """
+
+    run_id: str
+    config: RunConfig
+    inputs: Inputs
+    store: Store
+    directory: Path
+    display: RunDisplay
+    max_attempts: int = 3
+    backoff: Backoff = _BACKOFF
+    until: str | None = None
+    sleep: Callable[[float], None] = time.sleep
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    _status: RunStatus = field(init=False)
+    _written: float = field(default=0.0, init=False)
+    _reused: set[str] = field(default_factory=set, init=False)
+
+    def run(self) -> RunStatus:
+        """Drive the run to its end and return its last status.
+
+        Raises Interrupted, and SelfAlignError for what goes wrong around the stages: the store, an
+        artifact in it, this machine's disk. The status is written in every case.
+        """
+        self._status = RunStatus(id=self.run_id, started_at=now())
+        try:
+            return self._drive()
+        except SelfAlignError as error:
+            self._end(error)
+            raise
+        except OSError as error:
+            explained = explain_os_error(error, "run", self.directory)
+            self._end(explained)
+            raise explained from error
+        except BaseException:
+            self._end(Interrupted(2))
+            raise
+
+    def _drive(self) -> RunStatus:
+        config_path = self.directory / "config.yaml"
+        base = self.config.base_model.model_copy(update={"revision": self.inputs.base_model})
+        # with the base model's digest, so that no worker hashes its files again
+        write_resolved(self.config.model_copy(update={"base_model": base}), config_path)
+        executor = LocalExecutor(
+            run_id=self.run_id,
+            config=self.config,
+            config_path=config_path,
+            log_path=self.directory / "log.jsonl",
+            display=self.display,
+            on_event=self._event,
+            max_attempts=self.max_attempts,
+        )
+        driver = Driver(
+            executor, self._plan, self._save, self.max_attempts, self.backoff, self.clock
+        )
+        while True:
+            status, wait_seconds = driver.step(self._status)
+            if status.finished:
+                return status
+            if status.reason == "Waiting" and wait_seconds:
+                self.sleep(wait_seconds)
+
+    def _plan(self) -> list[StagePlan]:
+        plan = plan_from_store(self.config, self.inputs, self.store)
+        names = [stage.name for stage in STAGES]
+        plan = plan if self.until is None else plan[: names.index(self.until) + 1]
+        for planned in plan:
+            name = planned.stage.name
+            if isinstance(planned, Planned) and planned.manifest and name not in self._reused:
+                self._reused.add(name)
+                if not any(a.stage == name and a.key == planned.key for a in self._status.attempts):
+                    self.display.stage_reused(planned)
+        return plan
+
+    def _save(self, status: RunStatus) -> None:
+        self._status, self._written = status, time.monotonic()
+        write_status(self.store, status)
+
+    def _event(self, stage: str, event: dict[str, Any]) -> None:
+        self.display.event(stage, event)
+        if event.get("event") != "stage.progress":
+            return
+        progress = {"done": event.get("done", 0), "total": event.get("total")}
+        stages = [
+            state.model_copy(update=progress) if state.name == stage else state
+            for state in self._status.stages
+        ]
+        self._status = self._status.model_copy(update={"stages": stages, "updated_at": now()})
+        if time.monotonic() - self._written > _STATUS_INTERVAL_SECONDS:
+            self._save(self._status)
+
+    def _end(self, error: Exception) -> None:
+        """Write the last status. A store that refuses it must not hide what ended the run."""
+        reason, moment = type(error).__name__, now()
+        if isinstance(error, Interrupted):
+            update = {
+                "phase": "Interrupted",
+                "reason": reason,
+                "message": "finished work is kept",
+                "updated_at": moment,
+            }
+            status = self._status.model_copy(update=update)
+        else:
+            message = error.message if isinstance(error, SelfAlignError) else str(error)
+            status = failed(
+                self._status,
+                reason,
+                message,
+                getattr(error, "remedy", None),
+                exit_code=getattr(error, "exit_code", 1),
+                moment=moment,
+            )
+        with contextlib.suppress(SelfAlignError, OSError):
+            write_status(self.store, status)
+
+
+def _attempt(planned: Planned, number: int, results: list[WorkerResult], started: str) -> Attempt:
+    """The attempt that several workers make together: the worst of them decides its cause."""
+    attempt = Attempt(
+        stage=planned.stage.name,
+        key=planned.key,
+        number=number,
+        condition="Complete",
+        started_at=started,
+        finished_at=now(),
+    )
+    ends = [result for result in results if result.exit_code != 0]
+    if not ends:
+        return attempt
+    worst = min(ends, key=lambda r: (r.exit_code not in PERMANENT_EXIT_CODES, r.shard))
+    where = f"shard {worst.shard}: " if len(results) > 1 else ""
+    return attempt.model_copy(
+        update={
+            "condition": "Failed",
+            "cause": classify_exit(worst.exit_code),
+            "exit_code": worst.exit_code,
+            "message": where + worst.message,
+            "remedy": worst.remedy,
+        }
+    )
+
+
+def classify_exit(code: int) -> Cause:
+    """Whether another attempt can help. An unknown failure may pass, so it is tried again."""
+    if code in PERMANENT_EXIT_CODES:
+        return "permanent"
+    return "disrupted" if code in INTERRUPTED_EXIT_CODES else "temporary"
