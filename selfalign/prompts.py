@@ -36,11 +36,7 @@ def render_self_instruct(seeds: Seeds, examples: Sequence[str]) -> str:
 def render_topics(seeds: Seeds, question_type: str, topics: Sequence[str]) -> str:
     """Asks for more topics of a type after the known `topics` (stage 1b)."""
     return seeds.templates.topics.fill(
-        {
-            "type": question_type,
-            "examples": _numbered(topics),
-            "next_number": str(len(topics) + 1),
-        }
+        {"type": question_type, "examples": _numbered(topics), "next_number": str(len(topics) + 1)}
     )
 
 

@@ -114,12 +114,7 @@ def chart_command() -> None:
 @_tag
 @_build_options
 def image_command(
-    names: tuple[str, ...],
-    need_name: bool,
-    variant: Variant,
-    registry: str,
-    tag: str,
-    **build: Any,
+    names: tuple[str, ...], need_name: bool, variant: Variant, registry: str, tag: str, **build: Any
 ) -> None:
     """Build images, NAMES or all of them, with the bases they lack, and push them."""
     if need_name and not names:

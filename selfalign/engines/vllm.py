@@ -17,13 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
 from selfalign.config import EngineConfig
-from selfalign.engines.base import (
-    Completion,
-    EngineInfo,
-    GenerationRequest,
-    Score,
-    ScoreRequest,
-)
+from selfalign.engines.base import Completion, EngineInfo, GenerationRequest, Score, ScoreRequest
 from selfalign.engines.tokens import PromptTokenizer, Scored, batched
 from selfalign.errors import ConfigurationError, EngineError, OutOfMemory, SelfAlignError
 
@@ -159,9 +153,7 @@ class VllmEngine:
             yield _Prepared(request, scored, scored.tokens, parameters)
 
     def _stream(
-        self,
-        requests: Iterable[R],
-        prepare: Callable[[list[R]], Iterator[_Prepared[R, Tokens]]],
+        self, requests: Iterable[R], prepare: Callable[[list[R]], Iterator[_Prepared[R, Tokens]]]
     ) -> Iterator[tuple[R, Tokens, Any]]:
         """Requests with what vLLM returns for them, in the order they finish."""
         if self._streaming:

@@ -108,10 +108,7 @@ def win_rate(
             lengths, confidence=confidence, bootstrap_samples=bootstrap_samples, seed=seed
         ),
         matched_rate=win_share(
-            _count(matched, "first"),
-            _count(matched, "second"),
-            len(matched),
-            confidence=confidence,
+            _count(matched, "first"), _count(matched, "second"), len(matched), confidence=confidence
         ),
     )
 

@@ -93,11 +93,7 @@ def _hint_pattern(hint: Hint) -> re.Pattern[str]:
 
 
 def parse_topics(
-    completion: str,
-    next_number: int,
-    finish_reason: FinishReason,
-    *,
-    known: Iterable[str] = (),
+    completion: str, next_number: int, finish_reason: FinishReason, *, known: Iterable[str] = ()
 ) -> list[str]:
     """New topics: items in the form of a noun phrase of at most three words, each once.
 

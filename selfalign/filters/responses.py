@@ -12,11 +12,7 @@ from dataclasses import dataclass, field
 
 from selfalign.config import AlignConfig, ElaborateConfig
 from selfalign.filters import FinishReason
-from selfalign.filters.cuts import (
-    cut_at_next_turn,
-    cut_repeated_clause,
-    cut_to_complete_sentence,
-)
+from selfalign.filters.cuts import cut_at_next_turn, cut_repeated_clause, cut_to_complete_sentence
 from selfalign.filters.leaks import leaks_citation, leaks_exemplar, leaks_label, leaks_persona
 from selfalign.filters.thoughts import Malformed, ParsedResponse, parse_thought
 from selfalign.seeds import Seeds, cited_rules
@@ -85,12 +81,7 @@ def too_short(response: str, min_characters: int) -> bool:
 
 
 def filter_aligned(
-    completion: str,
-    finish_reason: FinishReason,
-    *,
-    prompt: str,
-    seeds: Seeds,
-    config: AlignConfig,
+    completion: str, finish_reason: FinishReason, *, prompt: str, seeds: Seeds, config: AlignConfig
 ) -> Kept | Dropped:
     """Judge a completion of the principled prompt (stage 2).
 

@@ -128,11 +128,7 @@ def push_inputs(config: RunConfig, store: Store) -> RunConfig:
     if not is_stored(base.path) and base.revision is None:
         base = base.model_copy(update={"path": push(store, "base_model", Path(base.path))})
     return config.model_copy(
-        update={
-            "seeds": seeds,
-            "evaluate": evaluate.model_copy(update=updates),
-            "base_model": base,
-        }
+        update={"seeds": seeds, "evaluate": evaluate.model_copy(update=updates), "base_model": base}
     )
 
 
@@ -152,9 +148,5 @@ def localise(config: RunConfig, store: Store) -> RunConfig:
     if is_stored(base.path) and base.revision is None:
         base = base.model_copy(update={"revision": revision_of(base.path)})
     return config.model_copy(
-        update={
-            "seeds": seeds,
-            "evaluate": evaluate.model_copy(update=updates),
-            "base_model": base,
-        }
+        update={"seeds": seeds, "evaluate": evaluate.model_copy(update=updates), "base_model": base}
     )

@@ -35,13 +35,7 @@ _DENIED = frozenset(
         "UnauthorizedAccess",
     }
 )
-_FULL = frozenset(
-    {
-        "InsufficientStorage",
-        "QuotaExceeded",
-        "XMinioStorageFull",
-    }
-)  # Ceph, MinIO
+_FULL = frozenset({"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"})  # Ceph, MinIO
 _UNAVAILABLE = frozenset(
     {
         "BandwidthLimitExceeded",
@@ -58,19 +52,8 @@ _UNAVAILABLE = frozenset(
         "TooManyRequests",
     }
 )
-_CONFLICT = frozenset(
-    {
-        "ConditionalRequestConflict",
-        "OperationAborted",
-    }
-)
-_MISSING = frozenset(
-    {
-        "404",
-        "NoSuchKey",
-        "NotFound",
-    }
-)  # HEAD has no body: the status is the code
+_CONFLICT = frozenset({"ConditionalRequestConflict", "OperationAborted"})
+_MISSING = frozenset({"404", "NoSuchKey", "NotFound"})  # HEAD has no body: the status is the code
 
 _MAX_QUOTED = 300  # characters of a vendor's message
 _SECRETS = (
@@ -109,12 +92,7 @@ def vendor_errors() -> tuple[type[Exception], ...]:
         S3ValidationError,
     )
 
-    transfer = (
-        RetriesExceededError,
-        S3DownloadFailedError,
-        S3UploadFailedError,
-        S3ValidationError,
-    )
+    transfer = (RetriesExceededError, S3DownloadFailedError, S3UploadFailedError, S3ValidationError)
     return (ClientError, BotoCoreError, Boto3Error, *transfer)
 
 

@@ -7,82 +7,104 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfalign.run.decide import (
-    Attempt,
-    Cause,
-    Fail,
-    StageState,
-    Start,
-    Succeed,
-    Wait,
-    decide,
+from selfalign.pipeline import STAGES
+from selfalign.run.decide import Fail, Start, Succeed, decide
+from selfalign.run.plan import Blocked, Planned, StagePlan
+from selfalign.run.record import Attempt, Cause
+from selfalign.store.manifest import Counts, Manifest, Provenance
+
+NAMES = ("instruct", "curate", "align")
+FIRST, SECOND, _ = NAMES
+ROWS = {stage.name: stage for stage in STAGES}
+PUBLISHED = Manifest(
+    artifact="any",
+    stage="any",
+    key="any",
+    digest="any",
+    identity={},
+    parents={},
+    shards=[],
+    files=[],
+    counts=Counts(),
+    details={},
+    provenance=Provenance(started_at="", finished_at=""),
 )
 
-NAMES = ("first", "second", "third")
+
+def planned(name: str, *, published: bool = False) -> Planned:
+    return Planned(ROWS[name], f"key-{name}", {}, {}, PUBLISHED if published else None)
 
 
-def states(published: int, names: tuple[str, ...] = NAMES) -> list[StageState]:
+def plan(published: int) -> list[StagePlan]:
     """A chain: a stage's key is known once the one before it is published."""
     return [
-        StageState(name, f"key-{name}" if index <= published else None, index < published)
-        for index, name in enumerate(names)
+        planned(name, published=index < published)
+        if index <= published
+        else Blocked(ROWS[name], ("what it reads",))
+        for index, name in enumerate(NAMES)
     ]
 
 
+def attempt(number: int, condition: str, cause: str | None = None, **values: object) -> Attempt:
+    """At the first stage, under its key unless another is given."""
+    known = {"stage": FIRST, "key": f"key-{FIRST}", "number": number, "condition": condition}
+    return Attempt.model_validate({**known, "cause": cause, **values})
+
+
 def test_the_first_stage_without_an_artifact_is_started() -> None:
-    assert decide(states(1), [], max_attempts=3) == [Start("second", "key-second", 1)]
+    assert decide(plan(1), [], max_attempts=3) == [Start(planned(SECOND), 1)]
 
 
 def test_a_run_with_every_artifact_published_succeeds_without_any_attempt() -> None:
-    assert decide(states(3), [], max_attempts=3) == [Succeed()]
+    assert decide(plan(3), [], max_attempts=3) == [Succeed()]
 
 
-def test_a_running_attempt_is_waited_for() -> None:
-    (action,) = decide(states(0), [Attempt("first", "key-first", 1, "Active")], max_attempts=3)
-    assert isinstance(action, Wait)
+def test_an_active_attempt_is_waited_for() -> None:
+    assert decide(plan(0), [attempt(1, "Active")], max_attempts=3) == []
+
+
+def test_an_announced_attempt_that_nobody_saw_is_started_under_its_number() -> None:
+    attempts = [attempt(1, "Failed", "temporary"), attempt(2, "Pending")]
+    assert decide(plan(0), attempts, max_attempts=3) == [Start(planned(FIRST), 2)]
 
 
 def test_a_complete_attempt_without_an_artifact_is_tried_again() -> None:
-    attempts = [Attempt("first", "key-first", 1, "Complete")]
-    assert decide(states(0), attempts, max_attempts=3) == [Start("first", "key-first", 2)]
+    assert decide(plan(0), [attempt(1, "Complete")], max_attempts=3) == [Start(planned(FIRST), 2)]
 
 
-def test_a_permanent_failure_ends_the_run_with_its_message() -> None:
-    attempts = [Attempt("first", "key-first", 1, "Failed", "permanent", 2, "bad seeds")]
-    assert decide(states(0), attempts, max_attempts=3) == [
-        Fail("first", "PermanentFailure", "bad seeds")
+def test_a_permanent_failure_ends_the_run_with_its_message_and_code() -> None:
+    values = {"message": "bad seeds", "remedy": "correct them", "exit_code": 2}
+    attempts = [attempt(1, "Failed", "permanent", **values)]
+    assert decide(plan(0), attempts, max_attempts=3) == [
+        Fail(FIRST, "PermanentFailure", "bad seeds", "correct them", 2)
     ]
 
 
 def test_a_failure_of_a_stage_that_is_published_after_all_does_not_matter() -> None:
-    attempts = [Attempt("first", "key-first", 1, "Failed", "permanent", 2, "late")]
-    assert decide(states(1), attempts, max_attempts=3) == [Start("second", "key-second", 1)]
+    attempts = [attempt(1, "Failed", "permanent")]
+    assert decide(plan(1), attempts, max_attempts=3) == [Start(planned(SECOND), 1)]
 
 
-def test_attempts_with_another_key_are_not_this_stage_s() -> None:
-    attempts = [Attempt("first", "another", n, "Failed", "temporary", 70, "x") for n in (1, 2, 3)]
-    assert decide(states(0), attempts, max_attempts=3) == [Start("first", "key-first", 1)]
+def test_attempts_at_another_key_are_not_charged_and_their_numbers_are_not_used_again() -> None:
+    attempts = [attempt(n, "Failed", "temporary", key="another") for n in (1, 2, 3)]
+    assert decide(plan(0), attempts, max_attempts=3) == [Start(planned(FIRST), 4)]
 
 
 def test_disruptions_are_free_of_charge() -> None:
-    attempts = [
-        Attempt("first", "key-first", n, "Failed", "disrupted", None, "evicted")
-        for n in range(1, 20)
-    ]
-    assert decide(states(0), attempts, max_attempts=1) == [Start("first", "key-first", 20)]
+    attempts = [attempt(n, "Failed", "disrupted") for n in range(1, 20)]
+    assert decide(plan(0), attempts, max_attempts=1) == [Start(planned(FIRST), 20)]
 
 
 def test_temporary_failures_are_bounded_and_the_last_message_is_told() -> None:
-    attempts = [
-        Attempt("first", "key-first", n, "Failed", "temporary", 69, f"down {n}") for n in (1, 2)
-    ]
-    (action,) = decide(states(0), attempts, max_attempts=2)
-    assert action == Fail("first", "AttemptsExhausted", "2 attempts failed; last: down 2")
+    attempts = [attempt(n, "Failed", "temporary", message=f"down {n}") for n in (1, 2)]
+    (action,) = decide(plan(0), attempts, max_attempts=2)
+    assert action == Fail(FIRST, "AttemptsExhausted", "2 attempts failed; last: down 2")
 
 
 def test_independent_stages_start_together() -> None:
-    both = [StageState("a", "ka", False), StageState("b", "kb", False)]
-    assert decide(both, [], max_attempts=1) == [Start("a", "ka", 1), Start("b", "kb", 1)]
+    both: list[StagePlan] = [planned(FIRST), planned(SECOND)]
+    starts = [Start(planned(FIRST), 1), Start(planned(SECOND), 1)]
+    assert decide(both, [], max_attempts=1) == starts
 
 
 @dataclass
@@ -95,25 +117,22 @@ class World:
     started: list[tuple[str, int]] = field(default_factory=list)
 
     def start(self, action: Start) -> None:
-        identity = (action.stage, action.attempt)
+        identity = (action.planned.stage.name, action.number)
         assert identity not in self.attempts, "an attempt was started twice"
         self.started.append(identity)
-        self.attempts[identity] = Attempt(action.stage, action.key, action.attempt, "Active")
+        self.attempts[identity] = attempt(
+            action.number, "Active", stage=identity[0], key=action.planned.key
+        )
 
     def settle(self) -> None:
         """The oldest running attempt ends as the script says."""
-        for identity, attempt in self.attempts.items():
-            if attempt.condition == "Active":
+        for identity, active in self.attempts.items():
+            if active.condition == "Active":
                 condition, cause = self.outcomes.pop(0) if self.outcomes else ("Complete", None)
                 if condition == "Complete":
                     self.published += 1
-                self.attempts[identity] = Attempt(
-                    attempt.stage,
-                    attempt.key,
-                    attempt.number,
-                    "Complete" if condition == "Complete" else "Failed",
-                    cause,
-                    message=str(cause),
+                self.attempts[identity] = active.model_copy(
+                    update={"condition": condition, "cause": cause, "message": str(cause)}
                 )
                 return
 
@@ -136,9 +155,9 @@ def test_every_history_ends_right_in_any_order_of_observation(script, max_attemp
         observed = list(world.attempts.values())
         observed += order.sample(observed, k=len(observed) // 2)  # duplicates
         order.shuffle(observed)
-        actions = decide(states(world.published), observed, max_attempts=max_attempts)
+        actions = decide(plan(world.published), observed, max_attempts=max_attempts)
         assert actions == decide(
-            states(world.published), list(reversed(observed)), max_attempts=max_attempts
+            plan(world.published), list(reversed(observed)), max_attempts=max_attempts
         )
         if actions == [Succeed()]:
             assert world.published == len(NAMES)

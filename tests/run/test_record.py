@@ -6,10 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from selfalign.cli.status import latest_run
 from selfalign.errors import DataError
 from selfalign.report.collect import collect
-from selfalign.run.record import RunRecord, RunStatus, read_run, run_ids, write_run, write_status
+from selfalign.run.record import (
+    RunRecord,
+    RunStatus,
+    latest_run,
+    read_run,
+    run_ids,
+    write_run,
+    write_status,
+)
 from selfalign.store.local import LocalStore
 
 

@@ -77,8 +77,7 @@ class RunDisplay:
         again = f", attempt {attempt}" if attempt > 1 else ""
         shards = f", {num_shards} shards" if num_shards > 1 else ""
         self._line(
-            planned.stage.name,
-            f"started  {planned.stage.writes} {planned.key}{again}{shards}",
+            planned.stage.name, f"started  {planned.stage.writes} {planned.key}{again}{shards}"
         )
 
     def event(self, stage: str, event: dict[str, Any]) -> None:

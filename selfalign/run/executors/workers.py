@@ -83,10 +83,7 @@ def stage_command(
 
 
 def _start(
-    shard: int,
-    command: list[str],
-    events: queue.Queue[tuple[Worker, str | None]],
-    num_workers: int,
+    shard: int, command: list[str], events: queue.Queue[tuple[Worker, str | None]], num_workers: int
 ) -> Worker:
     environment = dict(os.environ, SELFALIGN_LOG="json", PYTHONUNBUFFERED="1")
     if num_workers > 1:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from selfalign.errors import ConfigurationError
+from selfalign.run.executors.kubernetes import crd
 from selfalign.run.executors.kubernetes.cluster import (
     Change,
     ClusterDenied,
@@ -24,10 +25,9 @@ from selfalign.run.executors.kubernetes.cluster import (
     Resource,
     Resources,
 )
-from selfalign.run.executors.kubernetes.crd import GROUP, MANAGER, PLURAL, VERSION
 
 _API_GROUPS = {
-    PLURAL: f"apis/{GROUP}/{VERSION}",
+    crd.PLURAL: f"apis/{crd.API_VERSION}",
     "jobs": "apis/batch/v1",
     "cronjobs": "apis/batch/v1",
     "pods": "api/v1",
@@ -38,7 +38,8 @@ _PAGE_SIZE = 500  # client-go's default page
 _CONNECT_SECONDS, _READ_SECONDS = 5.0, 20.0
 _WATCH_SLACK_SECONDS = 30.0  # beyond the server's own timeout before a watch counts as dead
 _SENTENCE_LIMIT = 500
-_IN_CLUSTER_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+Query = dict[str, str | int]
 
 
 class Expired(Exception):
@@ -62,18 +63,16 @@ def connect(
         from kubernetes import client, config
     except ImportError as error:
         raise ConfigurationError(
-            "the Kubernetes client is not installed",
-            remedy="pip install 'selfalign[cluster]'",
+            "the Kubernetes client is not installed", remedy="pip install 'selfalign[cluster]'"
         ) from error
     settings = client.Configuration()
-    settings.connection_pool_maxsize = 16
     settings.keep_alive = True
     # A person in a pod who brings a kubeconfig means that one.
     in_cluster = "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ
     try:
         if in_cluster and kubeconfig is None and context is None:
             config.load_incluster_config(client_configuration=settings)
-            found = _IN_CLUSTER_NAMESPACE.read_text().strip()
+            found = _NAMESPACE_FILE.read_text().strip()
         else:
             config.load_kube_config(kubeconfig, context, settings, persist_config=False)
             contexts, active = config.list_kube_config_contexts(kubeconfig)
@@ -98,28 +97,25 @@ class KubernetesCluster:
         return self._list(kind, selector, fields)[0]
 
     def get(self, kind: str, name: str) -> Resource:
-        return self._call("get", kind, "GET", name)
+        return self._call("get", kind, name)
 
     def create(self, kind: str, body: Resource) -> Resource:
-        return self._call("create", kind, "POST", body=body)
+        return self._call("create", kind, body=body)
 
     def patch(self, kind: str, name: str, change: Resource) -> Resource:
-        return self._call("patch", kind, "PATCH", name, body=change)
+        return self._call("patch", kind, name, body=change)
 
     def patch_status(self, run: Resource, status: Resource) -> Resource:
-        metadata = run["metadata"]
-        # null removes what the new status does not have: a merge patch keeps it otherwise
+        metadata = {name: run["metadata"][name] for name in ("uid", "resourceVersion")}
+        # a merge patch keeps what the new status does not have, unless it is null
         removed = {name: None for name in run.get("status") or {} if name not in status}
-        change = {
-            "metadata": {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]},
-            "status": {**removed, **status},
-        }
-        return self._call("patch", f"{PLURAL}/status", "PATCH", metadata["name"], body=change)
+        body = {"metadata": metadata, "status": {**removed, **status}}
+        return self._call("patch", f"{crd.PLURAL}/status", run["metadata"]["name"], body=body)
 
     def delete(self, kind: str, name: str, *, uid: str) -> None:
         body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
         with contextlib.suppress(Gone, Conflict):
-            self._call("delete", kind, "DELETE", name, body=body)
+            self._call("delete", kind, name, body=body)
 
     def watch(self, kind: str, timeout_seconds: int, selector: str = "") -> Iterator[Change | None]:
         from kubernetes import watch
@@ -128,16 +124,17 @@ class KubernetesCluster:
         found, version = self._list(kind, selector, "")
         yield from map(Change, found)
         yield None
-        stream = watch.Watch().stream(
-            self._open_watch,
-            kind,
-            selector,
-            resource_version=version,
-            timeout_seconds=timeout_seconds,
-        )
+
+        def begin(*, timeout_seconds: int, **_of_watch: object) -> Any:
+            query: Query = {"watch": "true", "allowWatchBookmarks": "true"}
+            query |= {"resourceVersion": version, "timeoutSeconds": timeout_seconds}
+            query |= {"labelSelector": selector} if selector else {}
+            read_seconds = timeout_seconds + _WATCH_SLACK_SECONDS
+            return self._send("watch", kind, "", query, read_seconds=read_seconds)
+
         with _network_errors():
             try:
-                for event in stream:
+                for event in watch.Watch().stream(begin, timeout_seconds=timeout_seconds):
                     if event and event.get("type") in ("ADDED", "MODIFIED", "DELETED"):
                         yield Change(event["object"], event["type"] == "DELETED")
             except Expired:
@@ -151,71 +148,43 @@ class KubernetesCluster:
     ) -> Iterator[str]:
         from kubernetes.watch.watch import iter_resp_lines
 
-        query: dict[str, str | int] = {"container": container, "follow": str(follow).lower()}
-        if tail_lines is not None:
-            query["tailLines"] = tail_lines
+        query: Query = {"container": container, "follow": str(follow).lower()}
+        query |= {} if tail_lines is None else {"tailLines": tail_lines}
         # A stage may be silent for long; whoever follows it stops with a signal.
         read_seconds = 3600.0 if follow else _READ_SECONDS
-        response = self._send("get", "pods", "GET", f"{pod}/log", query, read_seconds=read_seconds)
+        response = self._send("get", "pods/log", pod, query, read_seconds=read_seconds)
         with _network_errors(), contextlib.closing(response):
-            buffered = iter_resp_lines(response)
-            yield from (line for line in buffered if line)
+            yield from (line for line in iter_resp_lines(response) if line)
 
     def _list(self, kind: str, selector: str, fields: str) -> tuple[Resources, str]:
-        query: dict[str, str | int] = {"limit": _PAGE_SIZE}
-        if selector:
-            query["labelSelector"] = selector
-        if fields:
-            query["fieldSelector"] = fields
+        query: Query = {"limit": _PAGE_SIZE, "labelSelector": selector, "fieldSelector": fields}
+        query = {name: value for name, value in query.items() if value}
         items: Resources = []
         while True:
             try:
-                page = self._call("list", kind, "GET", query=query)
+                page = self._call("list", kind, query=query)
             except Expired:
                 query.pop("continue", None)
                 items = []
                 continue
-            items += [item for item in page.get("items") or [] if _is_object(item)]
+            found = page.get("items") or []
+            items += [
+                i for i in found if isinstance(i, dict) and isinstance(i.get("metadata"), dict)
+            ]
             about = page.get("metadata") or {}
             if not about.get("continue"):
                 return items, str(about.get("resourceVersion") or "")
             query["continue"] = about["continue"]
 
-    def _open_watch(
-        self,
-        kind: str,
-        selector: str,
-        *,
-        watch: bool,
-        resource_version: str,
-        timeout_seconds: int,
-        _preload_content: bool,
-    ) -> Any:
-        query: dict[str, str | int] = {
-            "watch": str(watch).lower(),
-            "resourceVersion": resource_version,
-            "allowWatchBookmarks": "true",
-            "timeoutSeconds": timeout_seconds,
-        }
-        if selector:
-            query["labelSelector"] = selector
-        read_seconds = timeout_seconds + _WATCH_SLACK_SECONDS
-        return self._send("watch", kind, "GET", "", query, read_seconds=read_seconds)
-
     def _call(
         self,
         verb: str,
         kind: str,
-        method: str,
         name: str = "",
-        *,
-        query: dict[str, str | int] | None = None,
+        query: Query | None = None,
         body: Resource | None = None,
     ) -> Resource:
-        query = dict(query or {})
-        if method in ("POST", "PATCH"):
-            query["fieldManager"] = MANAGER
-        response = self._send(verb, kind, method, name, query, body=body)
+        response = self._send(verb, kind, name, query or {}, body=body)
         with _network_errors(), contextlib.closing(response):
             data = response.data
         try:
@@ -225,7 +194,7 @@ class KubernetesCluster:
         if not isinstance(answer, dict):
             raise ClusterUnavailable(
                 f"{verb} {kind} in namespace {self.namespace}: the answer is no Kubernetes object",
-                remedy="see that nothing between here and the API server answers in its place",
+                remedy="see that no proxy answers in the API server's place",
             )
         return answer
 
@@ -233,54 +202,36 @@ class KubernetesCluster:
         self,
         verb: str,
         kind: str,
-        method: str,
         name: str,
-        query: dict[str, str | int],
+        query: Query,
         *,
         body: Resource | None = None,
         read_seconds: float = _READ_SECONDS,
     ) -> Any:
         """The raw response of a request that succeeded. Raises what a refusal stands for."""
+        method = {"create": "POST", "patch": "PATCH", "delete": "DELETE"}.get(verb, "GET")
+        if method in ("POST", "PATCH"):
+            query = {**query, "fieldManager": crd.MANAGER}
         plural, _, subresource = kind.partition("/")
         parts = [_API_GROUPS[plural], "namespaces", self.namespace, plural, name, subresource]
-        headers = {"Accept": "application/json"}
-        if body is not None:
-            merge = "application/merge-patch+json"
-            headers["Content-Type"] = merge if method == "PATCH" else "application/json"
+        merge = "merge-patch+json" if method == "PATCH" else "json"
+        headers = {"Accept": "application/json", "Content-Type": f"application/{merge}"}
         with _network_errors():
-            request = self._request(
-                method, "/" + "/".join(filter(None, parts)), query, headers, body
+            request = self._client.param_serialize(
+                method,
+                "/" + "/".join(filter(None, parts)),
+                query_params=list(query.items()),
+                header_params=headers,
+                body=body,
+                auth_settings=["BearerToken"],
             )
-            response = self._client.call_api(
-                *request, _request_timeout=(_CONNECT_SECONDS, read_seconds)
-            ).response
+            timeout = (_CONNECT_SECONDS, read_seconds)
+            response = self._client.call_api(*request, _request_timeout=timeout).response
             if response.status < 300:
                 return response
             with contextlib.closing(response):
                 data = response.data
         raise refusal(response.status, data, verb=verb, resource=kind, namespace=self.namespace)
-
-    def _request(
-        self,
-        method: str,
-        path: str,
-        query: dict[str, str | int],
-        headers: dict[str, str],
-        body: Resource | None,
-    ) -> Any:
-        """The client's own form of a request, with its credentials."""
-        return self._client.param_serialize(
-            method,
-            path,
-            query_params=list(query.items()),
-            header_params=headers,
-            body=body,
-            auth_settings=["BearerToken"],
-        )
-
-
-def _is_object(item: Any) -> bool:
-    return isinstance(item, dict) and isinstance(item.get("metadata"), dict)
 
 
 @contextlib.contextmanager
@@ -310,38 +261,38 @@ def refusal(status: int, body: bytes, *, verb: str, resource: str, namespace: st
     Messages hold the verb, the resource and the server's own sentence, never headers or bodies,
     because those may carry credentials.
     """
-    reason, sentence = _sentence(body)
+    try:
+        answer = json.loads(body)
+        reason, text = str(answer.get("reason") or ""), str(answer.get("message") or "")
+    except (ValueError, AttributeError, RecursionError):
+        reason, text = "", "no reason given"
     what = f"{verb} {resource} in namespace {namespace}"
+    sentence = f"{what}: {text[:_SENTENCE_LIMIT]}"
+    if status == 404 and reason == "NotFound" and verb not in ("list", "watch", "create"):
+        return Gone(sentence)
+    if status in (409, 410):
+        return Conflict(sentence) if status == 409 else Expired(sentence)
     if status == 404:
-        if reason == "NotFound" and verb not in ("list", "watch", "create"):
-            return Gone(f"{what}: {sentence}")
         return ClusterRejected(
-            f"{what}: the API server knows no such resource or namespace: {sentence}",
+            f"{what}: the API server knows no such resource or namespace: {text}",
             remedy=f"install the platform: make deploy NAMESPACE={namespace}",
         )
-    if status == 409:
-        return Conflict(f"{what}: {sentence}")
-    if status == 410:
-        return Expired(sentence)
     if status == 401:
         return ClusterDenied(
             f"{what}: the API server does not accept these credentials",
             remedy="log in to the cluster again; `kubectl auth whoami` must answer",
         )
-    if status == 403 and "exceeded quota" in sentence:
-        return ClusterUnavailable(
-            f"{what}: {sentence}", remedy="free some of the quota or raise it"
-        )
+    if status == 403 and "exceeded quota" in text:
+        return ClusterUnavailable(sentence, remedy="free some of the quota or raise it")
     if status == 403:
-        remedy = _remedy(sentence, verb, resource, namespace)
-        return ClusterDenied(f"{what}: {sentence}", remedy=remedy)
+        return ClusterDenied(sentence, remedy=_remedy(text, verb, resource, namespace))
     if status == 429 or status >= 500:
         return ClusterUnavailable(
-            f"{what}: the API server answers {status}: {sentence}",
+            f"{what}: the API server answers {status}: {text[:_SENTENCE_LIMIT]}",
             remedy="see `kubectl get --raw /readyz?verbose`",
         )
     return ClusterRejected(
-        f"{what}: the API server finds it wrong ({status}): {sentence}",
+        f"{what}: the API server finds it wrong ({status}): {text[:_SENTENCE_LIMIT]}",
         remedy="correct the stage's values or the AlignmentRun, and deploy again",
     )
 
@@ -355,12 +306,3 @@ def _remedy(sentence: str, verb: str, resource: str, namespace: str) -> str:
         f"allow it: the account needs verb {verb} on {resource} (charts/selfalign installs the "
         f"Role); check with `kubectl auth can-i {verb} {resource} -n {namespace}`"
     )
-
-
-def _sentence(body: bytes) -> tuple[str, str]:
-    """Reason and message of a Status object; nothing of any other body."""
-    try:
-        status = json.loads(body)
-        return str(status.get("reason") or ""), str(status.get("message") or "")[:_SENTENCE_LIMIT]
-    except (ValueError, AttributeError, RecursionError):
-        return "", "no reason given"

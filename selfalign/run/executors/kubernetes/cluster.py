@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from selfalign.errors import ConfigurationError, StoreDenied, StoreUnavailable
 
 Resource = dict[str, Any]
-Resources = list[Resource]  # `list` is a method's name inside the classes below
+Resources = list[Resource]  # `list` is a method's name inside the classes
 
 
 class Change(NamedTuple):
@@ -69,8 +69,8 @@ class Cluster(Protocol):
         ...
 
     def patch_status(self, run: Resource, status: Resource) -> Resource:
-        """Replace an AlignmentRun's status. Raises Conflict when another version of the run is
-        stored, Gone."""
+        """Replace an AlignmentRun's status. Raises Gone, and Conflict when another version of the
+        run is stored than the one given."""
         ...
 
     def delete(self, kind: str, name: str, *, uid: str) -> None:
@@ -117,37 +117,27 @@ def is_terminating(resource: Resource) -> bool:
     return bool(resource["metadata"].get("deletionTimestamp"))
 
 
+def owner_of(resource: Resource) -> Resource:
+    """The reference to the object's controller; empty when it has none."""
+    owners = resource["metadata"].get("ownerReferences") or []
+    return next((owner for owner in owners if owner.get("controller")), {})
+
+
 def is_owned_by(resource: Resource, run: Resource) -> bool:
     """Whether this very run controls the object: by uid, because names are used again."""
-    owner = _controller_of(resource)
-    return owner is not None and owner.get("uid") == run["metadata"]["uid"]
+    return bool(owner_of(resource).get("uid") == run["metadata"]["uid"])
 
 
 def is_left_over(resource: Resource, run: Resource) -> bool:
     """Whether the object will vanish by itself: it is terminating, or it belongs to an earlier run
     of the same name, so that the garbage collector deletes it."""
-    if is_terminating(resource):
-        return True
-    owner = _controller_of(resource)
-    return (
-        owner is not None
-        and (owner.get("kind"), owner.get("name")) == (run["kind"], name_of(run))
-        and owner.get("uid") != run["metadata"]["uid"]
-    )
+    owner = owner_of(resource)
+    same_name = (owner.get("kind"), owner.get("name")) == (run["kind"], name_of(run))
+    return is_terminating(resource) or (same_name and not is_owned_by(resource, run))
 
 
-def owner_reference(run: Resource) -> Resource:
-    """Makes an object belong to a run: deleting the run deletes it. Artifacts are in the store."""
-    return {
-        "apiVersion": run["apiVersion"],
-        "kind": run["kind"],
-        "name": name_of(run),
-        "uid": run["metadata"]["uid"],
-        "controller": True,
-        "blockOwnerDeletion": True,
-    }
-
-
-def _controller_of(resource: Resource) -> Resource | None:
-    owners = resource["metadata"].get("ownerReferences") or []
-    return next((owner for owner in owners if owner.get("controller")), None)
+def owned_by(run: Resource) -> list[Resource]:
+    """ownerReferences: deleting the run deletes the object. Artifacts are in the store and stay."""
+    about = {"apiVersion": run["apiVersion"], "kind": run["kind"], "name": name_of(run)}
+    uid = run["metadata"]["uid"]
+    return [{**about, "uid": uid, "controller": True, "blockOwnerDeletion": True}]

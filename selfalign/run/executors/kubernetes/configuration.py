@@ -21,6 +21,7 @@ from selfalign.errors import ConfigurationError, TemporaryError
 from selfalign.identity import DATA_FIELDS, Inputs
 from selfalign.load import dump_config, validate_config
 from selfalign.pipeline import STAGES
+from selfalign.run.executors.kubernetes import crd
 from selfalign.run.executors.kubernetes.cluster import (
     Cluster,
     Conflict,
@@ -30,18 +31,7 @@ from selfalign.run.executors.kubernetes.cluster import (
     is_owned_by,
     labels_of,
     name_of,
-    owner_reference,
-)
-from selfalign.run.executors.kubernetes.crd import (
-    CONFIG_FILE,
-    MANAGED_BY_LABEL,
-    MANAGER,
-    PLATFORM_CONFIG,
-    POLICY_FILE,
-    RUN_LABEL,
-    TEMPLATE_LABEL,
-    AlignmentRunSpec,
-    config_name,
+    owned_by,
 )
 from selfalign.store.base import Store
 from selfalign.store.inputs import is_stored, read_input, revision_of
@@ -90,17 +80,17 @@ def read_policy(cluster: Cluster) -> Policy:
     """What the platform was installed with. Raises ConfigurationError where that is wrong."""
     found = _platform_config_map(cluster)
     try:
-        return Policy.model_validate(_parse(found, POLICY_FILE))
+        return Policy.model_validate(_parse(found, crd.POLICY_FILE))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigurationError(
-            f"ConfigMap {PLATFORM_CONFIG}: {POLICY_FILE}: {where}: {first['msg']}",
+            f"ConfigMap {crd.PLATFORM_CONFIG}: {crd.POLICY_FILE}: {where}: {first['msg']}",
             remedy="correct `runs` in the platform's values and run make deploy",
         ) from error
 
 
-def check_allowed(spec: AlignmentRunSpec, policy: Policy, platform: dict[str, Any]) -> None:
+def check_allowed(spec: crd.AlignmentRunSpec, policy: Policy, platform: dict[str, Any]) -> None:
     """Refuse what the policy does not allow. Raises ConfigurationError naming the field.
 
     Args:
@@ -136,23 +126,23 @@ def check_allowed(spec: AlignmentRunSpec, policy: Policy, platform: dict[str, An
 
 def platform_config(cluster: Cluster) -> dict[str, Any]:
     """The platform's own configuration. Raises ConfigurationError where it is not installed."""
-    return _parse(_platform_config_map(cluster), CONFIG_FILE)
+    return _parse(_platform_config_map(cluster), crd.CONFIG_FILE)
 
 
-def pinned_config(cluster: Cluster, run: Resource, spec: AlignmentRunSpec) -> RunConfig:
+def pinned_config(cluster: Cluster, run: Resource, spec: crd.AlignmentRunSpec) -> RunConfig:
     """The configuration that this run was first seen with; pins it the first time.
 
     Raises:
         ConfigurationError: it is wrong or not allowed, or another object has the ConfigMap's name.
         NotDeployed, LeftOver: it cannot be pinned yet.
     """
-    name = config_name(name_of(run))
+    name = crd.config_name(name_of(run))
     try:
         found = cluster.get("configmaps", name)
     except Gone:
         found = _pin(cluster, run, merged_config(cluster, spec))
     if is_owned_by(found, run):
-        return validate_config(_parse(found, CONFIG_FILE), f"ConfigMap {name}")
+        return validate_config(_parse(found, crd.CONFIG_FILE), f"ConfigMap {name}")
     if is_left_over(found, run):
         raise LeftOver(f"ConfigMap {name} of an earlier run of this name is being deleted")
     raise ConfigurationError(
@@ -161,7 +151,7 @@ def pinned_config(cluster: Cluster, run: Resource, spec: AlignmentRunSpec) -> Ru
     )
 
 
-def merged_config(cluster: Cluster, spec: AlignmentRunSpec) -> RunConfig:
+def merged_config(cluster: Cluster, spec: crd.AlignmentRunSpec) -> RunConfig:
     """Check against the policy, merge and validate. Raises ConfigurationError, NotDeployed."""
     policy, raw = read_policy(cluster), platform_config(cluster)
     check_allowed(spec, policy, raw)
@@ -170,7 +160,7 @@ def merged_config(cluster: Cluster, spec: AlignmentRunSpec) -> RunConfig:
             found = cluster.get("configmaps", f"{name_of(template)}-config")
         except Gone:
             continue  # a template made by hand needs no values of its own
-        own = _parse(found, CONFIG_FILE)
+        own = _parse(found, crd.CONFIG_FILE)
         if own.get(stage):
             raw = deep_merge(raw, {stage: own[stage]})
     config = validate_config(deep_merge(raw, spec.config), _WHERE)
@@ -235,14 +225,14 @@ def declared_inputs(config: RunConfig, store: Store) -> Inputs:
 def stage_templates(cluster: Cluster) -> dict[str, Resource]:
     """Every stage's template. Raises NotDeployed when one is missing or there are two."""
     templates: dict[str, list[Resource]] = {stage.name: [] for stage in STAGES}
-    for found in cluster.list("cronjobs", TEMPLATE_LABEL):
-        templates.get(labels_of(found)[TEMPLATE_LABEL], []).append(found)
+    for found in cluster.list("cronjobs", crd.TEMPLATE_LABEL):
+        templates.get(labels_of(found)[crd.TEMPLATE_LABEL], []).append(found)
     return {stage: _only(cluster, stage, found) for stage, found in templates.items()}
 
 
 def stage_template(cluster: Cluster, stage: str) -> Resource:
     """A stage's template. Raises NotDeployed."""
-    return _only(cluster, stage, cluster.list("cronjobs", f"{TEMPLATE_LABEL}={stage}"))
+    return _only(cluster, stage, cluster.list("cronjobs", f"{crd.TEMPLATE_LABEL}={stage}"))
 
 
 def deep_merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -274,28 +264,28 @@ def _only(cluster: Cluster, stage: str, found: list[Resource]) -> Resource:
 
 def _platform_config_map(cluster: Cluster) -> Resource:
     try:
-        return cluster.get("configmaps", PLATFORM_CONFIG)
+        return cluster.get("configmaps", crd.PLATFORM_CONFIG)
     except Gone:
         raise ConfigurationError(
-            f"ConfigMap {PLATFORM_CONFIG} is missing: the platform is not installed in namespace "
+            f"ConfigMap {crd.PLATFORM_CONFIG} is missing: the platform is not installed in namespace "
             f"{cluster.namespace}",
             remedy=f"make deploy NAMESPACE={cluster.namespace}",
         ) from None
 
 
 def _pin(cluster: Cluster, run: Resource, config: RunConfig) -> Resource:
-    name = config_name(name_of(run))
+    name = crd.config_name(name_of(run))
     body = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {
             "name": name,
             "namespace": run["metadata"]["namespace"],
-            "labels": {RUN_LABEL: name_of(run), MANAGED_BY_LABEL: MANAGER},
-            "ownerReferences": [owner_reference(run)],
+            "labels": {crd.RUN_LABEL: name_of(run), crd.MANAGED_BY_LABEL: crd.MANAGER},
+            "ownerReferences": owned_by(run),
         },
         "immutable": True,
-        "data": {CONFIG_FILE: dump_config(config)},
+        "data": {crd.CONFIG_FILE: dump_config(config)},
     }
     try:
         return cluster.create("configmaps", body)

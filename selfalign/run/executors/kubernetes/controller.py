@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from selfalign.errors import ConfigurationError, SelfAlignError
+from selfalign.run.executors.kubernetes import crd
 from selfalign.run.executors.kubernetes.cluster import (
     Cluster,
     Resource,
@@ -22,14 +23,6 @@ from selfalign.run.executors.kubernetes.cluster import (
     is_terminating,
     labels_of,
     name_of,
-)
-from selfalign.run.executors.kubernetes.crd import (
-    PLURAL,
-    RUN_LABEL,
-    TEMPLATE_LABEL,
-    is_finished,
-    is_true,
-    phase_of,
 )
 from selfalign.run.executors.kubernetes.reconcile import Reconciler
 from selfalign.run.executors.kubernetes.server import Metrics
@@ -85,9 +78,9 @@ class Controller:
         threading.stack_size(_STACK_BYTES)
         log.info("controller.started", namespace=self._cluster.namespace)
         watches: list[tuple[str, str, Callable[[Resource, bool], None]]] = [
-            (PLURAL, "", self._run_changed),
-            ("jobs", RUN_LABEL, lambda job, _deleted: self.add(labels_of(job)[RUN_LABEL])),
-            ("cronjobs", TEMPLATE_LABEL, lambda _template, _deleted: self._wake()),
+            (crd.PLURAL, "", self._run_changed),
+            ("jobs", crd.RUN_LABEL, lambda job, _deleted: self.add(labels_of(job)[crd.RUN_LABEL])),
+            ("cronjobs", crd.TEMPLATE_LABEL, lambda _template, _deleted: self._wake()),
         ]
         for arguments in watches:
             threading.Thread(target=self._watch, args=arguments, daemon=True).start()
@@ -114,7 +107,7 @@ class Controller:
 
     def missing(self) -> list[str]:
         """What has to be listed before the controller can act."""
-        kinds = (PLURAL, "jobs", "cronjobs")
+        kinds = (crd.PLURAL, "jobs", "cronjobs")
         return [f"{kind} are not listed yet" for kind in kinds if kind not in self._listed]
 
     def _work(self) -> None:
@@ -152,7 +145,7 @@ class Controller:
             log.exception("run.retry", run=name, retry_seconds=again)
         if again is not None:
             self.add(name, again)
-        self.metrics.observe_reconcile(time.monotonic() - began)
+        self.metrics.reconcile_seconds.observe(time.monotonic() - began)
 
     def _retry(self, name: str, error: Exception) -> float:
         self.metrics.count_error(error)
@@ -171,7 +164,7 @@ class Controller:
                         changed(change.resource, change.deleted)
             except Exception as error:  # noqa: BLE001 - whatever it was, watching goes on
                 log.warning("watch.failed", kind=kind, error=str(error)[:500])
-            if kind == PLURAL:
+            if kind == crd.PLURAL:
                 self._versions.clear()  # the next list is a resync: every run is due
             # Servers that end a watch at once are not asked many times a second.
             lasted = time.monotonic() - began
@@ -187,11 +180,11 @@ class Controller:
             self.add(name)
             self._wake()
             return
-        was, self._phases[name] = self._phases.get(name), phase_of(run)
+        was, self._phases[name] = self._phases.get(name), crd.phase_of(run)
         self.metrics.created(metadata["creationTimestamp"])
-        if is_finished(run):
+        if crd.is_finished(run):
             completed = (run.get("status") or {}).get("completedAt")
-            if is_true(run, "Succeeded") and completed:
+            if crd.is_true(run, "Succeeded") and completed:
                 self.metrics.succeeded(completed)
             if was not in (None, "Succeeded", "Failed"):
                 self._wake()

@@ -12,6 +12,7 @@ from selfalign.errors import ConfigurationError, TemporaryError
 from selfalign.pipeline import BY_NAME
 from selfalign.records import digest
 from selfalign.run.drive import iso
+from selfalign.run.executors.kubernetes import crd
 from selfalign.run.executors.kubernetes.cluster import (
     Cluster,
     Conflict,
@@ -22,26 +23,9 @@ from selfalign.run.executors.kubernetes.cluster import (
     is_left_over,
     is_owned_by,
     name_of,
-    owner_reference,
+    owned_by,
 )
 from selfalign.run.executors.kubernetes.configuration import LeftOver, stage_template
-from selfalign.run.executors.kubernetes.crd import (
-    ATTEMPT_LABEL,
-    CONFIG_FILE,
-    KEY_LABEL,
-    KUEUE_QUEUE_LABEL,
-    MANAGED_BY_LABEL,
-    MANAGER,
-    MAX_PARALLELISM_ANNOTATION,
-    RUN_LABEL,
-    SPEC_DIGEST_ANNOTATION,
-    STAGE_CONTAINER,
-    STAGE_LABEL,
-    AlignmentRunSpec,
-    config_name,
-    job_name,
-    of_run,
-)
 from selfalign.run.executors.kubernetes.outcome import attempt_of, job_end, pods_of
 from selfalign.run.executors.kubernetes.waiting import has_pods, why_waiting
 from selfalign.run.plan import Planned
@@ -65,7 +49,7 @@ class JobExecutor:
 
     cluster: Cluster
     run: Resource
-    spec: AlignmentRunSpec
+    spec: crd.AlignmentRunSpec
     config: RunConfig
     moment: datetime
     is_stale: Callable[[], bool] = lambda: False
@@ -82,7 +66,7 @@ class JobExecutor:
             ConfigurationError: the template is wrong, or the name belongs to something else.
         """
         stage = planned.stage.name
-        for job in self.cluster.list("jobs", f"{KEY_LABEL}={planned.key}"):
+        for job in self.cluster.list("jobs", f"{crd.KEY_LABEL}={planned.key}"):
             if job_end(job) is None and not is_owned_by(job, self.run):
                 raise ArtifactBusy(
                     f"{stage}: Job {name_of(job)} of another run is making {planned.key} already",
@@ -157,7 +141,7 @@ def attempts_of(
 
 def _jobs_and_pods(cluster: Cluster, run: Resource) -> tuple[Resources, Resources]:
     """The run's own Jobs, and the pods where they are needed to explain something."""
-    selector = of_run(name_of(run))
+    selector = crd.of_run(name_of(run))
     jobs = [job for job in cluster.list("jobs", selector) if is_owned_by(job, run)]
     needed = any((job_end(job) or {}).get("type") != "Complete" for job in jobs)
     return jobs, cluster.list("pods", selector) if needed else []
@@ -195,7 +179,7 @@ def build_job(
     template: Resource,
     *,
     run: Resource,
-    spec: AlignmentRunSpec,
+    spec: crd.AlignmentRunSpec,
     stage: str,
     key: str,
     number: int,
@@ -211,17 +195,17 @@ def build_job(
     source = copy.deepcopy(template["spec"]["jobTemplate"])
     job_spec: Resource = source["spec"]
     pod: Resource = job_spec["template"]
-    name = job_name(name_of(run), stage, number)
+    name = crd.job_name(name_of(run), stage, number)
     mine = {
-        RUN_LABEL: name_of(run),
-        STAGE_LABEL: stage,
-        ATTEMPT_LABEL: str(number),
-        KEY_LABEL: key,
-        MANAGED_BY_LABEL: MANAGER,
+        crd.RUN_LABEL: name_of(run),
+        crd.STAGE_LABEL: stage,
+        crd.ATTEMPT_LABEL: str(number),
+        crd.KEY_LABEL: key,
+        crd.MANAGED_BY_LABEL: crd.MANAGER,
     }
     labels = {**(source.get("metadata") or {}).get("labels", {}), **mine}
     if spec.queue_name:
-        labels[KUEUE_QUEUE_LABEL] = spec.queue_name
+        labels[crd.KUEUE_QUEUE_LABEL] = spec.queue_name
     pod.setdefault("metadata", {}).setdefault("labels", {}).update(mine)
     if spec.priority:
         pod["spec"]["priorityClassName"] = spec.priority
@@ -229,7 +213,7 @@ def build_job(
     if BY_NAME[stage].sharded:
         _shard(job_spec, num_shards, template)
         arguments += ["--num-shards", str(num_shards)]
-    _use_config(pod["spec"], config_name(name_of(run)), template)
+    _use_config(pod["spec"], crd.config_name(name_of(run)), template)
     container = _stage_container(pod["spec"], template)
     container["args"] = [*(container.get("args") or []), *arguments]
     _meet_at_pod_zero(pod["spec"], container, name)
@@ -240,18 +224,18 @@ def build_job(
             "name": name,
             "namespace": run["metadata"]["namespace"],
             "labels": labels,
-            "annotations": {SPEC_DIGEST_ANNOTATION: digest(job_spec)[:16]},
-            "ownerReferences": [owner_reference(run)],
+            "annotations": {crd.SPEC_DIGEST_ANNOTATION: digest(job_spec)[:16]},
+            "ownerReferences": owned_by(run),
         },
         "spec": job_spec,
     }
 
 
 def _shard(job_spec: Resource, num_shards: int, template: Resource) -> None:
-    limit = annotations_of(template).get(MAX_PARALLELISM_ANNOTATION, str(num_shards))
+    limit = annotations_of(template).get(crd.MAX_PARALLELISM_ANNOTATION, str(num_shards))
     if not limit.isdigit() or int(limit) < 1:
         raise ConfigurationError(
-            f"stage template {name_of(template)}: {MAX_PARALLELISM_ANNOTATION} is {limit!r}, "
+            f"stage template {name_of(template)}: {crd.MAX_PARALLELISM_ANNOTATION} is {limit!r}, "
             "expected a number of at least 1",
             remedy="set maxParallelism in the stage's values and deploy it again",
         )
@@ -265,7 +249,7 @@ def _shard(job_spec: Resource, num_shards: int, template: Resource) -> None:
 def _use_config(pod_spec: Resource, name: str, template: Resource) -> None:
     for volume in pod_spec.get("volumes") or []:
         if volume["name"] == "config":
-            items = [{"key": CONFIG_FILE, "path": CONFIG_FILE}]
+            items = [{"key": crd.CONFIG_FILE, "path": crd.CONFIG_FILE}]
             volume["configMap"] = {"name": name, "items": items}
             return
     raise _not_a_template(template, "volume named 'config'")
@@ -273,10 +257,10 @@ def _use_config(pod_spec: Resource, name: str, template: Resource) -> None:
 
 def _stage_container(pod_spec: Resource, template: Resource) -> Resource:
     for container in pod_spec.get("containers") or []:
-        if container["name"] == STAGE_CONTAINER:
+        if container["name"] == crd.STAGE_CONTAINER:
             found: Resource = container
             return found
-    raise _not_a_template(template, f"container named {STAGE_CONTAINER!r}")
+    raise _not_a_template(template, f"container named {crd.STAGE_CONTAINER!r}")
 
 
 def _not_a_template(template: Resource, what: str) -> ConfigurationError:

@@ -13,13 +13,8 @@ from dataclasses import dataclass
 
 from selfalign.errors import INTERRUPTED_EXIT_CODES, PERMANENT_EXIT_CODES
 from selfalign.pipeline import BY_NAME
+from selfalign.run.executors.kubernetes import crd
 from selfalign.run.executors.kubernetes.cluster import Resource, annotations_of, labels_of
-from selfalign.run.executors.kubernetes.crd import (
-    ATTEMPT_LABEL,
-    KEY_LABEL,
-    STAGE_CONTAINER,
-    STAGE_LABEL,
-)
 from selfalign.run.record import Attempt, Cause
 
 # podFailurePolicy writes it into the condition; the pods may be gone by then
@@ -68,8 +63,8 @@ def attempt_of(job: Resource, pods: list[Resource], *, disrupted: bool = False) 
         disrupted: whether one of its pods was seen disrupted before.
     """
     labels = labels_of(job)
-    stage, key = labels.get(STAGE_LABEL, ""), labels.get(KEY_LABEL)
-    number = labels.get(ATTEMPT_LABEL, "")
+    stage, key = labels.get(crd.STAGE_LABEL, ""), labels.get(crd.KEY_LABEL)
+    number = labels.get(crd.ATTEMPT_LABEL, "")
     if stage not in BY_NAME or not key or not number.isdigit():
         return None
     status = job.get("status") or {}
@@ -126,7 +121,7 @@ def failed_ends(pods: Iterable[Resource]) -> list[ContainerEnd]:
     for pod in pods:
         for status in (pod.get("status") or {}).get("containerStatuses") or []:
             ended = (status.get("state") or {}).get("terminated") or {}
-            if status["name"] != STAGE_CONTAINER or not ended.get("exitCode"):
+            if status["name"] != crd.STAGE_CONTAINER or not ended.get("exitCode"):
                 continue
             message = readable(ended.get("message") or "")
             if ended.get("reason") == "OOMKilled":

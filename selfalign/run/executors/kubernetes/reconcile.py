@@ -17,6 +17,7 @@ from selfalign.config import RunConfig
 from selfalign.errors import ConfigurationError, PermanentError, SelfAlignError, StoreDenied
 from selfalign.records import digest
 from selfalign.run.drive import Driver, failed, iso
+from selfalign.run.executors.kubernetes import configuration, crd
 from selfalign.run.executors.kubernetes.cluster import (
     Cluster,
     ClusterUnavailable,
@@ -27,33 +28,9 @@ from selfalign.run.executors.kubernetes.cluster import (
     labels_of,
     name_of,
 )
-from selfalign.run.executors.kubernetes.configuration import (
-    declared_inputs,
-    pinned_config,
-    read_policy,
-)
-from selfalign.run.executors.kubernetes.crd import (
-    MANAGER,
-    NIGHTLY_LABEL,
-    PLURAL,
-    is_finished,
-    is_true,
-    job_name,
-    one_line,
-    parse_spec,
-    status_of,
-    to_resource_status,
-)
 from selfalign.run.executors.kubernetes.job import JobExecutor
 from selfalign.run.plan import StagePlan, plan_run
-from selfalign.run.record import (
-    Attempt,
-    RunRecord,
-    RunStatus,
-    read_run,
-    write_run,
-    write_status,
-)
+from selfalign.run.record import Attempt, RunRecord, RunStatus, read_run, write_run, write_status
 from selfalign.store.artifact import read_manifest
 from selfalign.store.base import PreconditionFailed, Store
 from selfalign.store.manifest import Manifest
@@ -105,16 +82,16 @@ class Reconciler:
             SelfAlignError: API server or store fail or refuse; to be tried again, always.
         """
         try:
-            run = self.cluster.get(PLURAL, name)
+            run = self.cluster.get(crd.PLURAL, name)
         except Gone:
             self._was_deleted(name)
             return None
         if is_terminating(run):
             return None
-        if is_finished(run):
+        if crd.is_finished(run):
             return self._expire(run)
         try:
-            return _Step(self, run, status_of(run)).take()
+            return _Step(self, run, crd.status_of(run)).take()
         except Conflict:
             return _AT_ONCE_SECONDS
         except Gone:
@@ -131,7 +108,7 @@ class Reconciler:
         store = self.store(config)
         current = read_pointer(store)
         pointer = None if current is None else current.pointer
-        inputs = declared_inputs(config, store)
+        inputs = configuration.declared_inputs(config, store)
         return plan_run(config, inputs, lambda a, key: self._manifest(store, a, key), pointer)
 
     def record(self, run: Resource, config: RunConfig, status: RunStatus) -> None:
@@ -170,7 +147,7 @@ class Reconciler:
         return slim
 
     def _expire(self, run: Resource) -> float | None:
-        ttl = parse_spec(run).ttl_seconds_after_finished
+        ttl = crd.parse_spec(run).ttl_seconds_after_finished
         completed = (run.get("status") or {}).get("completedAt")
         if ttl is None or not completed:
             return None
@@ -178,7 +155,7 @@ class Reconciler:
         if left > 0:
             return left
         log.info("run.expired", run=name_of(run))
-        self.cluster.delete(PLURAL, name_of(run), uid=run["metadata"]["uid"])
+        self.cluster.delete(crd.PLURAL, name_of(run), uid=run["metadata"]["uid"])
         return None
 
     def _was_deleted(self, name: str) -> None:
@@ -237,10 +214,10 @@ class _Step:
             raise
 
     def _take(self) -> float | None:
-        spec = parse_spec(self.run)
-        if not is_true(self.run, "Accepted"):
+        spec = crd.parse_spec(self.run)
+        if not crd.is_true(self.run, "Accepted"):
             self._refuse_overlap()
-        self.config = pinned_config(self.by.cluster, self.run, spec)
+        self.config = configuration.pinned_config(self.by.cluster, self.run, spec)
         if self.status.started_at is None and not spec.suspend and (ahead := self._ahead()):
             message = f"waits for its turn: {ahead}"
             self.save(self._changed(reason="Queued", message=message, remedy=None))
@@ -264,7 +241,7 @@ class _Step:
         A run that has ended is not reconciled again, so its record in the store is written first.
         """
         before, stored = self.status, self.run.get("status") or {}
-        body = to_resource_status(
+        body = crd.to_resource_status(
             status,
             stored,
             accepted=self.config is not None or bool(status.stages),
@@ -286,7 +263,7 @@ class _Step:
 
     def _refuse_overlap(self) -> None:
         """Raise NightlyOverlap for a nightly run while another one is running."""
-        if NIGHTLY_LABEL not in labels_of(self.run):
+        if crd.NIGHTLY_LABEL not in labels_of(self.run):
             return
         other = running_nightly(self.by.cluster, besides=self.run)
         if other is not None:
@@ -294,10 +271,10 @@ class _Step:
 
     def _ahead(self) -> str:
         """Why this run may not begin yet; empty when it may. Nightly runs begin first."""
-        others = self.by.cluster.list(PLURAL)
-        unfinished = [run for run in others if not is_finished(run) and not _suspended(run)]
+        others = self.by.cluster.list(crd.PLURAL)
+        unfinished = [run for run in others if not crd.is_finished(run) and not _suspended(run)]
         started = [run for run in unfinished if (run.get("status") or {}).get("startedAt")]
-        free = read_policy(self.by.cluster).max_active_runs - len(started)
+        free = configuration.read_policy(self.by.cluster).max_active_runs - len(started)
         waiting = sorted((run for run in unfinished if run not in started), key=_turn)
         before = [run for run in waiting if _turn(run) < _turn(self.run)]
         if len(before) < free:
@@ -334,7 +311,7 @@ class _Step:
         for attempt in after.attempts:
             was = known.get(attempt.identity)
             if was is None and attempt.condition in ("Pending", "Active"):
-                job = job_name(name, attempt.stage, attempt.number)
+                job = crd.job_name(name, attempt.stage, attempt.number)
                 self.by.emit(self.run, "StageStarted", f"{attempt.stage}: starts as Job {job}")
             if attempt.condition == was or attempt.condition not in ("Complete", "Failed"):
                 continue
@@ -346,7 +323,7 @@ class _Step:
             log.info("run.finished", run=name, phase=after.phase, reason=after.reason)
             well = after.phase == "Succeeded"
             reason = "RunSucceeded" if well else after.reason
-            self.by.emit(self.run, reason, one_line(after), warning=not well)
+            self.by.emit(self.run, reason, crd.one_line(after), warning=not well)
 
 
 def running_nightly(cluster: Cluster, besides: Resource | None = None) -> Resource | None:
@@ -356,14 +333,14 @@ def running_nightly(cluster: Cluster, besides: Resource | None = None) -> Resour
         besides: a nightly run that is not counted, nor those that it goes before: of two that were
             created, the accepted one goes first, of two new ones the earlier.
     """
-    for other in cluster.list(PLURAL, NIGHTLY_LABEL):
-        if is_finished(other) or is_terminating(other) or _suspended(other):
+    for other in cluster.list(crd.PLURAL, crd.NIGHTLY_LABEL):
+        if crd.is_finished(other) or is_terminating(other) or _suspended(other):
             continue
         if besides is None:
             return other
         if other["metadata"]["uid"] == besides["metadata"]["uid"]:
             continue
-        if is_true(other, "Accepted") or _turn(other) < _turn(besides):
+        if crd.is_true(other, "Accepted") or _turn(other) < _turn(besides):
             return other
     return None
 
@@ -379,7 +356,7 @@ def overlap(running: str, refused: str) -> NightlyOverlap:
 
 def _turn(run: Resource) -> tuple[bool, str, str]:
     metadata = run["metadata"]
-    nightly = NIGHTLY_LABEL in labels_of(run)
+    nightly = crd.NIGHTLY_LABEL in labels_of(run)
     return (not nightly, metadata["creationTimestamp"], metadata["name"])
 
 
@@ -425,7 +402,7 @@ def emit(
         "reason": reason,
         "message": message,
         "type": "Warning" if warning else "Normal",
-        "source": {"component": MANAGER},
+        "source": {"component": crd.MANAGER},
         "firstTimestamp": moment,
         "lastTimestamp": moment,
         "count": 1,

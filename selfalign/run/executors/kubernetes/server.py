@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import ThreadingMixIn
 from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from selfalign.errors import ConfigurationError
 from selfalign.run.record import Attempt
+
+Problems = Callable[[], list[str]]
 
 
 class Metrics:
@@ -23,29 +26,29 @@ class Metrics:
 
     def __init__(self, phases: Callable[[], Counter[str]], depth: Callable[[], int]) -> None:
         try:
-            import prometheus_client as prometheus
+            from prometheus_client import CollectorRegistry, Histogram
+            from prometheus_client import Counter as Total
         except ImportError as error:
             raise ConfigurationError(
                 "prometheus-client is not installed", remedy="pip install 'selfalign[cluster]'"
             ) from error
-        self._prometheus = prometheus
         self._phases, self._depth = phases, depth
-        self._first_created: float | None = None
-        self._last_success: float | None = None
-        self.registry = prometheus.CollectorRegistry()
-        self._seconds = prometheus.Histogram(
+        self._first_created = self._last_success = 0.0
+        self.registry = CollectorRegistry()
+        buckets = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+        self.reconcile_seconds = Histogram(
             "selfalign_reconcile_seconds",
             "Seconds that one step of a run takes",
             registry=self.registry,
-            buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100),
+            buckets=buckets,
         )
-        self._errors = prometheus.Counter(
+        self._errors = Total(
             "selfalign_reconcile_errors",
             "Steps that have to be repeated",
             ["error"],
             registry=self.registry,
         )
-        self._attempts = prometheus.Counter(
+        self._attempts = Total(
             "selfalign_attempts",
             "Attempts at a stage that ended, by cause: none, permanent, temporary, disrupted",
             ["stage", "cause"],
@@ -60,12 +63,7 @@ class Metrics:
 
     def succeeded(self, moment: str) -> None:
         """An AlignmentRun succeeded at this time."""
-        seconds = datetime.fromisoformat(moment).timestamp()
-        self._last_success = max(self._last_success or seconds, seconds)
-
-    def observe_reconcile(self, seconds: float) -> None:
-        """One step took so long."""
-        self._seconds.observe(seconds)
+        self._last_success = max(self._last_success, datetime.fromisoformat(moment).timestamp())
 
     def count_error(self, error: BaseException) -> None:
         """One step failed."""
@@ -77,27 +75,19 @@ class Metrics:
 
     def collect(self) -> Iterator[Any]:
         """Gauges that are read when they are asked for; one that is not known is left out."""
-        from prometheus_client.core import GaugeMetricFamily
+        from prometheus_client.core import GaugeMetricFamily as Gauge
 
-        runs = GaugeMetricFamily("selfalign_runs", "AlignmentRuns by phase", labels=["phase"])
+        runs = Gauge("selfalign_runs", "AlignmentRuns by phase", labels=["phase"])
         for phase, count in sorted(self._phases().items()):
             runs.add_metric([phase], count)
         yield runs
-        yield GaugeMetricFamily("selfalign_queue_depth", "Runs that are due", self._depth())
+        yield Gauge("selfalign_queue_depth", "Runs that are due", self._depth())
         # While none has succeeded it is the first run's creation, so that an alert on its age works
         # from the first night.
         last = self._last_success or self._first_created
-        if last is not None:
-            yield GaugeMetricFamily(
-                "selfalign_last_success_timestamp_seconds",
-                "When the last run succeeded (when the first was made, while none has)",
-                last,
-            )
-
-    def render(self) -> tuple[str, bytes]:
-        """Content type and text."""
-        text: bytes = self._prometheus.generate_latest(self.registry)
-        return self._prometheus.CONTENT_TYPE_LATEST, text
+        if last:
+            name = "selfalign_last_success_timestamp_seconds"
+            yield Gauge(name, "When the last run succeeded (while none has: the first run)", last)
 
 
 class Server:
@@ -109,22 +99,28 @@ class Server:
         ready: what is missing, or nothing.
     """
 
-    def __init__(
-        self,
-        port: int,
-        metrics: Metrics,
-        healthy: Callable[[], list[str]],
-        ready: Callable[[], list[str]],
-    ) -> None:
-        self._server = ThreadingHTTPServer(("", port), _handler(metrics, healthy, ready))
-        self._server.daemon_threads = True
+    def __init__(self, port: int, metrics: Metrics, healthy: Problems, ready: Problems) -> None:
+        from prometheus_client import make_wsgi_app
+
+        metrics_app = make_wsgi_app(metrics.registry)
+
+        def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+            path = environ["PATH_INFO"]
+            if path == "/metrics":
+                found: Iterable[bytes] = metrics_app(environ, start_response)
+                return found
+            if path not in ("/healthz", "/readyz"):
+                start_response("404 Not Found", [("Content-Type", "text/plain")])
+                return [b"/healthz /readyz /metrics\n"]
+            problems = healthy() if path == "/healthz" else [*healthy(), *ready()]
+            status = "503 Service Unavailable" if problems else "200 OK"
+            start_response(status, [("Content-Type", "text/plain")])
+            return ["\n".join([*problems, "" if problems else "ok\n"]).encode()]
+
+        self._server = make_server("", port, app, _Threads, _Quiet)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
-
-    @property
-    def port(self) -> int:
-        """The port it listens on."""
-        return int(self._server.server_address[1])
+        self.port = int(self._server.server_port)
 
     def close(self) -> None:
         """Stop serving."""
@@ -133,28 +129,10 @@ class Server:
         self._thread.join()
 
 
-def _handler(
-    metrics: Metrics, healthy: Callable[[], list[str]], ready: Callable[[], list[str]]
-) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path == "/metrics":
-                self._answer(200, *metrics.render())
-            elif self.path in ("/healthz", "/readyz"):
-                problems = healthy() if self.path == "/healthz" else [*healthy(), *ready()]
-                text = "\n".join(problems) or "ok"
-                self._answer(503 if problems else 200, "text/plain", f"{text}\n".encode())
-            else:
-                self._answer(404, "text/plain", b"/healthz /readyz /metrics\n")
+class _Threads(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            return  # a probe every few seconds is not worth a line
 
-        def _answer(self, status: int, content_type: str, body: bytes) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", content_type)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-    return Handler
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, *_arguments: object) -> None:
+        """A probe every few seconds is not worth a line."""

@@ -10,12 +10,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import NamedTuple
 
-from selfalign.run.executors.kubernetes.cluster import (
-    Resource,
-    is_terminating,
-    labels_of,
-    name_of,
-)
+from selfalign.run.executors.kubernetes.cluster import Resource, is_terminating, labels_of, name_of
 from selfalign.run.executors.kubernetes.crd import KUEUE_QUEUE_LABEL
 from selfalign.run.executors.kubernetes.outcome import job_end
 

@@ -15,15 +15,15 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from selfalign.cli.main import cli
-from selfalign.cli.status import next_action
 from selfalign.config import RunConfig
 from selfalign.errors import DataError, Interrupted, SelfAlignError, StorageFull
 from selfalign.identity import Inputs
 from selfalign.load import load_config
+from selfalign.run.executors.display import RunConsole, RunDisplay
+from selfalign.run.executors.local import LocalRun
+from selfalign.run.executors.workers import run_workers
 from selfalign.run.record import read_status, status_to_show
-from selfalign.runner.display import RunConsole, RunDisplay
-from selfalign.runner.local import LocalRun, RunFailed
-from selfalign.runner.workers import run_workers
+from selfalign.run.view import next_action
 from selfalign.store.local import LocalStore
 
 FAILS = """
@@ -48,21 +48,21 @@ def fails(monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException) -> N
     def fail(*args: Any) -> None:
         raise error
 
-    monkeypatch.setattr(f"selfalign.runner.local.{name}", fail)
+    monkeypatch.setattr(f"selfalign.run.executors.local.{name}", fail)
 
 
 def test_the_remedy_of_a_stage_reaches_the_status(
     run: LocalRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "selfalign.runner.local.stage_command", lambda *_, **__: [sys.executable, "-c", FAILS]
+        "selfalign.run.executors.local.stage_command",
+        lambda *_, **__: [sys.executable, "-c", FAILS],
     )
-    with pytest.raises(RunFailed) as caught:
-        run.run()
-    assert (caught.value.message, caught.value.remedy) == ("no soap", "buy some")
-    status = read_status(run.store, "toy")
-    assert status is not None
+    status = run.run()
     assert (status.phase, status.remedy) == ("Failed", "buy some")
+    assert (status.stage, status.exit_code) == ("instruct", 3)
+    assert status.message.endswith("no soap")
+    assert read_status(run.store, "toy") == status
     assert next_action(status).startswith("buy some")
 
 
