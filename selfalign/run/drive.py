@@ -14,7 +14,7 @@ under the same number: an executor's `start` is idempotent.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
@@ -62,6 +62,7 @@ class Driver:
         plan: plans every stage as the store stands now.
         save: makes a status durable. What it raises ends the step before anything starts.
         clock: the time; a fixed one in tests.
+        observed: the attempts that the last step saw, also where it then failed to plan.
     """
 
     executor: Executor
@@ -70,6 +71,7 @@ class Driver:
     max_attempts: int = 3
     backoff: Backoff = Backoff()
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    observed: list[Attempt] = field(default_factory=list, init=False)
 
     def step(self, status: RunStatus, *, suspended: bool = False) -> tuple[RunStatus, float | None]:
         """Take one step.
@@ -82,7 +84,7 @@ class Driver:
             The status that was saved, and the seconds until the next step is due; None when only
             an event can lead on.
         """
-        attempts = self.executor.attempts(status.attempts)
+        attempts = self.observed = self.executor.attempts(status.attempts)
         # After the attempts: one that was seen Complete has published before manifests are read.
         plan = self.plan()
         actions = decide(plan, attempts, max_attempts=self.max_attempts)
@@ -95,7 +97,7 @@ class Driver:
             for s in due
             if (s.planned.stage.name, s.planned.key, s.number) not in known
         ]
-        attempts += pending
+        attempts = [*attempts, *pending]
         after = next_status(status, plan, attempts, actions, iso(self.clock()))
         if suspended and not after.finished:
             after = after.model_copy(

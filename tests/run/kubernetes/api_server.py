@@ -18,8 +18,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import yaml
 
-from selfalign.controller.cluster import ClusterRejected, Conflict, Gone
-from selfalign.controller.memory import MemoryCluster, has_fields, labelled
+from selfalign.run.executors.kubernetes.cluster import ClusterRejected, Conflict, Gone
+from tests.run.kubernetes.memory import MemoryCluster, has_fields, labelled
 
 _PATH = re.compile(
     r"/(?:api/v1|apis/[^/]+/[^/]+)/namespaces/(?P<namespace>[^/]+)/(?P<kind>[a-z]+)"

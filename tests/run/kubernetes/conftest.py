@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from selfalign.controller.cluster import Cluster
-from selfalign.controller.kubernetes_api import KubernetesCluster, connect
-from selfalign.controller.memory import MemoryCluster
+from selfalign.run.executors.kubernetes.api import KubernetesCluster, connect
+from selfalign.run.executors.kubernetes.cluster import Cluster
 
 from .api_server import ApiServer
+from .memory import MemoryCluster
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(__file__).resolve().parents[3]
 CRD = PROJECT / "charts/selfalign/files/alignmentruns.selfalign.io.yaml"
 
 
@@ -77,9 +77,7 @@ def real_cluster(real_crd: str) -> Iterator[KubernetesCluster]:
     core.delete_namespace(name)
 
 
-@pytest.fixture(
-    params=["memory", "http", pytest.param("real", marks=pytest.mark.cluster)],
-)
+@pytest.fixture(params=["memory", "http", pytest.param("real", marks=pytest.mark.cluster)])
 def cluster(request: pytest.FixtureRequest) -> Cluster:
     """Each kind of cluster in turn: one contract."""
     if request.param == "memory":

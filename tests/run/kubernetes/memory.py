@@ -1,8 +1,7 @@
-"""A cluster in memory, for tests and benchmarks: versions, conflicts, owners, watches.
+"""A cluster in memory: versions, conflicts, owners, watches.
 
-Shipped beside the seam it stands in for, and held to the same contract as the real one
-(`tests/controller/test_cluster_contract.py`). Nothing here runs a Job: whoever uses it plays the
-Job controller and the kubelet, and calls `collect_garbage`.
+It passes the same contract suite as the real one (`test_cluster_contract.py`). Nothing here runs a
+Job: whoever uses it plays the Job controller and the kubelet, and calls `collect_garbage`.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from selfalign.controller.cluster import (
+from selfalign.run.executors.kubernetes.cluster import (
     Change,
     ClusterRejected,
     Conflict,
@@ -116,10 +115,10 @@ class MemoryCluster:
                 new["metadata"]["generation"] = old["metadata"]["generation"] + 1
             return self._store(kind, new)
 
-    def replace_status(self, run: Resource) -> Resource:
+    def patch_status(self, run: Resource, status: Resource) -> Resource:
         with self._changed:
             old = self._expected("alignmentruns", run)
-            return self._store("alignmentruns", {**old, "status": run.get("status") or {}})
+            return self._store("alignmentruns", {**old, "status": status})
 
     def set_status(self, kind: str, name: str, status: Resource) -> Resource:
         """Write any object's status, as the cluster's own controllers do."""

@@ -26,15 +26,7 @@ from selfalign.errors import SelfAlignError
 from selfalign.store.local import LocalStore
 
 from .api_server import ApiServer
-from .worlds import (
-    PROJECT,
-    World,
-    complete,
-    config_map,
-    ended_pod,
-    fail,
-    platform_values,
-)
+from .worlds import PROJECT, World, complete, config_map, ended_pod, fail, platform_values
 
 PROGRESS = {"event": "stage.progress", "unit": "prompts", "per_second": 2.0}
 
@@ -179,9 +171,7 @@ def test_submit_without_a_platform_says_how_to_install_it(laptop: Laptop) -> Non
     assert error.remedy == "make deploy NAMESPACE=selfalign"
 
 
-def test_nightly_is_refused_with_exit_code_2_and_an_event_while_one_goes_on(
-    laptop: Laptop,
-) -> None:
+def test_nightly_is_refused_with_exit_code_2_and_an_event_while_one_goes_on(laptop: Laptop) -> None:
     first = laptop.json("submit", "--nightly")["run"]
     assert first.startswith("nightly-")
     error = laptop.fails("submit", "--nightly")

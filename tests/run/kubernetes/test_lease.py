@@ -6,13 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfalign.controller.lease import (
-    LEASE_SECONDS,
-    RENEW_WITHIN_SECONDS,
-    Fenced,
-    Lease,
-    LeaseLost,
-)
+from selfalign.controller.lease import LEASE_SECONDS, RENEW_WITHIN_SECONDS, Fenced, Lease, LeaseLost
 from selfalign.controller.memory import MemoryCluster
 
 from .unreliable import Unreliable

@@ -6,7 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from selfalign.controller.cluster import Change, Cluster, ClusterUnavailable, Resource, Resources
+from selfalign.run.executors.kubernetes.cluster import (
+    Change,
+    Cluster,
+    ClusterUnavailable,
+    Resource,
+    Resources,
+)
 
 
 class Killed(BaseException):
@@ -51,17 +57,13 @@ class Unreliable:
         name = body["metadata"]["name"]
         return self._call("create", kind, name, lambda: self._cluster.create(kind, body))
 
-    def replace(self, kind: str, body: Resource) -> Resource:
-        name = body["metadata"]["name"]
-        return self._call("replace", kind, name, lambda: self._cluster.replace(kind, body))
-
     def patch(self, kind: str, name: str, change: Resource) -> Resource:
         return self._call("patch", kind, name, lambda: self._cluster.patch(kind, name, change))
 
-    def replace_status(self, run: Resource) -> Resource:
+    def patch_status(self, run: Resource, status: Resource) -> Resource:
         name = run["metadata"]["name"]
         return self._call(
-            "status", "alignmentruns", name, lambda: self._cluster.replace_status(run)
+            "status", "alignmentruns", name, lambda: self._cluster.patch_status(run, status)
         )
 
     def delete(self, kind: str, name: str, *, uid: str) -> None:

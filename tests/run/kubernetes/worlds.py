@@ -9,31 +9,35 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from selfalign.config import RunConfig
-from selfalign.controller.cluster import Cluster, Resource
-from selfalign.controller.events import Recorder
-from selfalign.controller.index import RunIndex
-from selfalign.controller.memory import MemoryCluster
-from selfalign.controller.names import CONFIG_FILE, PLATFORM_CONFIG, TEMPLATE_LABEL
-from selfalign.controller.planner import Planner
-from selfalign.controller.reconcile import Reconciler
-from selfalign.controller.resources import new_run
-from selfalign.identity import Inputs, collect_inputs
 from selfalign.load import validate_config
 from selfalign.pipeline import STAGES
-from selfalign.run.plan import plan_from_store
+from selfalign.run.executors.kubernetes.cluster import Cluster, Resource
+from selfalign.run.executors.kubernetes.configuration import declared_inputs
+from selfalign.run.executors.kubernetes.crd import (
+    CONFIG_FILE,
+    PLATFORM_CONFIG,
+    POLICY_FILE,
+    TEMPLATE_LABEL,
+    new_run,
+)
+from selfalign.run.executors.kubernetes.reconcile import Reconciler
+from selfalign.run.plan import Blocked, plan_from_store
+from selfalign.seeds import SEED_FILES
 from selfalign.store.artifact import ArtifactWriter
 from selfalign.store.base import NotFound, PreconditionFailed, Store
+from selfalign.store.inputs import push
 from selfalign.store.manifest import Counts, Manifest, Provenance
 from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
 
-PROJECT = Path(__file__).resolve().parents[2]
+from .memory import MemoryCluster
+
+PROJECT = Path(__file__).resolve().parents[3]
 START = datetime(2026, 11, 1, 1, 0, tzinfo=UTC)
 
 
@@ -94,14 +98,27 @@ class DictStore:
         self.objects.pop(key, None)
 
 
+@cache
+def pushed_seeds() -> tuple[str, dict[str, bytes]]:
+    """The `store:` name of the project's seeds, and the objects behind it."""
+    store = DictStore()
+    return push(store, "seeds", PROJECT / "seeds", only=SEED_FILES), store.objects
+
+
 def platform_values(**changes: Any) -> dict[str, Any]:
     """What the platform is installed with."""
     return {
         "store": "memory",
         "base_model": {"path": "example/base", "revision": "0123abcd"},
-        "seeds": {"directory": str(PROJECT / "seeds")},
+        "seeds": {"directory": pushed_seeds()[0]},
         **changes,
     }
+
+
+def policy_values(**changes: Any) -> dict[str, Any]:
+    """What runs may do here."""
+    overrides = ["seed", "align", "*.num_shards"]
+    return {"overrides": overrides, "queues": ["night"], "maxActiveRuns": 50, **changes}
 
 
 def template(stage: str, **changes: Any) -> Resource:
@@ -149,9 +166,13 @@ def config_map(name: str, value: dict[str, Any]) -> Resource:
     }
 
 
-def install(cluster: Cluster, values: dict[str, Any] | None = None) -> None:
+def install(
+    cluster: Cluster, values: dict[str, Any] | None = None, policy: dict[str, Any] | None = None
+) -> None:
     """Install platform and all stages."""
-    cluster.create("configmaps", config_map(PLATFORM_CONFIG, values or platform_values()))
+    platform = config_map(PLATFORM_CONFIG, values or platform_values())
+    platform["data"][POLICY_FILE] = yaml.safe_dump(policy or policy_values())
+    cluster.create("configmaps", platform)
     for stage in STAGES:
         cluster.create("cronjobs", template(stage.name))
         section = {"num_shards": 3} if stage.sharded else {}
@@ -166,26 +187,31 @@ class World:
     store: Store = field(default_factory=DictStore)
     now: datetime = START
     platform: dict[str, Any] | None = None
+    policy: dict[str, Any] | None = None
     cluster: MemoryCluster = field(init=False)
     api: Cluster = field(init=False)  # what the controller talks to; a test may wrap it
 
     def __post_init__(self) -> None:
         self.cluster = MemoryCluster(clock=lambda: self.now, collect=False)
         self.api = self.cluster
-        install(self.cluster, self.platform)
+        for key, data in pushed_seeds()[1].items():
+            self.store.write(key, data)
+        install(self.cluster, self.platform, self.policy)
         self.restart()
 
     def restart(self) -> None:
         """A controller that knows nothing."""
-        self.planner = Planner(lambda _url: self.store, clock=self.now.timestamp)
         self.ended: list[Any] = []
-        self.reconciler = Reconciler(
-            self.api,
-            self.planner,
-            RunIndex(self.planner),
-            Recorder(self.api, clock=lambda: self.now),
+        self.reconciler = self.controller(self.api)
+        self.reconciler.on_attempt_ended = self.ended.append
+
+    def controller(self, cluster: Cluster) -> Reconciler:
+        """A controller of its own."""
+        return Reconciler(
+            cluster,
+            lambda _url: self.store,
             clock=lambda: self.now,
-            on_attempt_ended=self.ended.append,
+            monotonic=lambda: self.now.timestamp(),
         )
 
     def submit(
@@ -194,7 +220,7 @@ class World:
         return self.cluster.create("alignmentruns", new_run(name, "selfalign", spec, labels=labels))
 
     def step(self, name: str = "toy", *, after: float = 0.0) -> float | None:
-        """One look at a run, so many seconds later."""
+        """One step of a run, so many seconds later."""
         self.now += timedelta(seconds=after)
         return self.reconciler.reconcile(name)
 
@@ -255,19 +281,23 @@ def publish(cluster: Cluster, store: Store, job_name: str) -> Manifest:
     job = cluster.get("jobs", job_name)
     stage = job["metadata"]["labels"]["selfalign.io/stage"]
     volume = job["spec"]["template"]["spec"]["volumes"][0]["configMap"]["name"]
-    config, inputs = _as_mounted(cluster.get("configmaps", volume)["data"][CONFIG_FILE])
+    text = cluster.get("configmaps", volume)["data"][CONFIG_FILE]
+    config = validate_config(yaml.safe_load(text), "the mounted configuration")
+    inputs = declared_inputs(config, store)
     plan = plan_from_store(config, inputs, store)
     planned = next(p for p in plan if p.stage.name == stage)
-    if planned.key != arguments(job)["--expect-key"]:
+    if isinstance(planned, Blocked) or planned.key != arguments(job)["--expect-key"]:
         raise Refused(2, "another key was asked for than is planned here")
-    assert planned.key is not None
-    assert planned.identity is not None
     if planned.manifest is not None:
         return planned.manifest
     writer = ArtifactWriter(
-        store, artifact=planned.stage.writes, stage=stage, key=planned.key,
-        identity=planned.identity, parents=planned.parents,
-    )  # fmt: skip
+        store,
+        artifact=planned.stage.writes,
+        stage=stage,
+        key=planned.key,
+        identity=planned.identity,
+        parents=planned.parents,
+    )
     if stage == "promote":
         _promote(store, plan[5].manifest, plan[6].manifest, planned.key)
     when = "2026-11-01T01:00:00+00:00"
@@ -280,12 +310,6 @@ def publish(cluster: Cluster, store: Store, job_name: str) -> Manifest:
         else {},
         provenance=Provenance(started_at=when, finished_at=when),
     )
-
-
-@lru_cache(maxsize=64)
-def _as_mounted(text: str) -> tuple[RunConfig, Inputs]:
-    config = validate_config(yaml.safe_load(text), "the mounted configuration")
-    return config, collect_inputs(config)
 
 
 def _promote(store: Store, final: Manifest | None, evaluation: Manifest | None, key: str) -> None:

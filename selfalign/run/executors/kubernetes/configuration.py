@@ -267,8 +267,8 @@ def _platform_config_map(cluster: Cluster) -> Resource:
         return cluster.get("configmaps", crd.PLATFORM_CONFIG)
     except Gone:
         raise ConfigurationError(
-            f"ConfigMap {crd.PLATFORM_CONFIG} is missing: the platform is not installed in namespace "
-            f"{cluster.namespace}",
+            f"ConfigMap {crd.PLATFORM_CONFIG} is missing in namespace {cluster.namespace}: the "
+            "platform is not installed there",
             remedy=f"make deploy NAMESPACE={cluster.namespace}",
         ) from None
 

@@ -30,7 +30,15 @@ from selfalign.run.executors.kubernetes.cluster import (
 )
 from selfalign.run.executors.kubernetes.job import JobExecutor
 from selfalign.run.plan import StagePlan, plan_run
-from selfalign.run.record import Attempt, RunRecord, RunStatus, read_run, write_run, write_status
+from selfalign.run.record import (
+    Attempt,
+    RunRecord,
+    RunStatus,
+    read_run,
+    to_remember,
+    write_run,
+    write_status,
+)
 from selfalign.store.artifact import read_manifest
 from selfalign.store.base import PreconditionFailed, Store
 from selfalign.store.manifest import Manifest
@@ -188,6 +196,7 @@ class _Step:
     run: Resource
     status: RunStatus
     config: RunConfig | None = None
+    driver: Driver | None = None
     began: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -225,14 +234,14 @@ class _Step:
         executor = JobExecutor(
             self.by.cluster, self.run, spec, self.config, self.by.clock(), self._is_stale
         )
-        driver = Driver(
+        self.driver = Driver(
             executor,
             plan=lambda: self.by.plan(self.config) if self.config else [],
             save=self.save,
             max_attempts=spec.max_attempts,
             clock=self.by.clock,
         )
-        status, wait_seconds = driver.step(self.status, suspended=spec.suspend)
+        status, wait_seconds = self.driver.step(self.status, suspended=spec.suspend)
         return spec.ttl_seconds_after_finished if status.finished else wait_seconds
 
     def save(self, status: RunStatus) -> None:
@@ -283,14 +292,18 @@ class _Step:
         return f"{len(started)} runs are active ({names}), {len(before)} wait before it"
 
     def _changed(self, **changes: object) -> RunStatus:
-        moment = iso(self.by.clock())
-        return self.status.model_copy(update={**changes, "updated_at": moment})
+        changes["updated_at"] = iso(self.by.clock())
+        if self.driver is not None:
+            # A Job that was seen to fail may be gone when the plan can be made again.
+            changes["attempts"] = to_remember(self.driver.observed)
+        return self.status.model_copy(update=changes)
 
     def _explain(self, reason: str, message: str, remedy: str | None) -> None:
         """Say why the run does not move; it is tried again."""
+        known = (self.status.reason, self.status.message) == (reason, message)
         self.save(self._changed(reason=reason, message=message, remedy=remedy))
-        text = f"{message}; remedy: {remedy}" if remedy else message
-        self.by.emit(self.run, reason, text, warning=True)
+        if not known:
+            self.by.emit(self.run, reason, crd.one_line(self.status), warning=True)
 
     def _fail(self, error: SelfAlignError) -> None:
         self.save(
