@@ -34,6 +34,7 @@ class Answer:
     Attributes:
         method: of the request it is for.
         status: 0 drops the connection without an answer; 200 with `events` is a watch.
+        raw: the body, as it is.
     """
 
     method: str
@@ -42,6 +43,7 @@ class Answer:
     message: str = ""
     reason: str = ""
     events: list[dict[str, Any]] = field(default_factory=list)
+    raw: str | None = None
 
 
 class ApiServer:
@@ -107,9 +109,6 @@ def _handler(server: ApiServer) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             self._serve("POST")
 
-        def do_PUT(self) -> None:
-            self._serve("PUT")
-
         def do_PATCH(self) -> None:
             self._serve("PATCH")
 
@@ -157,15 +156,15 @@ def _handler(server: ApiServer) -> type[BaseHTTPRequestHandler]:
                 self._json(200, cluster.get(kind, name))
             elif method == "POST":
                 self._json(201, cluster.create(kind, body))
-            elif method == "PUT":
-                assert body["metadata"]["name"] == name
-                status = part == "status"
-                done = cluster.replace_status(body) if status else cluster.replace(kind, body)
-                self._json(200, done)
             elif method == "PATCH":
                 assert self.headers["Content-Type"] == "application/merge-patch+json"
                 assert name is not None
-                self._json(200, cluster.patch(kind, name, body))
+                if part == "status":
+                    run = {"metadata": {"name": name, **body["metadata"]}}
+                    status = {k: v for k, v in body["status"].items() if v is not None}
+                    self._json(200, cluster.patch_status(run, status))
+                else:
+                    self._json(200, cluster.patch(kind, name, body))
             else:
                 assert name is not None
                 assert body["propagationPolicy"] == "Background"
@@ -216,6 +215,9 @@ def _handler(server: ApiServer) -> type[BaseHTTPRequestHandler]:
                 cluster.wait_beyond(version, 0.1)
 
         def _forced(self, answer: Answer) -> None:
+            if answer.raw is not None:
+                self._send(answer.status, answer.raw.encode())
+                return
             if answer.status == 0:
                 self.close_connection = True
                 with contextlib.suppress(OSError):
@@ -229,7 +231,9 @@ def _handler(server: ApiServer) -> type[BaseHTTPRequestHandler]:
             self._json(code, {"kind": "Status", "code": code, "reason": reason, "message": message})
 
         def _json(self, code: int, value: dict[str, Any]) -> None:
-            data = json.dumps(value).encode()
+            self._send(code, json.dumps(value).encode())
+
+        def _send(self, code: int, data: bytes) -> None:
             self.send_response(code)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))

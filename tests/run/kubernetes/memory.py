@@ -173,8 +173,7 @@ class MemoryCluster:
                 yield None
             changes = self.changes_since(version)
             if changes is None:  # too far behind: 410 on a real one
-                version = None
-                continue
+                return
             for change in changes:
                 version = change.version
                 if change.kind == kind and labelled(change.labels, selector):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import pytest
 
-from selfalign.controller.cluster import (
+from selfalign.run.executors.kubernetes.cluster import (
     Change,
     Cluster,
     ClusterRejected,
@@ -16,8 +15,12 @@ from selfalign.controller.cluster import (
     Resource,
     labels_of,
     name_of,
+    owned_by,
 )
-from selfalign.controller.resources import new_run
+from selfalign.run.executors.kubernetes.crd import new_run, status_of, to_resource_status
+from selfalign.run.record import Attempt, RunStatus, StageState
+
+UNKNOWN = {"uid": "00000000-0000-0000-0000-000000000000", "resourceVersion": "1"}
 
 
 def a_run(cluster: Cluster, name: str = "toy", **options: Any) -> Resource:
@@ -29,15 +32,7 @@ def a_map(name: str, **data: str) -> Resource:
 
 
 def owned(body: Resource, owner: Resource) -> Resource:
-    reference = {
-        "apiVersion": owner["apiVersion"],
-        "kind": owner["kind"],
-        "name": name_of(owner),
-        "uid": owner["metadata"]["uid"],
-        "controller": True,
-        "blockOwnerDeletion": True,
-    }
-    return {**body, "metadata": {**body["metadata"], "ownerReferences": [reference]}}
+    return {**body, "metadata": {**body["metadata"], "ownerReferences": owned_by(owner)}}
 
 
 def test_what_is_created_has_an_identity_and_can_be_read(cluster: Cluster) -> None:
@@ -59,8 +54,9 @@ def test_what_is_not_there_is_gone(cluster: Cluster) -> None:
         cluster.get("jobs", "none")
     with pytest.raises(Gone):
         cluster.patch("configmaps", "none", {"data": {"a": "b"}})
+    nobody = {**a_run(cluster), "metadata": {**a_map("none")["metadata"], **UNKNOWN}}
     with pytest.raises(Gone):
-        cluster.replace_status({**new_run("none", cluster.namespace, {}), "status": {}})
+        cluster.patch_status(nobody, {"message": "x"})
 
 
 def test_a_wrong_object_is_rejected(cluster: Cluster) -> None:
@@ -71,24 +67,30 @@ def test_a_wrong_object_is_rejected(cluster: Cluster) -> None:
 
 def test_a_status_is_written_under_the_version_that_was_read(cluster: Cluster) -> None:
     run = a_run(cluster)
-    first = cluster.replace_status({**run, "status": {"message": "one"}})
+    first = cluster.patch_status(run, {"message": "one", "stage": "align"})
     with pytest.raises(Conflict):
-        cluster.replace_status({**run, "status": {"message": "two"}})
-    cluster.replace_status({**first, "status": {"message": "three"}})
-    assert cluster.get("alignmentruns", "toy")["status"]["message"] == "three"
+        cluster.patch_status(run, {"message": "two"})
+    cluster.patch_status(first, {"message": "three"})
+    assert cluster.get("alignmentruns", "toy")["status"] == {"message": "three"}
+
+
+def test_a_status_is_not_written_to_a_namesake(cluster: Cluster) -> None:
+    run = a_run(cluster)
+    run["metadata"]["uid"] = UNKNOWN["uid"]
+    with pytest.raises(Conflict):
+        cluster.patch_status(run, {"message": "one"})
 
 
 def test_a_status_changes_neither_spec_nor_generation(cluster: Cluster) -> None:
     run = a_run(cluster)
-    changed = {**run, "spec": {"suspend": True}, "status": {"message": "one"}}
-    after = cluster.replace_status(changed)
+    after = cluster.patch_status({**run, "spec": {"suspend": True}}, {"message": "one"})
     assert after["spec"].get("suspend", False) is False
     assert after["metadata"]["generation"] == 1
 
 
 def test_an_edited_spec_is_a_new_generation_and_keeps_the_status(cluster: Cluster) -> None:
     run = a_run(cluster)
-    cluster.replace_status({**run, "status": {"message": "one"}})
+    cluster.patch_status(run, {"message": "one"})
     after = cluster.patch("alignmentruns", "toy", {"spec": {"suspend": True}})
     assert after["metadata"]["generation"] == 2
     assert after["status"]["message"] == "one"
@@ -100,21 +102,55 @@ def test_a_new_run_has_no_status_whatever_was_sent(cluster: Cluster) -> None:
 
 
 def test_the_status_that_the_controller_writes_survives_the_crd_s_schema(cluster: Cluster) -> None:
-    attempt = {
-        "stage": "align", "key": "0123", "number": 3, "condition": "Failed", "cause": "temporary",
-        "exitCode": 71, "message": "out of memory", "disrupted": True,
-        "startedAt": "2026-11-01T01:00:00Z", "finishedAt": "2026-11-01T02:00:00Z",
-    }  # fmt: skip
-    stage = {
-        "name": "align", "phase": "Failed", "key": "0123", "digest": "ab", "job": "toy-align-3",
-        "attempts": 2, "done": 7, "message": "out of memory",
-    }  # fmt: skip
-    status = {
-        "observedGeneration": 1, "stage": "align", "progress": "2/8", "message": "m",
-        "stages": [stage], "attempts": [attempt], "startedAt": "2026-11-01T01:00:00Z",
-    }  # fmt: skip
-    cluster.replace_status({**a_run(cluster), "status": status})
-    assert cluster.get("alignmentruns", "toy")["status"] == status
+    moment = "2026-11-01T01:00:00Z"
+    attempt = Attempt(
+        stage="align",
+        key="0123",
+        number=3,
+        condition="Failed",
+        cause="temporary",
+        exit_code=71,
+        message="out of memory",
+        remedy="use less",
+        waiting="w",
+        done=1,
+        total=3,
+        started_at=moment,
+        finished_at=moment,
+        disrupted=True,
+    )
+    stage = StageState(
+        name="align",
+        phase="Failed",
+        key="0123",
+        digest="ab",
+        attempts=2,
+        disruptions=1,
+        done=7,
+        total=9,
+        seconds=2.5,
+        message="out of memory",
+    )
+    status = RunStatus(
+        id="toy",
+        phase="Failed",
+        reason="AttemptsExhausted",
+        message="m",
+        remedy="r",
+        exit_code=71,
+        verdict="NotPromoted",
+        stage="align",
+        progress="2/8",
+        started_at=moment,
+        completed_at=moment,
+        stages=[stage],
+        attempts=[attempt],
+    )
+    body = to_resource_status(status, {}, accepted=True, generation=1, moment=moment)
+    cluster.patch_status(a_run(cluster), body)
+    found = cluster.get("alignmentruns", "toy")
+    assert found["status"] == body
+    assert status_of(found) == status
 
 
 def test_labels_and_fields_select(cluster: Cluster) -> None:
@@ -176,34 +212,7 @@ def test_a_watch_of_labels_shows_no_others(cluster: Cluster) -> None:
 
 
 def test_a_watch_ends_by_itself(cluster: Cluster) -> None:
-    assert [c for c in cluster.watch("leases", 1) if c is not None] == []
-
-
-def test_two_writers_of_a_lease_do_not_both_succeed(cluster: Cluster) -> None:
-    body = {
-        "apiVersion": "coordination.k8s.io/v1",
-        "kind": "Lease",
-        "metadata": {"name": "x", "namespace": cluster.namespace},
-        "spec": {"holderIdentity": "a", "leaseDurationSeconds": 30},
-    }
-    made = cluster.create("leases", body)
-    outcomes: list[str] = []
-
-    def take(who: str) -> None:
-        try:
-            cluster.replace("leases", {**made, "spec": {**made["spec"], "holderIdentity": who}})
-            outcomes.append(who)
-        except Conflict:
-            outcomes.append("conflict")
-
-    threads = [threading.Thread(target=take, args=(who,)) for who in ("b", "c")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert outcomes.count("conflict") == 1
-    winner = next(who for who in outcomes if who != "conflict")
-    assert cluster.get("leases", "x")["spec"]["holderIdentity"] == winner
+    assert [c for c in cluster.watch("jobs", 1) if c is not None] == []
 
 
 def _until_listed(changes: Any) -> list[Change]:

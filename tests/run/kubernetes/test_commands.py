@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner, Result
-
-from selfalign.cli import main as command_line
 from selfalign.cli.cluster_logs import for_people
-from selfalign.cli.main import cli
 from selfalign.controller.cluster import Resource
 from selfalign.controller.names import PLATFORM_CONFIG
+
+from selfalign.cli import main as command_line
+from selfalign.cli.main import cli
 from selfalign.errors import SelfAlignError
 from selfalign.store.local import LocalStore
 

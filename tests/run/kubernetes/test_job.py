@@ -6,11 +6,11 @@ import copy
 from typing import Any
 
 import pytest
-
 from selfalign.controller.cluster import Resource
 from selfalign.controller.job import build_job, is_left_over, is_owned_by
 from selfalign.controller.names import check_run_name, job_name
 from selfalign.controller.resources import AlignmentRunSpec
+
 from selfalign.errors import ConfigurationError
 from selfalign.pipeline import STAGES
 from selfalign.run.decide import Start

@@ -7,37 +7,30 @@ import sys
 from pathlib import Path
 
 import pytest
-import structlog
 
-from selfalign.controller import cluster as seam
-from selfalign.controller.cluster import (
+from selfalign.errors import ConfigurationError
+from selfalign.run.executors.kubernetes.api import KubernetesCluster, connect, refusal
+from selfalign.run.executors.kubernetes.cluster import (
     ClusterDenied,
     ClusterRejected,
     ClusterUnavailable,
     Conflict,
     Gone,
+    Resource,
     name_of,
 )
-from selfalign.controller.kubernetes_api import KubernetesCluster, connect
-from selfalign.controller.kubernetes_errors import refusal
-from selfalign.errors import ConfigurationError
 
 from .api_server import Answer, ApiServer
 
 
-def config_map(name: str) -> seam.Resource:
+def config_map(name: str) -> Resource:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {}}
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seam, "_BACKOFF_SECONDS", 0.001)
 
 
 def test_a_list_is_read_page_by_page(
     api_server: ApiServer, http_cluster: KubernetesCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("selfalign.controller.kubernetes_api._PAGE_SIZE", 3)
+    monkeypatch.setattr("selfalign.run.executors.kubernetes.api._PAGE_SIZE", 3)
     for number in range(7):
         http_cluster.create("configmaps", config_map(f"m{number}"))
     api_server.requests.clear()
@@ -48,50 +41,42 @@ def test_a_list_is_read_page_by_page(
 def test_a_list_whose_continuation_expired_starts_again(
     api_server: ApiServer, http_cluster: KubernetesCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("selfalign.controller.kubernetes_api._PAGE_SIZE", 3)
+    monkeypatch.setattr("selfalign.run.executors.kubernetes.api._PAGE_SIZE", 3)
     for number in range(7):
         http_cluster.create("configmaps", config_map(f"m{number}"))
     api_server.answers.append(Answer("GET", "continue=3", 410, "too old", "Expired"))
     assert len({name_of(found) for found in http_cluster.list("configmaps")}) == 7
 
 
-def test_a_watch_that_fell_behind_lists_again_and_loses_nothing(
+def test_a_watch_that_fell_behind_ends_so_that_its_reader_lists_again(
     api_server: ApiServer, http_cluster: KubernetesCluster
 ) -> None:
     changes = iter(http_cluster.watch("configmaps", 20))
     assert next(changes) is None
     api_server.cluster.create("configmaps", config_map("missed"))
     api_server.cluster.compact()
-    change = next(change for change in changes if change is not None)
-    assert name_of(change.resource) == "missed"
-    lists = [q for method, _, q in api_server.requests if method == "GET" and "watch" not in q]
-    assert len(lists) >= 1
+    assert [c for c in changes if c is not None and name_of(c.resource) != "missed"] == []
+    assert name_of(next(iter(http_cluster.watch("configmaps", 20))).resource) == "missed"
 
 
-def test_a_watch_refused_as_too_old_lists_again(
-    api_server: ApiServer, http_cluster: KubernetesCluster
+@pytest.mark.parametrize(
+    ("status", "contains", "raises"),
+    [
+        (410, "watch=true", False),
+        (500, "watch=true", True),
+        (429, "watch=true", True),
+        (503, "limit=", True),
+    ],
+)
+def test_a_watch_that_is_refused_ends_at_once(
+    api_server: ApiServer, http_cluster: KubernetesCluster, status: int, contains: str, raises: bool
 ) -> None:
-    api_server.answers.append(Answer("GET", "watch=true", 410, "too old", "Expired"))
-    changes = iter(http_cluster.watch("configmaps", 20))
-    assert next(changes) is None
-    assert next(changes) is None
-
-
-def test_a_watch_survives_dropped_connections_and_errors(
-    api_server: ApiServer, http_cluster: KubernetesCluster, quick: None
-) -> None:
-    api_server.answers.extend(
-        [
-            Answer("GET", "limit=", 503, "starting", "ServiceUnavailable"),
-            Answer("GET", "watch=true", 500, "etcd", "InternalError"),
-            Answer("GET", "watch=true", 429, "slow down", "TooManyRequests"),
-        ]
-    )
-    changes = iter(http_cluster.watch("configmaps", 20))
-    assert [next(changes) for _ in range(3)] == [None, None, None]
-    api_server.cluster.create("configmaps", config_map("x"))
-    change = next(change for change in changes if change is not None)
-    assert name_of(change.resource) == "x"
+    api_server.answers.append(Answer("GET", contains, status, "not now", "Any"))
+    if raises:
+        with pytest.raises(ClusterUnavailable):
+            list(http_cluster.watch("configmaps", 20))
+    else:
+        assert list(http_cluster.watch("configmaps", 20)) == [None]
 
 
 def test_a_watch_asks_for_bookmarks_and_a_timeout_and_shows_no_bookmark(
@@ -129,7 +114,6 @@ def test_a_refusal_by_rbac_names_verb_resource_and_remedy(
 @pytest.mark.parametrize(
     ("message", "remedy"),
     [
-        ("pods forbidden: exceeded quota: gpus", "quota"),
         ('admission webhook "policy" denied the request', "policy"),
         ("unable to create: namespace is being terminated", "being deleted"),
     ],
@@ -149,6 +133,7 @@ def test_other_refusals_have_remedies_of_their_own(message: str, remedy: str) ->
         (404, "get", "", ClusterRejected),
         (409, "create", "AlreadyExists", Conflict),
         (401, "get", "Unauthorized", ClusterDenied),
+        (403, "create", "Forbidden: exceeded quota", ClusterUnavailable),
         (422, "create", "Invalid", ClusterRejected),
         (400, "create", "BadRequest", ClusterRejected),
         (429, "list", "TooManyRequests", ClusterUnavailable),
@@ -160,7 +145,7 @@ def test_other_refusals_have_remedies_of_their_own(message: str, remedy: str) ->
 def test_every_answer_has_its_meaning(
     status: int, verb: str, reason: str, expected: type[Exception]
 ) -> None:
-    body = f'{{"reason": "{reason}", "message": "said"}}'.encode()
+    body = f'{{"reason": "{reason}", "message": "{reason}"}}'.encode()
     assert type(refusal(status, body, verb=verb, resource="jobs", namespace="ns")) is expected
 
 
@@ -192,15 +177,28 @@ def test_an_api_server_that_is_gone_is_unavailable_and_no_secret_is_told(
     assert "secret" not in str(caught.value) + str(cause)
 
 
-def test_the_token_is_sent_and_never_logged(
-    api_server: ApiServer, http_cluster: KubernetesCluster, quick: None
+def test_the_token_is_sent_and_never_told(
+    api_server: ApiServer, http_cluster: KubernetesCluster
 ) -> None:
     api_server.answers.append(Answer("GET", "limit=", 500, "etcd", "InternalError"))
-    with structlog.testing.capture_logs() as logs:
+    with pytest.raises(ClusterUnavailable) as caught:
         list(http_cluster.watch("configmaps", 1))
     assert api_server.headers[0]["authorization"] == "Bearer a-secret-token"
-    assert logs
-    assert "a-secret-token" not in str(logs)
+    assert "a-secret-token" not in str(caught.value) + str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    "body", ["<html>log in</html>", "", "null", "[]", "{" * 200_000, '{"items": [null, 3, {}]}']
+)
+def test_an_answer_that_is_no_kubernetes_object_is_an_error_or_an_empty_list(
+    api_server: ApiServer, http_cluster: KubernetesCluster, body: str
+) -> None:
+    api_server.answers.append(Answer("GET", "limit=", 200, raw=body))
+    if "items" in body:
+        assert http_cluster.list("configmaps") == []
+    else:
+        with pytest.raises(ClusterUnavailable, match="no Kubernetes object"):
+            http_cluster.list("configmaps")
 
 
 def test_a_pod_s_log_comes_line_by_line(
@@ -240,7 +238,8 @@ def test_a_broken_kubeconfig_is_said_without_its_content(tmp_path: Path) -> None
 
 def test_the_command_line_s_help_does_not_import_the_client() -> None:
     program = (
-        "import sys; from selfalign.cli.main import cli; import selfalign.controller.loop; "
+        "import sys; from selfalign.cli.main import cli; "
+        "import selfalign.run.executors.kubernetes.controller; "
         "sys.exit(any(m.split('.')[0] in ('kubernetes', 'prometheus_client', 'urllib3') "
         "for m in sys.modules))"
     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-
 from selfalign.controller.attempts import next_number, not_before, observe, to_status
 from selfalign.controller.cluster import Resource
 from selfalign.controller.outcome import Observed, readable
+
 from selfalign.run.decide import Attempt
 
 RUN: Resource = {"metadata": {"name": "toy", "uid": "uid-run"}}

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import yaml
-
 from selfalign.controller.cluster import (
     ClusterDenied,
     ClusterRejected,
@@ -35,6 +34,7 @@ from selfalign.controller.outcome import job_end, pods_of
 from selfalign.controller.planner import Planner
 from selfalign.controller.resources import new_run
 from selfalign.controller.submit import Submission
+
 from selfalign.deploy import releases
 from selfalign.deploy.helm import open_helm
 from selfalign.deploy.manifests import documents

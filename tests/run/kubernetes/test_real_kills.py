@@ -15,11 +15,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-
 from selfalign.controller.cluster import Conflict, Gone, labels_of, name_of
 from selfalign.controller.kubernetes_api import KubernetesCluster
 from selfalign.controller.names import STAGE_LABEL
 from selfalign.controller.outcome import job_end
+
 from selfalign.store.local import LocalStore
 
 from .test_real_cluster import Site

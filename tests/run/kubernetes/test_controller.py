@@ -1,23 +1,22 @@
-"""The loop with its threads: events lost, doubled and late, errors, leadership, an orderly end."""
+"""The controller with its threads: events lost, doubled and late, errors, an orderly end."""
 
 from __future__ import annotations
 
 import threading
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from selfalign.controller.cluster import Change, Cluster, ClusterUnavailable
-from selfalign.controller.health import HealthServer, Heartbeats
-from selfalign.controller.loop import Controller, Settings
-from selfalign.controller.metrics import RunTable
-from selfalign.controller.planner import Planner
-from selfalign.controller.resources import new_run
-from selfalign.run.decide import Attempt
+from selfalign.errors import ConfigurationError
+from selfalign.run.executors.kubernetes.cluster import Change, Cluster, ClusterUnavailable
+from selfalign.run.executors.kubernetes.controller import Controller, open_shared_store
+from selfalign.run.executors.kubernetes.server import Metrics, Server
+from selfalign.run.record import Attempt
 
 from .unreliable import Unreliable
 from .worlds import Refused, World, complete, fail, publish, template
@@ -26,7 +25,7 @@ PATIENCE_SECONDS = 60  # what a loaded machine may take; nothing waits this long
 
 
 class Hints(Unreliable):
-    """A cluster whose watches are unreliable: only hints, as the loop takes them.
+    """A cluster whose watches are unreliable.
 
     Attributes:
         shown: whether a watch shows what happens after its list.
@@ -66,10 +65,9 @@ class Namespace:
         self.changed = threading.Event()
 
     @contextmanager
-    def controller(self, identity: str = "a", *, resync_seconds: int = 300) -> Iterator[Controller]:
-        planner = Planner(lambda _url: self.world.store)
-        settings = Settings(workers=2, resync_seconds=resync_seconds, identity=identity)
-        controller = Controller(self.hints, planner, settings)
+    def controller(self, *, resync_seconds: int = 300) -> Iterator[Controller]:
+        opener = lambda _url: self.world.store  # noqa: E731
+        controller = Controller(self.hints, opener, resync_seconds=resync_seconds)
         thread = threading.Thread(target=controller.run)
         thread.start()
         try:
@@ -182,49 +180,17 @@ def test_a_bug_that_one_run_meets_does_not_stop_the_others(
         namespace.world.submit()
         namespace.wait(namespace.succeeded)
         assert controller.problems() == []
-        text = controller.metrics.render()[1].decode()
-    assert 'selfalign_reconcile_errors_total{error="KeyError"}' in text
+        count = controller.metrics.registry.get_sample_value(
+            "selfalign_reconcile_errors_total", {"error": "KeyError"}
+        )
+    assert count
 
 
-def test_of_two_replicas_one_acts_and_the_other_takes_over_when_it_ends(
-    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("selfalign.controller.loop.RETRY_SECONDS", 0.1)
-    with namespace.kubelet(), namespace.controller("a") as first:
-        namespace.wait(first.lease.held)
-        with namespace.controller("b") as second:
-            namespace.world.submit()
-            namespace.wait(namespace.succeeded)
-            assert first.lease.held()
-            assert not second.lease.held()
-            assert second.problems() == []
-            first.stop()
-            namespace.wait(second.lease.held)
-            namespace.world.submit("later")
-            namespace.wait(lambda: namespace.succeeded("later"))
-
-
-def test_a_replica_whose_lease_is_taken_ends_and_says_so(
-    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("selfalign.controller.loop.RETRY_SECONDS", 0.1)
-    with namespace.controller("a") as controller:
-        namespace.wait(controller.lease.held)
-
-        def take() -> bool:
-            lease = namespace.world.cluster.get("leases", "selfalign-controller")
-            lease["spec"]["holderIdentity"] = "b"
-            try:
-                namespace.world.cluster.replace("leases", lease)
-            except Exception:  # noqa: BLE001 - it was renewed in between
-                return False
-            return True
-
-        namespace.wait(take)
-        namespace.wait(lambda: controller.lease.lost)
-        assert controller.problems() == ["the lease is lost"]
+def test_two_controllers_at_once_make_each_job_once(namespace: Namespace) -> None:
+    with namespace.kubelet(), namespace.controller(), namespace.controller():
         namespace.world.submit()
-        assert not namespace.world.status()
+        namespace.wait(namespace.succeeded)
+    assert len(namespace.world.jobs()) == 8
 
 
 def test_a_run_that_waits_for_a_stage_goes_on_as_soon_as_it_is_deployed(
@@ -235,52 +201,62 @@ def test_a_run_that_waits_for_a_stage_goes_on_as_soon_as_it_is_deployed(
     cluster.delete("cronjobs", "selfalign-align", uid=found["metadata"]["uid"])
     with namespace.kubelet(), namespace.controller() as controller:
         namespace.world.submit()
-        namespace.wait(lambda: controller.runs.in_phase("NotDeployed") == ["toy"])
-        for _ in range(20):  # it has been waiting for long
-            controller.queue.retry("toy")
+        namespace.wait(lambda: controller._phases.get("toy") == "NotDeployed")
+        controller._failures["toy"] = 100  # it has been waiting for long
         cluster.create("cronjobs", template("align"))
         namespace.wait(namespace.succeeded)
+
+
+def test_a_queued_run_begins_when_another_ends(namespace: Namespace) -> None:
+    namespace.world = World(policy={"overrides": ["seed"], "maxActiveRuns": 1})
+    namespace.hints = Hints(namespace.world.cluster)
+    with namespace.kubelet(), namespace.controller():
+        for seed in range(3):
+            namespace.world.submit(f"toy-{seed}", config={"seed": seed})
+        for seed in range(3):
+            namespace.wait(lambda seed=seed: namespace.succeeded(f"toy-{seed}"))
 
 
 def test_a_deleted_run_is_forgotten(namespace: Namespace) -> None:
     with namespace.controller() as controller:
         run = namespace.world.submit()
         namespace.wait(namespace.world.jobs)
-        assert controller.runs.unfinished() == 1
+        namespace.wait(lambda: controller._phases)
         namespace.world.cluster.delete("alignmentruns", "toy", uid=run["metadata"]["uid"])
-        namespace.wait(lambda: controller.runs.unfinished() == 0)
+        namespace.wait(lambda: not controller._phases)
 
 
-def test_it_is_ready_once_everything_was_listed(namespace: Namespace) -> None:
-    with namespace.controller() as controller:
-        namespace.wait(lambda: controller.missing() == [] and controller.lease.held())
-        assert controller.problems() == []
-
-
-def test_runs_that_have_ended_are_not_looked_at_again(namespace: Namespace) -> None:
-    with namespace.kubelet(), namespace.controller():
-        namespace.world.submit()
-        namespace.wait(namespace.succeeded)
+def test_a_new_run_does_not_wait_for_those_that_have_ended(namespace: Namespace) -> None:
+    world = namespace.world
+    world.submit("first")
+    world.to_the_end("first")
+    ended = world.run("first")["status"]
+    for number in range(200):
+        made = world.submit(f"old-{number}")
+        world.cluster.patch_status(made, ended)
     namespace.hints.calls.clear()
-    with namespace.controller("b") as controller:
-        namespace.wait(lambda: controller.missing() == [] and controller.lease.held())
-        namespace.wait(lambda: controller.queue.depth == 0)
-    looked = [call for call in namespace.hints.calls if call[:2] == ("get", "configmaps")]
-    assert looked == []
+    world.submit()
+    with namespace.controller() as controller:
+        namespace.wait(world.status)
+        namespace.wait(lambda: controller.missing() == [])
+    read = {name for verb, kind, name in namespace.hints.calls if kind == "configmaps"}
+    assert read
+    assert not any(name.startswith(("old", "first")) for name in read)
 
 
-def test_a_silent_thread_has_stalled() -> None:
-    now = 0.0
-    beats = Heartbeats(clock=lambda: now)
-    beats.beat("worker-0", 300)
-    beats.beat("watch-jobs", 400)
-    now = 350
-    assert beats.stalled() == ["worker-0"]
-    beats.beat("worker-0", 300)
-    assert beats.stalled() == []
-    now = 1000
-    beats.stop("worker-0")
-    assert beats.stalled() == ["watch-jobs"]
+def test_watches_that_end_at_once_are_not_begun_many_times_a_second(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: Counter[str] = Counter()
+
+    def watch(kind: str, *_arguments: object) -> Iterator[Change | None]:
+        begun[kind] += 1
+        yield None
+
+    monkeypatch.setattr(namespace.hints, "watch", watch)
+    with namespace.controller():
+        threading.Event().wait(1.5)
+    assert 1 <= begun["jobs"] <= 4
 
 
 def fetch(port: int, path: str) -> tuple[int, str]:
@@ -297,24 +273,24 @@ def test_health_readiness_and_metrics_are_served(namespace: Namespace) -> None:
     namespace.world.submit()
     namespace.world.to_the_end()
     with namespace.controller() as controller:
-        controller.metrics.count_attempt(Attempt("align", "k", 1, "Failed", "disrupted"))
-        namespace.wait(lambda: controller.missing() == [] and controller.lease.held())
-        troubles: list[str] = []
-        server = HealthServer(
-            0, controller.metrics, lambda: controller.problems() + troubles, controller.missing
+        attempt = Attempt(stage="align", key="k", number=1, condition="Failed", cause="disrupted")
+        controller.metrics.count_attempt(attempt)
+        namespace.wait(lambda: controller.missing() == [])
+        wrong: list[str] = []
+        server = Server(
+            0, controller.metrics, lambda: controller.problems() + wrong, controller.missing
         )
         assert fetch(server.port, "/healthz") == (200, "ok\n")
         assert fetch(server.port, "/readyz") == (200, "ok\n")
         assert fetch(server.port, "/other")[0] == 404
         status, text = fetch(server.port, "/metrics")
-        troubles.append("worker-0 has stalled")
-        assert fetch(server.port, "/healthz") == (503, "worker-0 has stalled\n")
+        wrong.append("no step has ended for 400 s")
+        assert fetch(server.port, "/healthz") == (503, "no step has ended for 400 s\n")
         server.close()
     assert status == 200
     for line in (
         'selfalign_runs{phase="Succeeded"} 1.0',
         "selfalign_queue_depth ",
-        "selfalign_leader ",
         'selfalign_attempts_total{cause="disrupted",stage="align"} 1.0',
         "selfalign_reconcile_seconds_count",
         "selfalign_last_success_timestamp_seconds 1.79",
@@ -322,16 +298,31 @@ def test_health_readiness_and_metrics_are_served(namespace: Namespace) -> None:
         assert line in text
 
 
+def test_a_step_that_does_not_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    controller = Controller(world.cluster, lambda _url: world.store)
+    assert controller.problems() == []
+    controller._beat -= 1000
+    (problem,) = controller.problems()
+    assert problem.startswith("no step has ended for 10")
+
+
 def test_the_time_of_the_last_success_is_left_out_until_it_means_something() -> None:
-    runs = RunTable()
-    assert runs.last_success() is None
-    run = new_run("toy", "ns", {})
-    run["metadata"]["creationTimestamp"] = "2026-11-01T00:00:00Z"
-    runs.seen(run)
-    created = runs.last_success()
+    metrics = Metrics(Counter, lambda: 0)
+
+    def last() -> float | None:
+        name = "selfalign_last_success_timestamp_seconds"
+        return metrics.registry.get_sample_value(name)
+
+    assert last() is None
+    metrics.created("2026-11-01T00:00:00Z")
+    created = last()
     assert created is not None
-    succeeded = [{"type": "Succeeded", "status": "True"}]
-    runs.seen({**run, "status": {"completedAt": "2026-11-01T05:00:00Z", "conditions": succeeded}})
-    assert runs.last_success() == created + 5 * 3600
-    runs.gone("toy")
-    assert runs.last_success() == created + 5 * 3600
+    metrics.succeeded("2026-11-01T05:00:00Z")
+    metrics.created("2026-11-02T00:00:00Z")
+    assert last() == created + 5 * 3600
+
+
+def test_a_directory_is_no_store_for_pods() -> None:
+    with pytest.raises(ConfigurationError, match="pods share no directory"):
+        open_shared_store("/scratch/store")
