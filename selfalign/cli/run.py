@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from selfalign.pipeline import STAGES
 from selfalign.records import now
 from selfalign.run.executors.display import RunConsole, RunDisplay, drop_output
 from selfalign.run.executors.local import LocalRun
-from selfalign.run.record import RunRecord, RunStatus, new_run_id, write_run
+from selfalign.run.record import RunRecord, RunStatus, check_run_name, new_run_id, write_run
 from selfalign.seeds import annotation_budget, load_seeds
 from selfalign.stages.preflight import check_run
 from selfalign.store.artifact import read_manifest
@@ -28,8 +27,6 @@ from selfalign.store.base import PreconditionFailed, Store
 from selfalign.store.inputs import localise
 from selfalign.store.open import open_store
 from selfalign.store.pointer import read_pointer, standing
-
-_RUN_ID = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")  # fits a Job's name with its stage
 
 
 @click.command("run", short_help="Run every stage on this machine; resume where it stopped.")
@@ -69,11 +66,7 @@ def run_command(
     check_run(config, seeds, until=until)
     inputs = collect_inputs(config)
     run_id = run_id or new_run_id()
-    if not _RUN_ID.fullmatch(run_id):
-        raise ConfigurationError(
-            f"--run-id {run_id!r} is not a run's name",
-            remedy="use lower-case letters, digits and hyphens, at most 40 characters",
-        )
+    check_run_name(run_id)
     record = RunRecord(
         id=run_id,
         created_at=now(),

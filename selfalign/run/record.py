@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import secrets
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,9 @@ AttemptCondition = Literal["Pending", "Active", "Complete", "Failed"]
 Cause = Literal["permanent", "temporary", "disrupted"]
 StagePhase = Literal["Pending", "Running", "Done", "Reused", "Failed"]
 RunPhase = Literal["Running", "Succeeded", "Failed", "Interrupted"]
+# A Job's name is a label value of its pods, at most 63 characters, and an Indexed Job's pod is
+# called `<job>-<index>`: 40 leave room for `-elaborate-9999-9999`. The CRD has the same rule.
+_RUN_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")
 KEPT_DISRUPTIONS = 5  # attempts of a stage that cost nothing; older ones are forgotten
 
 
@@ -180,6 +184,16 @@ def to_remember(attempts: Iterable[Attempt]) -> list[Attempt]:
                 continue
         kept.append(attempt)
     return kept[::-1]
+
+
+def check_run_name(name: str) -> None:
+    """Raise ConfigurationError for a name that would not do on a cluster."""
+    if not _RUN_NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"run name {name[:100]!r}: expected at most 40 lower-case letters, digits and hyphens, "
+            "because the names of Jobs and pods begin with it",
+            remedy="give the run another name",
+        )
 
 
 def new_run_id() -> str:

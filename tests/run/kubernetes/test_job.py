@@ -6,14 +6,13 @@ import copy
 from typing import Any
 
 import pytest
-from selfalign.controller.cluster import Resource
-from selfalign.controller.job import build_job, is_left_over, is_owned_by
-from selfalign.controller.names import check_run_name, job_name
-from selfalign.controller.resources import AlignmentRunSpec
 
 from selfalign.errors import ConfigurationError
 from selfalign.pipeline import STAGES
-from selfalign.run.decide import Start
+from selfalign.run.executors.kubernetes.cluster import Resource, is_left_over, is_owned_by
+from selfalign.run.executors.kubernetes.crd import AlignmentRunSpec, job_name
+from selfalign.run.executors.kubernetes.job import build_job
+from selfalign.run.record import check_run_name
 
 from .worlds import arguments, template
 
@@ -28,8 +27,8 @@ SPEC = AlignmentRunSpec()
 def build(
     source: Resource, stage: str = "align", *, spec: AlignmentRunSpec = SPEC, shards: int = 3
 ) -> Resource:
-    start = Start(stage, "0123456789abcdef0123", 2)
-    return build_job(source, run=RUN, spec=spec, start=start, num_shards=shards)
+    key = "0123456789abcdef0123"
+    return build_job(source, run=RUN, spec=spec, stage=stage, key=key, number=2, num_shards=shards)
 
 
 def test_the_job_is_named_labelled_and_owned_after_run_stage_and_attempt() -> None:

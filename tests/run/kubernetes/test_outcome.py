@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
+from typing import Any
 
 import pytest
-from selfalign.controller.attempts import next_number, not_before, observe, to_status
-from selfalign.controller.cluster import Resource
-from selfalign.controller.outcome import Observed, readable
 
-from selfalign.run.decide import Attempt
+from selfalign.run.drive import Backoff, not_before
+from selfalign.run.executors.kubernetes.cluster import Resource
+from selfalign.run.executors.kubernetes.job import attempts_of
+from selfalign.run.executors.kubernetes.outcome import readable
+from selfalign.run.record import Attempt, to_remember
 
 RUN: Resource = {"metadata": {"name": "toy", "uid": "uid-run"}}
 NOW = "2026-11-01T02:00:00Z"
@@ -37,6 +40,7 @@ def a_job(
             "name": f"toy-{stage}-{number}",
             "uid": f"uid-{stage}-{number}",
             "creationTimestamp": "2026-11-01T01:00:00Z",
+            "ownerReferences": [{"uid": "uid-run", "controller": True}],
             "labels": {
                 "selfalign.io/stage": stage,
                 "selfalign.io/key": "k1",
@@ -67,8 +71,25 @@ def a_pod(
     }
 
 
-def seen(job: Resource, *pods: Resource, run: Resource = RUN) -> Observed:
-    (found,) = observe(run, [job], list(pods), NOW)
+class Shown:
+    """A cluster that shows these Jobs and pods."""
+
+    namespace = "selfalign"
+
+    def __init__(self, **kinds: list[Resource]) -> None:
+        self._kinds = kinds
+
+    def list(self, kind: str, selector: str = "", fields: str = "") -> list[Resource]:
+        return self._kinds.get(kind, [])
+
+
+def observe(remembered: list[Attempt], jobs: list[Resource], pods: list[Resource]) -> list[Attempt]:
+    cluster: Any = Shown(jobs=jobs, pods=pods)
+    return attempts_of(cluster, RUN, remembered, datetime.fromisoformat(NOW))
+
+
+def seen(job: Resource, *pods: Resource, before: list[Attempt] | None = None) -> Attempt:
+    (found,) = observe(before or [], [job], list(pods))
     return found
 
 
@@ -79,7 +100,7 @@ def failed(reason: str = "BackoffLimitExceeded", message: str = "", **options: i
 def test_a_job_without_an_outcome_is_active_whatever_its_pods_did() -> None:
     job = a_job()
     job["status"]["conditions"] = [{"type": "FailureTarget", "status": "True"}]
-    assert seen(job, a_pod(job, 2, "wrong")).attempt.condition == "Active"
+    assert seen(job, a_pod(job, 2, "wrong")).condition == "Active"
 
 
 def test_success_criteria_met_is_not_complete_yet() -> None:
@@ -88,15 +109,15 @@ def test_success_criteria_met_is_not_complete_yet() -> None:
         {"type": "SuccessCriteriaMet", "status": "True"},
         {"type": "Complete", "status": "False"},
     ]
-    assert seen(job).attempt.condition == "Active"
+    assert seen(job).condition == "Active"
 
 
 @pytest.mark.parametrize("code", [2, 3, 4])
 def test_configuration_data_and_permission_errors_are_permanent(code: int) -> None:
     job = failed("PodFailurePolicy")
     found = seen(job, a_pod(job, code, "align.sampling: wrong\nremedy: correct it"))
-    assert (found.attempt.cause, found.attempt.exit_code) == ("permanent", code)
-    assert found.attempt.message == "align.sampling: wrong; remedy: correct it"
+    assert (found.cause, found.exit_code) == ("permanent", code)
+    assert (found.message, found.remedy) == ("align.sampling: wrong", "correct it")
 
 
 def test_the_exit_code_is_found_in_the_condition_when_the_pods_are_gone() -> None:
@@ -104,52 +125,53 @@ def test_the_exit_code_is_found_in_the_condition_when_the_pods_are_gone() -> Non
         "Container stage for pod ns/p failed with exit code 3 matching FailJob rule at index 1"
     )
     found = seen(failed("PodFailurePolicy", message))
-    assert (found.attempt.cause, found.attempt.exit_code) == ("permanent", 3)
-    assert found.attempt.message == message
+    assert (found.cause, found.exit_code) == ("permanent", 3)
+    assert found.message == message
 
 
 @pytest.mark.parametrize("code", [1, 69, 70, 71, 74, 75, 137])
 def test_any_other_failure_may_pass(code: int) -> None:
     job = failed()
-    assert seen(job, a_pod(job, code)).attempt.cause == "temporary"
+    assert seen(job, a_pod(job, code)).cause == "temporary"
 
 
 def test_pods_of_another_job_of_the_same_name_say_nothing() -> None:
     job = failed()
     stranger = a_pod(job, 2, "of the Job before")
     stranger["metadata"]["ownerReferences"] = [{"uid": "another"}]
-    assert seen(job, stranger).attempt.cause == "temporary"
+    assert seen(job, stranger).cause == "temporary"
 
 
 def test_a_sidecar_s_exit_code_says_nothing() -> None:
     job = failed()
-    assert seen(job, a_pod(job, 2, "proxy", container="istio-proxy")).attempt.cause == "temporary"
+    assert seen(job, a_pod(job, 2, "proxy", container="istio-proxy")).cause == "temporary"
 
 
 def test_a_deadline_is_charged_though_its_pods_were_stopped_by_a_signal() -> None:
     job = failed("DeadlineExceeded")
     found = seen(job, a_pod(job, 143))
-    assert found.attempt.cause == "temporary"
-    assert "deadline" in found.attempt.message
+    assert found.cause == "temporary"
+    assert "deadline" in found.message
 
 
 def test_a_container_killed_for_memory_says_so() -> None:
     job = failed()
     found = seen(job, a_pod(job, 137, "last log line", reason="OOMKilled"))
-    assert found.attempt.cause == "temporary"
-    assert "memory" in found.attempt.message
+    assert found.cause == "temporary"
+    assert "memory" in found.message
+    assert "resources.limits.memory" in str(found.remedy)
 
 
 def test_being_stopped_by_a_signal_is_a_disruption() -> None:
     job = failed()
-    assert seen(job, a_pod(job, 143, "stopped")).attempt.cause == "disrupted"
+    assert seen(job, a_pod(job, 143, "stopped")).cause == "disrupted"
 
 
-def test_an_evicted_pod_s_exit_code_is_nobody_s_fault() -> None:
+def test_an_evicted_pod_s_exit_code_is_no_failure_of_its_own() -> None:
     job = failed()
     evicted = a_pod(job, 137, disrupted=True)
-    assert seen(job, evicted, a_pod(job, 143)).attempt.cause == "disrupted"
-    assert seen(job, evicted, a_pod(job, 70)).attempt.cause == "temporary"
+    assert seen(job, evicted, a_pod(job, 143)).cause == "disrupted"
+    assert seen(job, evicted, a_pod(job, 70)).cause == "temporary"
 
 
 def test_others_that_were_stopped_do_not_hide_the_shard_that_failed() -> None:
@@ -159,56 +181,53 @@ def test_others_that_were_stopped_do_not_hide_the_shard_that_failed() -> None:
         a_pod(job, 70, "engine died", index=1, at="2026-11-01T01:20:00Z"),
         a_pod(job, 143, "stopped", index=0, at="2026-11-01T01:21:00Z"),
     )
-    assert (found.attempt.cause, found.attempt.exit_code) == ("temporary", 70)
-    assert found.attempt.message == "shard 1: engine died"
+    assert (found.cause, found.exit_code) == ("temporary", 70)
+    assert found.message == "shard 1: engine died"
 
 
 def test_a_training_whose_node_was_drained_is_not_charged_for_its_peers_errors() -> None:
     job = a_job(stage="engrave", kind="Failed", reason="BackoffLimitExceeded", completions=2)
-    before = {"stage": "engrave", "key": "k1", "number": 1, "condition": "Active"}
-    run = {**RUN, "status": {"attempts": [{**before, "disrupted": True}]}}
+    known = {"stage": "engrave", "key": "k1", "number": 1, "condition": "Active"}
+    before = [Attempt.model_validate({**known, "disrupted": True})]
     lost_peer = a_pod(job, 70, "connection closed by peer")
-    assert seen(job, lost_peer, run=run).attempt.cause == "disrupted"
-    assert seen(job, lost_peer).attempt.cause == "temporary"
+    assert seen(job, lost_peer, before=before).cause == "disrupted"
+    assert seen(job, lost_peer).cause == "temporary"
 
 
 def test_an_end_once_seen_stands_when_its_pods_are_gone() -> None:
     job = failed()
     first = seen(job, a_pod(job, 70, "engine died"))
-    run = {**RUN, "status": {"attempts": to_status([first])}}
-    assert seen(job, run=run).attempt.message == "engine died"
+    assert seen(job, before=[first]).message == "engine died"
 
 
 def test_a_job_that_ran_and_is_gone_was_deleted_which_costs_nothing() -> None:
-    run = {**RUN, "status": {"attempts": to_status([seen(a_job())])}}
-    (found,) = observe(run, [], [], NOW)
-    assert (found.attempt.condition, found.attempt.cause) == ("Failed", "disrupted")
+    (found,) = observe([seen(a_job())], [], [])
+    assert (found.condition, found.cause) == ("Failed", "disrupted")
     assert found.finished_at == NOW
 
 
 def test_a_job_thought_deleted_that_appears_after_all_is_active() -> None:
-    run = {**RUN, "status": {"attempts": to_status([seen(a_job())])}}
-    gone = {**RUN, "status": {"attempts": to_status(observe(run, [], [], NOW))}}
-    assert seen(a_job(), run=gone).attempt.condition == "Active"
+    gone = observe([seen(a_job())], [], [])
+    assert seen(a_job(), before=gone).condition == "Active"
+
+
+def test_an_announced_job_that_nobody_saw_is_still_pending() -> None:
+    pending = Attempt(stage="align", key="k1", number=1, condition="Pending")
+    assert observe([pending], [], []) == [pending]
 
 
 def test_a_job_without_our_labels_is_no_attempt() -> None:
     job = a_job()
     job["metadata"]["labels"].pop("selfalign.io/key")
-    assert observe(RUN, [job], [], NOW) == []
+    assert observe([], [job], []) == []
 
 
-def attempts(*causes: str | None, end: str = NOW) -> list[Observed]:
+def attempts(*causes: str | None, end: str = NOW) -> list[Attempt]:
+    known = {"stage": "align", "key": "k1", "condition": "Failed", "finished_at": end}
     return [
-        Observed(Attempt("align", "k1", n, "Failed", cause), None, end)  # type: ignore[arg-type]
-        for n, cause in enumerate(causes, start=1)
+        Attempt.model_validate({**known, "number": number, "cause": cause})
+        for number, cause in enumerate(causes, start=1)
     ]
-
-
-def test_numbers_go_on_across_keys_since_they_name_the_job() -> None:
-    other_key = Observed(Attempt("align", "k0", 4, "Complete"))
-    assert next_number("align", [other_key, *attempts("temporary")]) == 5
-    assert next_number("curate", [other_key]) == 1
 
 
 @pytest.mark.parametrize(
@@ -227,7 +246,7 @@ def test_numbers_go_on_across_keys_since_they_name_the_job() -> None:
 def test_what_may_pass_is_tried_again_later_and_later(
     causes: list[str | None], seconds: int | None
 ) -> None:
-    earliest = not_before("align", "k1", attempts(*causes))
+    earliest = not_before(attempts(*causes), Backoff())
     if seconds is None:
         assert earliest is None
     else:
@@ -236,8 +255,8 @@ def test_what_may_pass_is_tried_again_later_and_later(
 
 
 def test_the_status_remembers_every_charge_and_the_latest_disruptions() -> None:
-    rows = to_status(attempts(*["temporary"], *["disrupted"] * 40, *["temporary"]))
-    kept = [row["number"] for row in rows]
+    rows = to_remember(attempts(*["temporary"], *["disrupted"] * 40, *["temporary"]))
+    kept = [row.number for row in rows]
     assert kept == [1, 37, 38, 39, 40, 41, 42]
 
 

@@ -34,6 +34,7 @@ from selfalign.run.record import (
     Attempt,
     RunRecord,
     RunStatus,
+    check_run_name,
     read_run,
     to_remember,
     write_run,
@@ -223,6 +224,7 @@ class _Step:
             raise
 
     def _take(self) -> float | None:
+        check_run_name(name_of(self.run))
         spec = crd.parse_spec(self.run)
         if not crd.is_true(self.run, "Accepted"):
             self._refuse_overlap()

@@ -37,6 +37,7 @@ from selfalign.run.executors.kubernetes.job import JobExecutor, attempts_of
 from selfalign.run.executors.kubernetes.logs import find_run
 from selfalign.run.executors.kubernetes.reconcile import emit, overlap, running_nightly
 from selfalign.run.plan import Planned
+from selfalign.run.record import check_run_name
 
 _ACCEPTED_WITHIN_SECONDS = 60
 
@@ -86,6 +87,7 @@ class Submission:
         return self._create(name, config, labels={crd.NIGHTLY_LABEL: "true"}, annotations=mark)
 
     def _create(self, name: str, config: dict[str, Any], **metadata: Any) -> Resource:
+        check_run_name(name)
         self.validated(config)
         spec = {key: value for key, value in self.spec.items() if value is not None}
         if config:

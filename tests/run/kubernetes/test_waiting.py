@@ -1,12 +1,14 @@
-"""Why nothing moves, in one line."""
+"""Why a Job makes no progress, and what to do, in one line."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from selfalign.controller.cluster import Resource
-from selfalign.controller.pending import TERMINATING_TOO_LONG_SECONDS, why_waiting
+import pytest
+
+from selfalign.run.executors.kubernetes.cluster import Resource
+from selfalign.run.executors.kubernetes.waiting import TERMINATING_TOO_LONG_SECONDS, why_waiting
 
 NOW = datetime(2026, 11, 1, 3, 0, tzinfo=UTC)
 
@@ -29,7 +31,8 @@ def a_pod(phase: str = "Pending", *, name: str = "p1", **status: Any) -> Resourc
 
 
 def waits(job: Resource, *pods: Resource, events: list[Resource] | None = None) -> str:
-    return why_waiting(job, list(pods), events or [], NOW)
+    found = why_waiting(job, list(pods), events or [], NOW)
+    return "" if found is None else f"{found.reason}; {found.remedy or 'it passes by itself'}"
 
 
 def test_running_pods_need_no_explanation() -> None:
@@ -81,7 +84,7 @@ def test_a_container_that_is_being_created_is_no_reason_yet() -> None:
 def test_several_waiting_pods_are_counted() -> None:
     condition = {"type": "PodScheduled", "status": "False", "message": "no node"}
     pods = [a_pod(name=f"p{i}", conditions=[condition]) for i in range(3)]
-    assert waits(a_job(), *pods).endswith("(and 2 more pods)")
+    assert waits(a_job(), *pods).split(";")[0].endswith("(and 2 more pods)")
 
 
 def test_a_pod_that_is_terminating_for_ever_names_its_node_and_the_way_out() -> None:
@@ -97,11 +100,11 @@ def test_a_pod_that_is_terminating_for_ever_names_its_node_and_the_way_out() -> 
 
 
 def test_what_is_told_does_not_change_by_itself() -> None:
-    """A text with an age in it would be a status write, hence an event, at every look."""
+    """A text with an age in it would be a status write, hence an event, at every step."""
     pod = a_pod("Running")
     pod["metadata"]["deletionTimestamp"] = (NOW - timedelta(hours=1)).isoformat()
     later = why_waiting(a_job(), [pod], [], NOW + timedelta(minutes=5))
-    assert waits(a_job(), pod) == later
+    assert why_waiting(a_job(), [pod], [], NOW) == later
 
 
 def test_a_job_without_pods_says_what_its_events_say() -> None:
@@ -119,3 +122,16 @@ def test_a_job_whose_pods_have_ended_is_not_said_to_have_none() -> None:
 def test_a_job_that_is_being_deleted_says_what_holds_it() -> None:
     metadata = {"deletionTimestamp": "2026-11-01T02:00:00Z", "finalizers": ["example.com/hold"]}
     assert "example.com/hold" in waits(a_job(metadata=metadata))
+
+
+@pytest.mark.parametrize(
+    ("message", "remedy"),
+    [
+        ("0/3 nodes: Insufficient nvidia.com/gpu", "GPUs"),
+        ("0/3 nodes: untolerated taint {gpu: true}", "toleration"),
+        ("0/3 nodes: Insufficient memory", "resources"),
+    ],
+)
+def test_an_unschedulable_pod_says_what_to_do(message: str, remedy: str) -> None:
+    condition = {"type": "PodScheduled", "status": "False", "message": message}
+    assert remedy in waits(a_job(), a_pod(conditions=[condition])).split(";")[1]
