@@ -109,7 +109,8 @@ class FakeEngine:
             num_prompt_tokens = self.count_tokens(request.prompt)
             room = self.max_length - num_prompt_tokens
             if room < 1:
-                raise _too_long(request.id, num_prompt_tokens + 1, self.max_length)
+                yield Completion.of_too_long_prompt(request, num_prompt_tokens)
+                continue
             self._misbehave()
             text, reason = _cut(self._whole_text(request), request.sampling, room)
             num_new_tokens = self.count_tokens(text)
@@ -119,7 +120,11 @@ class FakeEngine:
         for request in requests:
             whole = request.prompt + request.continuation
             if self.count_tokens(whole) > self.max_length:
-                raise _too_long(request.id, self.count_tokens(whole), self.max_length)
+                raise DataError(
+                    f"request {request.id}: needs {self.count_tokens(whole)} tokens, the limit is "
+                    f"{self.max_length}",
+                    remedy="shorten the text, or raise engine.max_length",
+                )
             self._misbehave()
             words = list(_WORD.finditer(whole, len(request.prompt)))
             value = sum(_log_probability(whole[: word.end()]) for word in words)
@@ -173,10 +178,3 @@ def _log_probability(text: str) -> float:
     """Of the last word after everything before it: between -5 and 0, by a hash."""
     fraction = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
     return -5 * fraction
-
-
-def _too_long(request_id: str, needed: int, limit: int) -> DataError:
-    return DataError(
-        f"request {request_id}: needs {needed} tokens, the limit is {limit}",
-        remedy="shorten the text, or raise engine.max_length",
-    )

@@ -6,13 +6,21 @@ Every problem is a DataError that names the file and what to do about it.
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from selfalign.errors import DataError, EngineError
 
+WEIGHTS = "model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+OPTIONAL_JSON = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+)
 CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _COPY = "copy the model's directory again, whole"
@@ -50,14 +58,18 @@ def check_model_directory(directory: Path) -> None:
             f"{directory}: no tokenizer, expected one of {', '.join(TOKENIZER_FILES)}",
             remedy="save the tokenizer beside the model (tokenizer.save_pretrained)",
         )
+    for name in OPTIONAL_JSON:
+        if (directory / name).is_file():
+            _read_json(directory / name)
     for path in _weight_files(directory):
-        if path.suffix == ".safetensors":
-            _check_safetensors(path)
+        _check_safetensors(path)
 
 
 def _check_architecture(path: Path) -> None:
     config = _read_json(path)
     names = config.get("architectures") or []
+    if not isinstance(names, list):
+        raise DataError(f"{path}: architectures is {names!r}, expected a list", remedy=_COPY)
     causal = not names or any(str(name).endswith(CAUSAL_ENDINGS) for name in names)
     if config.get("is_encoder_decoder") or not causal:
         raise DataError(
@@ -69,24 +81,37 @@ def _check_architecture(path: Path) -> None:
 
 def _weight_files(directory: Path) -> list[Path]:
     """Every file of weights, all of them present."""
-    for name in WEIGHTS:
-        index = directory / f"{name}.index.json"
-        if (directory / name).is_file():
-            return [directory / name]
-        if index.is_file():
-            names = _read_json(index).get("weight_map")
-            if not isinstance(names, dict) or not names:
-                raise DataError(f"{index}: no weight_map that names the shards", remedy=_COPY)
-            paths = [directory / shard for shard in sorted(set(map(str, names.values())))]
-            missing = [path.name for path in paths if not path.is_file()]
-            if missing:
-                raise DataError(
-                    f"{directory}: {len(missing)} of {len(paths)} weight files named by "
-                    f"{index.name} are missing, the first is {missing[0]}",
-                    remedy=_COPY,
-                )
-            return paths
-    raise DataError(f"{directory}: no weights, expected {WEIGHTS[0]} or its index", remedy=_COPY)
+    if (directory / WEIGHTS).is_file():
+        return [directory / WEIGHTS]
+    index = directory / f"{WEIGHTS}.index.json"
+    if not index.is_file():
+        pickles = sorted(path.name for path in directory.glob("*.bin"))
+        if pickles:
+            raise DataError(
+                f"{directory / pickles[0]}: pickled weights can run code when they are loaded, "
+                f"expected {WEIGHTS}",
+                remedy="convert them where you trust them: load the model with transformers and "
+                "save it with save_pretrained",
+            )
+        raise DataError(f"{directory}: no weights, expected {WEIGHTS} or its index", remedy=_COPY)
+    shards = _read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise DataError(f"{index}: no weight_map that names the shards", remedy=_COPY)
+    names = sorted(set(map(str, shards.values())))
+    for name in names:
+        if PurePath(name).name != name or not name.endswith(".safetensors"):
+            raise DataError(
+                f"{index}: weight_map names {name!r}, expected a .safetensors file beside it",
+                remedy=_COPY,
+            )
+    missing = [name for name in names if not (directory / name).is_file()]
+    if missing:
+        raise DataError(
+            f"{directory}: {len(missing)} of {len(names)} weight files named by {index.name} are "
+            f"missing, the first is {missing[0]}",
+            remedy=_COPY,
+        )
+    return [directory / name for name in names]
 
 
 def _check_safetensors(path: Path) -> None:
@@ -96,9 +121,10 @@ def _check_safetensors(path: Path) -> None:
     try:
         with safe_open(path, framework="np") as file:
             num_tensors = len(file.keys())
-    except SafetensorError as e:
+    except (SafetensorError, OSError) as e:
         raise DataError(
-            f"{path}: damaged or truncated at {path.stat().st_size} bytes: {e}", remedy=_COPY
+            f"{path}: damaged or truncated at {path.stat().st_size} bytes: {e}",
+            remedy=_remedy(path),
         ) from e
     if num_tensors == 0:
         raise DataError(f"{path}: holds no tensors", remedy=_COPY)
@@ -109,11 +135,21 @@ def _read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
         raise DataError(f"{path}: no such file in the model directory", remedy=_COPY) from e
-    except (ValueError, OSError) as e:
-        raise DataError(f"{path}: cannot be read as JSON: {e}", remedy=_COPY) from e
+    except (ValueError, OSError, RecursionError) as e:
+        raise DataError(f"{path}: cannot be read as JSON: {e}", remedy=_remedy(path)) from e
     if not isinstance(value, dict):
         raise DataError(f"{path}: expected a JSON object, got {type(value).__name__}", remedy=_COPY)
     return value
+
+
+def _remedy(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(64).lstrip()
+    if start.startswith(b"version https://git-lfs"):
+        return "the file is a Git LFS pointer: run `git lfs pull` where the model was cloned"
+    if start.startswith(b"<"):
+        return "the file is a web page: download the model's file itself"
+    return _COPY
 
 
 def _from_hub(name: str, revision: str) -> Path:

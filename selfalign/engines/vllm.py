@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, count, islice
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
@@ -45,7 +45,7 @@ Tokens = TypeVar("Tokens", list[int], Scored)
 
 @dataclass(frozen=True, slots=True)
 class _Prepared(Generic[R, Tokens]):
-    """A request as vLLM takes it. `parameters` is its SamplingParams."""
+    """A request as vLLM takes it. `parameters` is its SamplingParams; None: it is too long."""
 
     request: R
     tokens: Tokens
@@ -71,12 +71,18 @@ class VllmEngine:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         import vllm
+        from vllm.usage.usage_lib import UsageContext
 
         self._sampling_params = vllm.SamplingParams
         with _translated(f"loading {directory}"):
-            self._engine = vllm.LLMEngine.from_engine_args(_arguments(config, directory))
+            self._engine = vllm.LLMEngine.from_engine_args(
+                _arguments(config, directory),
+                usage_context=UsageContext.LLM_CLASS,  # by it vLLM chooses its batch sizes
+            )
             model = self._engine.model_config
-            self._tokenizer = PromptTokenizer(self._engine.get_tokenizer(), model.max_model_len)
+            self._tokenizer = PromptTokenizer(
+                self._engine.get_tokenizer(), model.max_model_len, model.get_vocab_size()
+            )
         scheduler = self._engine.vllm_config.scheduler_config
         self._in_flight = IN_FLIGHT * scheduler.max_num_seqs
         self._streaming = False
@@ -105,6 +111,9 @@ class VllmEngine:
 
     def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion]:
         for request, prompt, output in self._stream(requests, self._prepare_generation):
+            if output is None:
+                yield Completion.of_too_long_prompt(request, len(prompt))
+                continue
             text, reason = output.outputs[0].text, output.outputs[0].finish_reason
             if reason not in ("stop", "length"):
                 raise EngineError(f"request {request.id}: vLLM ended it as {reason!r}")
@@ -140,15 +149,17 @@ class VllmEngine:
         self, requests: list[GenerationRequest]
     ) -> Iterator[_Prepared[GenerationRequest, list[int]]]:
         for request, tokens in zip(requests, self._tokenizer.prompts(requests), strict=True):
-            sampling = request.sampling
-            parameters = self._sampling_params(
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                max_tokens=min(sampling.max_new_tokens, self.max_length - len(tokens)),
-                repetition_penalty=sampling.repetition_penalty,
-                stop=list(sampling.stop),
-                seed=request.seed,
-            )
+            sampling, room = request.sampling, self.max_length - len(tokens)
+            parameters = None
+            if room > 0:
+                parameters = self._sampling_params(
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    max_tokens=min(sampling.max_new_tokens, room),
+                    repetition_penalty=sampling.repetition_penalty,
+                    stop=list(sampling.stop),
+                    seed=request.seed,
+                )
             yield _Prepared(request, tokens, tokens, parameters)
 
     def _prepare_score(
@@ -163,7 +174,7 @@ class VllmEngine:
         requests: Iterable[R],
         prepare: Callable[[list[R]], Iterator[_Prepared[R, Tokens]]],
     ) -> Iterator[tuple[R, Tokens, Any]]:
-        """Requests with what vLLM returns for them, in the order they finish."""
+        """Requests with vLLM's outputs, in the order they finish; None for one too long."""
         if self._streaming:
             raise RuntimeError("the engine streams one iterable at a time; exhaust or close it")
         self._streaming = True
@@ -171,7 +182,10 @@ class VllmEngine:
         source = chain.from_iterable(map(prepare, batched(requests, DRAWN_TOGETHER)))
         try:
             while True:
-                for prepared in islice(source, self._in_flight - len(pending)):
+                while len(pending) < self._in_flight and (prepared := next(source, None)):
+                    if prepared.parameters is None:
+                        yield prepared.request, prepared.tokens, None
+                        continue
                     name = str(next(self._names))
                     pending[name] = prepared
                     with _translated(f"request {prepared.request.id}"):
@@ -192,7 +206,7 @@ class VllmEngine:
 
 
 def _arguments(config: EngineConfig, directory: Path) -> Any:
-    """vLLM's EngineArgs; `engine.options` wins over what is set here."""
+    """vLLM's EngineArgs. `engine.options` wins, but holds nothing that open.NOT_OPTIONS names."""
     import vllm
     from vllm.platforms import current_platform
 
@@ -204,6 +218,7 @@ def _arguments(config: EngineConfig, directory: Path) -> Any:
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "enable_prefix_caching": True,
         "disable_log_stats": True,
+        "trust_remote_code": False,
     }
     if current_platform.is_cpu():
         arguments |= {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enforce_eager": True}

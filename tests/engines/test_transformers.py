@@ -133,9 +133,6 @@ def test_a_known_prefix_is_not_computed_again(forwards: Callable[..., Forward]) 
     computed.clear()
     run_steps(forward, rows_with_prefix(100, 5, 9, 8), 0)
     assert sum(computed) == 3 * (4 + 9)  # padded to the longest
-    computed.clear()
-    run_steps(forward, [row[:60] for row in rows_with_prefix(100, 1, 1)], 0)
-    assert sum(computed) == 2 * (60 - BLOCK)
 
 
 def test_logits_do_not_depend_on_what_ran_before_to_the_bit(

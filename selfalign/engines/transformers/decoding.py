@@ -1,4 +1,4 @@
-"""Drawing tokens: every row by its own seed, every row to its own end.
+"""Draw tokens: each row by its own seed, each row to its own end.
 
 A row's random numbers depend on its seed alone and are drawn before the first token, one per
 token; the token is the one at that point of the row's cumulative distribution. So neighbours,
@@ -63,7 +63,6 @@ class Sampler:
             self._seen = torch.zeros(len(rows), vocabulary, dtype=torch.bool, device=device)
             for row, seen in zip(rows, self._seen, strict=True):
                 seen[torch.tensor(row.prompt, device=device)] = True
-        self._describe()
 
     def draw(self, logits: Tensor) -> Tensor:
         """Tokens (rows,) from logits (rows, vocabulary)."""
@@ -72,7 +71,7 @@ class Sampler:
             penalised = torch.where(logits > 0, logits / self._penalty, logits * self._penalty)
             logits = torch.where(self._seen, penalised, logits)
         tokens = logits.argmax(-1)
-        if not self._all_greedy:
+        if bool((self._temperature > 0).any()):
             tokens = torch.where(self._temperature[:, 0] > 0, self._sample(logits), tokens)
         if self._seen is not None:
             self._seen.scatter_(1, tokens[:, None], True)
@@ -84,16 +83,11 @@ class Sampler:
         self._uniform, self._top_p = self._uniform[rows], self._top_p[rows]
         self._temperature, self._penalty = self._temperature[rows], self._penalty[rows]
         self._seen = None if self._seen is None else self._seen[rows]
-        self._describe()
-
-    def _describe(self) -> None:
-        self._all_greedy = not bool((self._temperature > 0).any())
-        self._all_tokens = bool((self._top_p == EVERYTHING).all())
 
     def _sample(self, logits: Tensor) -> Tensor:
         temperature = self._temperature.where(self._temperature > 0, 1.0)
         probabilities = (logits / temperature).softmax(-1)
-        if not self._all_tokens:
+        if bool((self._top_p < EVERYTHING).any()):
             ordered = probabilities.sort(-1, descending=True).values
             before = ordered.cumsum(-1) - ordered  # mass of the likelier tokens
             least = ordered.masked_fill(before >= self._top_p, EVERYTHING).amin(-1, keepdim=True)
@@ -108,33 +102,32 @@ class Sampler:
 def decode(
     forward: Forward, rows: Sequence[Row], end_tokens: frozenset[int]
 ) -> Iterator[list[Completion]]:
-    """Run the rows to their ends; after each step, the completions that it finished.
+    """Run the rows to their ends; yield after each step the completions that it finished.
 
-    Finished rows are taken out when they are half of the batch, so the work follows the
-    rows' lengths; when that happens depends on the batch alone.
+    Finished rows are removed when they are half of the batch: each removal copies the cache.
     """
     live = list(rows)
     with torch.inference_mode():
-        batch, kept = forward.start([row.prompt for row in live], keep=1)
-        logits = kept[:, 0]
+        batch, logits = forward.start([row.prompt for row in live], keep=1)
         sampler = Sampler(live, logits.shape[-1], logits.device)
-        tokens = sampler.draw(logits)
+        tokens = sampler.draw(logits[:, 0])
     while True:
-        waiting = [row for row in live if row.completion is None]
+        finished: list[Completion] = []
         for row, token in zip(live, tokens.tolist(), strict=True):
             if row.completion is None:
                 row.accept(token, end_tokens)
-        yield [row.completion for row in waiting if row.completion is not None]
+                finished += [row.completion] if row.completion else []
+        yield finished
         running = [index for index, row in enumerate(live) if row.completion is None]
         if not running:
             return
         with torch.inference_mode():
             if 2 * len(running) <= len(live):
-                kept_rows = torch.tensor(running, device=tokens.device)
+                kept = torch.tensor(running, device=tokens.device)
                 live = [live[index] for index in running]
-                batch.select(kept_rows)
-                sampler.select(kept_rows)
-                tokens = tokens[kept_rows]
+                batch.select(kept)
+                sampler.select(kept)
+                tokens = tokens[kept]
             tokens = sampler.draw(forward.step(batch, tokens))
 
 
