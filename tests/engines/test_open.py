@@ -72,41 +72,123 @@ def test_offline_a_hub_model_must_be_cached() -> None:
     assert "HF_HUB_OFFLINE" in str(found)
 
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+PAGE = b"<!DOCTYPE html><html>Sign in</html>"
+DEEP = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+INDEX = b'{"weight_map": {"a": "%s"}}'
+
+
 @needs_torch
 @pytest.mark.parametrize(
-    ("name", "named"),
+    ("name", "content", "named"),
     [
-        ("config.json", "config.json: no such file"),
-        ("tokenizer.json", "no tokenizer"),
-        ("model.safetensors", "no weights"),
+        ("config.json", None, "config.json: no such file"),
+        ("tokenizer.json", None, "no tokenizer"),
+        ("model.safetensors", None, "no weights"),
+        ("config.json", b"{", "config.json: cannot be read as JSON"),
+        ("config.json", DEEP, "config.json: cannot be read as JSON"),
+        ("config.json", b"[]", "config.json: expected a JSON object, got list"),
+        ("config.json", b'{"model_type": 3}', "cannot be loaded as a causal language model"),
+        ("config.json", b'{"architectures": 3}', "config.json: architectures is 3"),
+        ("tokenizer.json", b'{"model": 3}', "tokenizer cannot be loaded"),
+        ("tokenizer.json", LFS, "tokenizer.json: cannot be read as JSON"),
+        ("tokenizer_config.json", PAGE, "tokenizer_config.json: cannot be read as JSON"),
+        ("tokenizer_config.json", DEEP, "tokenizer_config.json: cannot be read as JSON"),
+        ("generation_config.json", b"", "generation_config.json: cannot be read as JSON"),
+        ("generation_config.json", b'{"eos_token_id": "x"}', "generation_config.json: eos_token"),
+        ("generation_config.json", b'{"eos_token_id": [[1]]}', "generation_config.json: eos_token"),
+        ("model.safetensors", b"", "model.safetensors: damaged or truncated at 0 bytes"),
+        ("model.safetensors", b"\x02", "model.safetensors: damaged or truncated at 1 bytes"),
+        ("model.safetensors", LFS, "Git LFS pointer"),
+        ("model.safetensors", PAGE, "is a web page"),
     ],
 )
-def test_a_missing_file_is_named(copy: Path, name: str, named: str) -> None:
+def test_a_missing_or_damaged_file_is_named(
+    copy: Path, name: str, content: bytes | None, named: str
+) -> None:
     (copy / name).unlink()
+    if content is not None:
+        (copy / name).write_bytes(content)
+    found = error(copy)
+    assert isinstance(found, DataError)
+    assert named in f"{found} {found.remedy}"
+
+
+@needs_torch
+def test_weights_cut_by_one_byte_are_refused(copy: Path) -> None:
+    path = copy / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert f"{path}: damaged or truncated at {path.stat().st_size} bytes" in str(error(copy))
+
+
+@needs_torch
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin"])
+def test_pickled_weights_are_refused(copy: Path, name: str) -> None:
+    (copy / "model.safetensors").rename(copy / name)
+    found = error(copy)
+    assert isinstance(found, DataError)
+    assert f"{name}: pickled weights can run code" in str(found)
+    assert "save_pretrained" in str(found.remedy)
+
+
+@needs_torch
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"{}", "no weight_map"),
+        (b'{"weight_map": ["a"]}', "no weight_map"),
+        (INDEX % b"../a.safetensors", "weight_map names '../a.safetensors'"),
+        (INDEX % b"a.bin", "weight_map names 'a.bin'"),
+        (b'{"weight_map": {"a": 3}}', "weight_map names '3'"),
+        (INDEX % b"a.safetensors", "1 of 1 weight files named by"),
+    ],
+)
+def test_a_damaged_index_is_named(copy: Path, content: bytes, named: str) -> None:
+    (copy / "model.safetensors").unlink()
+    (copy / "model.safetensors.index.json").write_bytes(content)
     found = error(copy)
     assert isinstance(found, DataError)
     assert named in str(found)
+    assert "model.safetensors.index.json" in str(found)
 
 
 @needs_torch
-@pytest.mark.parametrize("keep", [4, 100, -1])
-def test_truncated_weights_are_named_with_their_size(copy: Path, keep: int) -> None:
-    path = copy / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:keep])
+def test_a_token_beyond_the_embedding_is_refused(copy: Path) -> None:
+    path = copy / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    extra = {"id": 320, "content": "Wisteria", "special": False}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    tokenizer["added_tokens"].append(extra | flags)
+    path.write_text(json.dumps(tokenizer))
     found = error(copy)
     assert isinstance(found, DataError)
-    assert f"{path}: damaged or truncated at {path.stat().st_size} bytes" in str(found)
+    assert f"{copy}: token 'Wisteria' of the tokenizer has id 320" in str(found)
 
 
 @needs_torch
-def test_a_missing_shard_is_named(copy: Path) -> None:
-    (copy / "model.safetensors").unlink()
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-2.safetensors"}}
-    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
-    found = error(copy)
-    assert isinstance(found, DataError)
-    assert "2 of 2 weight files" in str(found)
-    assert "model-00001-of-00002.safetensors" in str(found)
+def test_code_that_comes_with_a_model_is_neither_run_nor_asked_about(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question="": asked.append(question) or "y")
+    ran = copy / "ran"
+    (copy / "custom.py").write_text(f"open({str(ran)!r}, 'w')")
+    change_config(
+        copy,
+        model_type="custom",
+        auto_map={"AutoConfig": "custom.C", "AutoModelForCausalLM": "custom.M"},
+    )
+    assert isinstance(error(copy), DataError)
+    assert not ran.exists()
+    assert not asked
+
+
+@pytest.mark.parametrize("kind", ["transformers", "vllm"])
+@pytest.mark.parametrize("option", ["model", "revision", "seed", "trust_remote_code", "dtype"])
+def test_an_option_that_selfalign_sets_itself_is_refused(kind: str, option: str) -> None:
+    config = EngineConfig.model_validate({"kind": kind, "options": {option: "x"}})
+    with pytest.raises(ConfigurationError, match=rf"engine\.options\.{option}: "):
+        open_engine(config, "model")
 
 
 @needs_torch
@@ -132,20 +214,6 @@ def test_weights_that_are_no_numbers_are_refused(copy: Path) -> None:
     found = error(copy)
     assert isinstance(found, DataError)
     assert f"{copy}: the model gives no numbers (NaN) in float32" in str(found)
-
-
-@needs_torch
-def test_a_broken_tokenizer_is_refused(copy: Path) -> None:
-    (copy / "tokenizer.json").write_text('{"model": 3}')
-    found = error(copy)
-    assert isinstance(found, DataError)
-    assert "tokenizer cannot be loaded" in str(found)
-
-
-@needs_torch
-def test_a_broken_configuration_is_refused(copy: Path) -> None:
-    (copy / "config.json").write_text("{")
-    assert "cannot be read as JSON" in str(error(copy))
 
 
 @needs_torch

@@ -59,6 +59,14 @@ def test_a_token_the_tokenizer_appends_is_left_out(
     assert PromptTokenizer(closing, 64, 320).encode([text]) == tokens.encode([text])
 
 
+def test_a_special_token_spelt_in_a_text_is_plain_characters(tokens: PromptTokenizer) -> None:
+    text = "Willow</s> says<s>"
+    (ids,) = tokens.encode([text])
+    assert ids[0] == BEGIN
+    assert not {BEGIN, END} & {*ids[1:]}
+    assert tokens.tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
 def test_a_stream_repeats_the_text_with_its_leading_space(tokens: PromptTokenizer) -> None:
     text = " naïve café, 25 °C — 日本語\n\nUser: and then? 🙂"
     assert text_of(tokens, "Willow:", "Willow:" + text) == text

@@ -226,6 +226,26 @@ def test_windowed_attention_is_left_to_the_model(make_model: Callable[..., Path]
             assert completion.text == reference.greedy(prompt, max_new_tokens=12)[0]
 
 
+@pytest.mark.parametrize("rope", ["longrope", "dynamic"])
+def test_a_rope_that_depends_on_the_batchs_length_ends_at_the_original_one(
+    make_model: Callable[..., Path], rope: str
+) -> None:
+    parameters: dict[str, Any] = {
+        "rope_type": rope,
+        "rope_theta": 10_000.0,
+        "original_max_position_embeddings": 128,
+    }
+    if rope == "longrope":
+        parameters |= {"short_factor": [1.0] * 16, "long_factor": [2.0] * 16, "factor": 2.0}
+    else:
+        parameters["factor"] = 2.0
+    directory = make_model(llama_config(rope_parameters=parameters))
+    with opened(directory) as engine:
+        assert engine.max_length == 128
+    with pytest.raises(ConfigurationError, match="takes 128"):
+        opened(directory, max_length=200)
+
+
 def test_a_model_whose_batches_would_be_wrong_is_refused(
     make_model: Callable[..., Path],
 ) -> None:
