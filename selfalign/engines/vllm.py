@@ -11,23 +11,16 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from selfalign.config import EngineConfig
-from selfalign.engines.base import (
-    Completion,
-    EngineInfo,
-    GenerationRequest,
-    Score,
-    ScoreRequest,
-)
+from selfalign.engines.base import Completion, EngineInfo, GenerationRequest, Score, ScoreRequest
 from selfalign.engines.tokens import PromptTokenizer, Scored, batched
 from selfalign.errors import ConfigurationError, EngineError, OutOfMemory, SelfAlignError
 
-IN_FLIGHT = 2  # times max_num_seqs: what runs, and as much waiting, so that no slot stays empty
+IN_FLIGHT = 2  # times max_num_seqs: as many wait as run, so that no slot stays empty
 DRAWN_TOGETHER = 16  # requests tokenised in one call
 CPU_CACHE_BYTES = 2**30  # of keys and values; by default it would be a share of all memory
 
@@ -40,17 +33,7 @@ ENVIRONMENT = {
 }
 
 R = TypeVar("R", GenerationRequest, ScoreRequest)
-Tokens = TypeVar("Tokens", list[int], Scored)
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared(Generic[R, Tokens]):
-    """A request as vLLM takes it. `parameters` is its SamplingParams; None: it is too long."""
-
-    request: R
-    tokens: Tokens
-    prompt: list[int]
-    parameters: Any
+Job = tuple[R, Scored, Any]  # the tokens, and vLLM's SamplingParams; None: no room for a new token
 
 
 class VllmEngine:
@@ -110,26 +93,24 @@ class VllmEngine:
         return len(self._tokenizer.encode([text])[0])
 
     def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion]:
-        for request, prompt, output in self._stream(requests, self._prepare_generation):
+        for request, prompt, output in self._stream(requests, self._generation_jobs):
+            num_prompt_tokens = len(prompt.tokens)
             if output is None:
-                yield Completion.of_too_long_prompt(request, len(prompt))
+                yield Completion.of_too_long_prompt(request, num_prompt_tokens)
                 continue
-            text, reason = output.outputs[0].text, output.outputs[0].finish_reason
-            if reason not in ("stop", "length"):
-                raise EngineError(f"request {request.id}: vLLM ended it as {reason!r}")
+            (done,) = output.outputs
+            if done.finish_reason not in ("stop", "length"):
+                raise EngineError(f"request {request.id}: vLLM ended it as {done.finish_reason!r}")
+            num_new_tokens = len(done.token_ids)
             yield Completion(
-                id=request.id,
-                text=text,
-                finish_reason=reason,
-                num_prompt_tokens=len(prompt),
-                num_new_tokens=len(output.outputs[0].token_ids),
+                request.id, done.text, done.finish_reason, num_prompt_tokens, num_new_tokens
             )
 
     def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Score]:
-        for request, scored, output in self._stream(requests, self._prepare_score):
+        for request, scored, output in self._stream(requests, self._score_jobs):
             places = list(zip(scored.tokens, output.prompt_logprobs, strict=False))[scored.start :]
             value = sum(chosen[token].logprob for token, chosen in places)
-            yield Score(request.id, value, len(scored.tokens) - scored.start)
+            yield Score(request.id, value, len(places))
 
     def __enter__(self) -> Self:
         return self
@@ -145,9 +126,9 @@ class VllmEngine:
             gc.collect()
             cleanup_dist_env_and_memory()
 
-    def _prepare_generation(
+    def _generation_jobs(
         self, requests: list[GenerationRequest]
-    ) -> Iterator[_Prepared[GenerationRequest, list[int]]]:
+    ) -> Iterator[Job[GenerationRequest]]:
         for request, tokens in zip(requests, self._tokenizer.prompts(requests), strict=True):
             sampling, room = request.sampling, self.max_length - len(tokens)
             parameters = None
@@ -160,45 +141,42 @@ class VllmEngine:
                     stop=list(sampling.stop),
                     seed=request.seed,
                 )
-            yield _Prepared(request, tokens, tokens, parameters)
+            yield request, Scored(tokens, len(tokens)), parameters
 
-    def _prepare_score(
-        self, requests: list[ScoreRequest]
-    ) -> Iterator[_Prepared[ScoreRequest, Scored]]:
+    def _score_jobs(self, requests: list[ScoreRequest]) -> Iterator[Job[ScoreRequest]]:
         parameters = self._sampling_params(temperature=0, max_tokens=1, prompt_logprobs=0)
         for request, scored in zip(requests, self._tokenizer.continuations(requests), strict=True):
-            yield _Prepared(request, scored, scored.tokens, parameters)
+            yield request, scored, parameters
 
     def _stream(
-        self,
-        requests: Iterable[R],
-        prepare: Callable[[list[R]], Iterator[_Prepared[R, Tokens]]],
-    ) -> Iterator[tuple[R, Tokens, Any]]:
-        """Requests with vLLM's outputs, in the order they finish; None for one too long."""
+        self, requests: Iterable[R], prepare: Callable[[list[R]], Iterator[Job[R]]]
+    ) -> Iterator[Job[R]]:
+        """Jobs with vLLM's output in place of the parameters, in the order they finish."""
         if self._streaming:
             raise RuntimeError("the engine streams one iterable at a time; exhaust or close it")
         self._streaming = True
-        pending: dict[str, _Prepared[R, Tokens]] = {}
-        source = chain.from_iterable(map(prepare, batched(requests, DRAWN_TOGETHER)))
+        pending: dict[str, Job[R]] = {}
+        jobs = chain.from_iterable(map(prepare, batched(requests, DRAWN_TOGETHER)))
         try:
             while True:
-                while len(pending) < self._in_flight and (prepared := next(source, None)):
-                    if prepared.parameters is None:
-                        yield prepared.request, prepared.tokens, None
+                while len(pending) < self._in_flight and (job := next(jobs, None)):
+                    request, prompt, parameters = job
+                    if parameters is None:
+                        yield job
                         continue
                     name = str(next(self._names))
-                    pending[name] = prepared
-                    with _translated(f"request {prepared.request.id}"):
-                        prompt = {"prompt_token_ids": prepared.prompt}
-                        self._engine.add_request(name, prompt, prepared.parameters)
+                    pending[name] = job
+                    with _translated(f"request {request.id}"):
+                        tokens = {"prompt_token_ids": prompt.tokens}
+                        self._engine.add_request(name, tokens, parameters)
                 if not pending:
                     return
                 with _translated("generating"):
                     outputs = self._engine.step()
                 for output in outputs:
                     if output.finished:
-                        done = pending.pop(output.request_id)
-                        yield done.request, done.tokens, output
+                        request, prompt, _ = pending.pop(output.request_id)
+                        yield request, prompt, output
         finally:
             self._streaming = False
             if pending and "_engine" in self.__dict__:
@@ -247,7 +225,7 @@ def _device_name() -> str:
 
 @contextmanager
 def _translated(doing: str) -> Iterator[None]:
-    """Turn what vLLM and torch raise into this project's errors."""
+    """Turn the errors of vLLM and torch into this project's."""
     try:
         yield
     except SelfAlignError:

@@ -171,14 +171,23 @@ class Forward:
         self._prefix: list[KeysValues] = []
         self.shares_prefixes = False
         alone = torch.cat([self.start([row], 1)[1][:, 0] for row in self._probes()])
-        if not _agree(alone, self._probed_in_a_batch()):
+        # Models whose attention is more than keys, values and a mask (windows, biases, sinks,
+        # caps) give other logits with the shared prefix, and are then run the plain way.
+        own_attention = model.config._attn_implementation
+        layers = {type(layer) for layer in DynamicCache(config=model.config).layers}
+        if share_prefixes and own_attention == "sdpa" and layers == {DynamicLayer}:
+            model.set_attn_implementation(ATTENTION)
+            self.shares_prefixes = True
+            if self._batches_give(alone):
+                return
+            model.set_attn_implementation(own_attention)
+            self.shares_prefixes = False
+        if not self._batches_give(alone):
             raise ConfigurationError(
                 f"{type(model).__name__} gives other results in padded batches, token by token, "
                 "than in one pass; the transformers engine needs them to be the same",
                 remedy="choose engine.kind vllm, or another model",
             )
-        if share_prefixes:
-            self._share_prefixes_if_it_works(alone)
 
     def start(self, sequences: Sequence[list[int]], keep: int) -> tuple[Batch, Tensor]:
         """Run the sequences, padded on the left.
@@ -268,38 +277,19 @@ class Forward:
         ids = [place % vocabulary for place in range(BLOCK + 6)]
         return [ids[:-3], ids]
 
-    def _probed_in_a_batch(self) -> Tensor:
-        """The probes' last logits (rows, vocabulary), the last token by a step."""
-        batch, _ = self.start([row[:-1] for row in self._probes()], 1)
-        return self.step(batch, self._tensor([row[-1] for row in self._probes()]))
-
-    def _share_prefixes_if_it_works(self, alone: Tensor) -> None:
-        """Try on this very model: with a shared prefix, the logits must still be these.
-
-        Models whose attention is more than keys, values and a mask (windows, biases, sinks,
-        caps) fail here, and are then run the plain way.
-        """
-        implementation = self.model.config._attn_implementation
-        kinds = {type(layer) for layer in DynamicCache(config=self.model.config).layers}
-        if implementation != "sdpa" or kinds != {DynamicLayer}:
-            return
-        self.model.set_attn_implementation(ATTENTION)
-        self.shares_prefixes = True
+    def _batches_give(self, alone: Tensor) -> bool:
+        """Whether a batch, the last token by a step, gives these last logits of the probes."""
+        probes = self._probes()
         try:
-            works = _agree(alone, self._probed_in_a_batch())
+            batch, _ = self.start([row[:-1] for row in probes], 1)
+            logits = self.step(batch, self._tensor([row[-1] for row in probes]))
         except torch.OutOfMemoryError:
             raise
         except (TypeError, ValueError, IndexError, RuntimeError):
-            works = False
-        if not works:
-            self.shares_prefixes = False
-            self.model.set_attn_implementation(implementation)
+            return False
+        tolerance = PROBE_TOLERANCE.get(alone.dtype, LOW_PRECISION_TOLERANCE)
+        largest = float(alone.abs().max())
+        return bool(torch.allclose(alone, logits, rtol=0, atol=tolerance * largest))
 
     def _tensor(self, values: list[Any]) -> Tensor:
         return torch.tensor(values, device=self.model.device)
-
-
-def _agree(one: Tensor, other: Tensor) -> bool:
-    """Whether logits are the same but for rounding."""
-    tolerance = PROBE_TOLERANCE.get(one.dtype, LOW_PRECISION_TOLERANCE) * float(one.abs().max())
-    return bool(torch.allclose(one, other, rtol=0, atol=tolerance))
