@@ -23,7 +23,6 @@ OPTIONAL_JSON = (
 )
 CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-_COPY = "copy the model's directory again, whole"
 
 
 def locate_model(model: Path | str, revision: str | None) -> Path:
@@ -69,7 +68,7 @@ def _check_architecture(path: Path) -> None:
     config = _read_json(path)
     names = config.get("architectures") or []
     if not isinstance(names, list):
-        raise DataError(f"{path}: architectures is {names!r}, expected a list", remedy=_COPY)
+        raise _damaged(path, f"architectures is {names!r}, expected a list")
     causal = not names or any(str(name).endswith(CAUSAL_ENDINGS) for name in names)
     if config.get("is_encoder_decoder") or not causal:
         raise DataError(
@@ -81,35 +80,32 @@ def _check_architecture(path: Path) -> None:
 
 def _weight_files(directory: Path) -> list[Path]:
     """Every file of weights, all of them present."""
+    index = directory / f"{WEIGHTS}.index.json"
+    pickles = sorted(directory.glob("*.bin"))
     if (directory / WEIGHTS).is_file():
         return [directory / WEIGHTS]
-    index = directory / f"{WEIGHTS}.index.json"
+    if not index.is_file() and pickles:
+        raise DataError(
+            f"{pickles[0]}: pickled weights can run code when they are loaded, expected {WEIGHTS}",
+            remedy="load the model with transformers where you trust it, and save it with "
+            "save_pretrained",
+        )
     if not index.is_file():
-        pickles = sorted(path.name for path in directory.glob("*.bin"))
-        if pickles:
-            raise DataError(
-                f"{directory / pickles[0]}: pickled weights can run code when they are loaded, "
-                f"expected {WEIGHTS}",
-                remedy="convert them where you trust them: load the model with transformers and "
-                "save it with save_pretrained",
-            )
-        raise DataError(f"{directory}: no weights, expected {WEIGHTS} or its index", remedy=_COPY)
+        raise _damaged(directory, f"no weights, expected {WEIGHTS} or its index")
     shards = _read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
-        raise DataError(f"{index}: no weight_map that names the shards", remedy=_COPY)
+        raise _damaged(index, "no weight_map that names the shards")
     names = sorted(set(map(str, shards.values())))
     for name in names:
         if PurePath(name).name != name or not name.endswith(".safetensors"):
-            raise DataError(
-                f"{index}: weight_map names {name!r}, expected a .safetensors file beside it",
-                remedy=_COPY,
+            raise _damaged(
+                index, f"weight_map names {name!r}, expected a .safetensors file beside it"
             )
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
-        raise DataError(
-            f"{directory}: {len(missing)} of {len(names)} weight files named by {index.name} are "
-            f"missing, the first is {missing[0]}",
-            remedy=_COPY,
+        raise _damaged(
+            index,
+            f"{len(missing)} of {len(names)} weight files are missing, the first is {missing[0]}",
         )
     return [directory / name for name in names]
 
@@ -122,34 +118,33 @@ def _check_safetensors(path: Path) -> None:
         with safe_open(path, framework="np") as file:
             num_tensors = len(file.keys())
     except (SafetensorError, OSError) as e:
-        raise DataError(
-            f"{path}: damaged or truncated at {path.stat().st_size} bytes: {e}",
-            remedy=_remedy(path),
-        ) from e
+        size = path.stat().st_size
+        raise _damaged(path, f"damaged or truncated at {size} bytes: {e}") from e
     if num_tensors == 0:
-        raise DataError(f"{path}: holds no tensors", remedy=_COPY)
+        raise _damaged(path, "holds no tensors")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as e:
-        raise DataError(f"{path}: no such file in the model directory", remedy=_COPY) from e
     except (ValueError, OSError, RecursionError) as e:
-        raise DataError(f"{path}: cannot be read as JSON: {e}", remedy=_remedy(path)) from e
+        raise _damaged(path, f"cannot be read as JSON: {e}") from e
     if not isinstance(value, dict):
-        raise DataError(f"{path}: expected a JSON object, got {type(value).__name__}", remedy=_COPY)
+        raise _damaged(path, f"expected a JSON object, got {type(value).__name__}")
     return value
 
 
-def _remedy(path: Path) -> str:
-    with path.open("rb") as file:
-        start = file.read(64).lstrip()
+def _damaged(path: Path, problem: str) -> DataError:
+    remedy = "copy the model's directory again, whole"
+    start = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            start = file.read(64).lstrip()
     if start.startswith(b"version https://git-lfs"):
-        return "the file is a Git LFS pointer: run `git lfs pull` where the model was cloned"
+        remedy = "this is a Git LFS pointer: run `git lfs pull` where the model was cloned"
     if start.startswith(b"<"):
-        return "the file is a web page: download the model's file itself"
-    return _COPY
+        remedy = "this is a web page: download the model's file itself"
+    return DataError(f"{path}: {problem}", remedy=remedy)
 
 
 def _from_hub(name: str, revision: str) -> Path:

@@ -54,6 +54,7 @@ class VllmEngine:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         import vllm
+        from vllm.platforms import current_platform
         from vllm.usage.usage_lib import UsageContext
 
         self._sampling_params = vllm.SamplingParams
@@ -73,7 +74,7 @@ class VllmEngine:
         self._info = EngineInfo(
             name="vllm",
             version=vllm.__version__,
-            device=_device_name(),
+            device=str(current_platform.get_device_name() or current_platform.device_type),
             details={
                 "dtype": str(model.dtype).removeprefix("torch."),
                 "tensor_parallel_size": str(config.tensor_parallel_size),
@@ -215,12 +216,6 @@ def _dtype(config: EngineConfig, directory: Path) -> str:
         return config.dtype
     stated = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     return str(stated.get("dtype") or stated.get("torch_dtype") or "auto")
-
-
-def _device_name() -> str:
-    from vllm.platforms import current_platform
-
-    return str(current_platform.get_device_name() or current_platform.device_type)
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def test_it_fails_after_as_many_answers_as_asked(ask: Ask) -> None:
     ("options", "named"),
     [
         ({"respones": []}, "respones"),
-        ({"responses": [{"match": "(", "text": ""}]}, "no regular expression"),
+        ({"responses": [{"match": "(", "text": ""}]}, "regular expression"),
         ({"fail_after": -1}, "fail_after"),
         ({"scores": [{"match": "a", "log_likelihood": 1}]}, "log_likelihood"),
     ],

@@ -82,7 +82,7 @@ INDEX = b'{"weight_map": {"a": "%s"}}'
 @pytest.mark.parametrize(
     ("name", "content", "named"),
     [
-        ("config.json", None, "config.json: no such file"),
+        ("config.json", None, "config.json: cannot be read as JSON: [Errno 2] No such file"),
         ("tokenizer.json", None, "no tokenizer"),
         ("model.safetensors", None, "no weights"),
         ("config.json", b"{", "config.json: cannot be read as JSON"),
@@ -140,7 +140,7 @@ def test_pickled_weights_are_refused(copy: Path, name: str) -> None:
         (INDEX % b"../a.safetensors", "weight_map names '../a.safetensors'"),
         (INDEX % b"a.bin", "weight_map names 'a.bin'"),
         (b'{"weight_map": {"a": 3}}', "weight_map names '3'"),
-        (INDEX % b"a.safetensors", "1 of 1 weight files named by"),
+        (INDEX % b"a.safetensors", "1 of 1 weight files are missing, the first is a.safe"),
     ],
 )
 def test_a_damaged_index_is_named(copy: Path, content: bytes, named: str) -> None:

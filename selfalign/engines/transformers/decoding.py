@@ -53,7 +53,10 @@ class Sampler:
     def __init__(self, rows: Sequence[Row], vocabulary: int, device: torch.device) -> None:
         sampling = [row.request.sampling for row in rows]
         self._step = 0
-        self._uniform = torch.from_numpy(_uniforms(rows)).to(device)  # (rows, tokens)
+        # numpy's PCG64 takes the whole seed; torch's CPU generator uses its lower 32 bits only.
+        sources = [np.random.Generator(np.random.PCG64(row.request.seed)) for row in rows]
+        uniform = [source.random(max(row.max_new_tokens for row in rows)) for source in sources]
+        self._uniform = torch.from_numpy(np.stack(uniform)).to(device)  # (rows, tokens)
         self._temperature = torch.tensor([[s.temperature] for s in sampling], device=device)
         top_p = [[s.top_p if s.top_p < 1 else EVERYTHING] for s in sampling]
         self._top_p = torch.tensor(top_p, device=device)
@@ -129,16 +132,3 @@ def decode(
                 sampler.select(kept)
                 tokens = tokens[kept]
             tokens = sampler.draw(forward.step(batch, tokens))
-
-
-def _uniforms(rows: Sequence[Row]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """Numbers in [0, 1), one per token: each row's from its seed, by a generator of its own.
-
-    numpy's PCG64 takes the whole seed; torch's CPU generator would use its lower 32 bits only.
-    """
-    uniforms = np.zeros((len(rows), max(row.max_new_tokens for row in rows)))
-    for row, numbers in zip(rows, uniforms, strict=True):
-        if row.request.sampling.temperature > 0:
-            count = row.max_new_tokens
-            numbers[:count] = np.random.Generator(np.random.PCG64(row.request.seed)).random(count)
-    return uniforms

@@ -62,7 +62,18 @@ class TransformersEngine:
             self._tokenizer = PromptTokenizer(tokenizer, limit, rows)
             self._end_tokens = _end_tokens(model, tokenizer)
             self._forward = Forward(model, share_prefixes=share_prefixes)
-        self._info = _describe(model, self._forward)
+        kind = model.device.type
+        self._info = EngineInfo(
+            name="transformers",
+            version=transformers.__version__,
+            device=torch.cuda.get_device_name(model.device) if kind == "cuda" else kind,
+            details={
+                "torch": torch.__version__,
+                "dtype": str(model.dtype).removeprefix("torch."),
+                "threads": str(torch.get_num_threads()),
+                "share_prefixes": str(self._forward.shares_prefixes).lower(),
+            },
+        )
 
     @property
     def info(self) -> EngineInfo:
@@ -216,21 +227,6 @@ def _end_tokens(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
             remedy="correct the file, or copy it again from the model's author",
         )
     return frozenset(end for end in ends if end is not None)
-
-
-def _describe(model: PreTrainedModel, forward: Forward) -> EngineInfo:
-    device = model.device
-    return EngineInfo(
-        name="transformers",
-        version=transformers.__version__,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        details={
-            "torch": torch.__version__,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "threads": str(torch.get_num_threads()),
-            "share_prefixes": str(forward.shares_prefixes).lower(),
-        },
-    )
 
 
 def _is_memory(e: Exception) -> bool:
