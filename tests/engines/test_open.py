@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("torch")
+
 from selfalign.config import EngineConfig
 from selfalign.engines.open import open_engine
 from selfalign.errors import ConfigurationError, DataError, SelfAlignError
 from tests.engines.conftest import llama_config
-
-needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="torch is not installed here")
 
 
 @pytest.fixture
@@ -52,7 +52,6 @@ def test_a_package_that_is_not_installed_is_named_with_its_extra() -> None:
         open_engine(EngineConfig(kind="vllm"), "model")
 
 
-@needs_torch
 @pytest.mark.parametrize("model", ["models/base", Path("models/base"), "/nowhere"])
 def test_a_missing_directory_is_not_looked_up_on_a_hub(model: Path | str) -> None:
     found = error(model)
@@ -60,12 +59,10 @@ def test_a_missing_directory_is_not_looked_up_on_a_hub(model: Path | str) -> Non
     assert "no such model directory" in str(found)
 
 
-@needs_torch
 def test_a_path_is_local_even_with_a_revision() -> None:
     assert "no such model directory" in str(error(Path("models/base"), "0" * 40))
 
 
-@needs_torch
 def test_offline_a_hub_model_must_be_cached() -> None:
     found = error("nobody/nothing", "0" * 40)
     assert isinstance(found, DataError)
@@ -78,7 +75,6 @@ DEEP = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 INDEX = b'{"weight_map": {"a": "%s"}}'
 
 
-@needs_torch
 @pytest.mark.parametrize(
     ("name", "content", "named"),
     [
@@ -114,14 +110,12 @@ def test_a_missing_or_damaged_file_is_named(
     assert named in f"{found} {found.remedy}"
 
 
-@needs_torch
 def test_weights_cut_by_one_byte_are_refused(copy: Path) -> None:
     path = copy / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     assert f"{path}: damaged or truncated at {path.stat().st_size} bytes" in str(error(copy))
 
 
-@needs_torch
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin"])
 def test_pickled_weights_are_refused(copy: Path, name: str) -> None:
     (copy / "model.safetensors").rename(copy / name)
@@ -131,7 +125,6 @@ def test_pickled_weights_are_refused(copy: Path, name: str) -> None:
     assert "save_pretrained" in str(found.remedy)
 
 
-@needs_torch
 @pytest.mark.parametrize(
     ("content", "named"),
     [
@@ -152,7 +145,6 @@ def test_a_damaged_index_is_named(copy: Path, content: bytes, named: str) -> Non
     assert "model.safetensors.index.json" in str(found)
 
 
-@needs_torch
 def test_a_token_beyond_the_embedding_is_refused(copy: Path) -> None:
     path = copy / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
@@ -165,7 +157,6 @@ def test_a_token_beyond_the_embedding_is_refused(copy: Path) -> None:
     assert f"{copy}: token 'Wisteria' of the tokenizer has id 320" in str(found)
 
 
-@needs_torch
 def test_code_that_comes_with_a_model_is_neither_run_nor_asked_about(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,7 +182,6 @@ def test_an_option_that_selfalign_sets_itself_is_refused(kind: str, option: str)
         open_engine(config, "model")
 
 
-@needs_torch
 def test_weights_that_lack_a_tensor_are_refused(copy: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -204,7 +194,6 @@ def test_weights_that_lack_a_tensor_are_refused(copy: Path) -> None:
     assert "layers.1.mlp.up_proj" in str(found)
 
 
-@needs_torch
 def test_weights_that_are_no_numbers_are_refused(copy: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -216,7 +205,6 @@ def test_weights_that_are_no_numbers_are_refused(copy: Path) -> None:
     assert f"{copy}: the model gives no numbers (NaN) in float32" in str(found)
 
 
-@needs_torch
 @pytest.mark.parametrize(
     "changes",
     [
@@ -234,7 +222,6 @@ def test_a_model_that_does_not_continue_text_is_refused(
     assert "causal language model" in str(found)
 
 
-@needs_torch
 def test_a_limit_beyond_the_models_own_is_refused(llama: Path) -> None:
     own = llama_config().max_position_embeddings
     found = error(llama, max_length=own + 1)
@@ -242,14 +229,12 @@ def test_a_limit_beyond_the_models_own_is_refused(llama: Path) -> None:
     assert str(own) in str(found)
 
 
-@needs_torch
 def test_an_option_the_model_does_not_take_is_named(llama: Path) -> None:
     found = error(llama, options={"no_such_option": 1})
     assert isinstance(found, ConfigurationError)
     assert "no_such_option" in str(found)
 
 
-@needs_torch
 def test_the_models_own_limit_and_precision_are_the_default(llama: Path) -> None:
     with open_engine(EngineConfig(kind="transformers"), str(llama)) as engine:
         assert engine.max_length == llama_config().max_position_embeddings

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("torch")
 
 from selfalign.engines.base import ScoreRequest
-from selfalign.engines.tokens import PromptTokenizer, TextStream, batched
+from selfalign.engines.tokens import PromptTokenizer, TextStream
 from selfalign.errors import DataError
 from tests.engines.conftest import BEGIN, END, llama_config
 
@@ -158,18 +158,3 @@ def test_a_continuation_of_nothing_is_refused(llama: Path) -> None:
     bare.backend_tokenizer.post_processor = processors.Sequence([])
     with pytest.raises(DataError, match="request x: no token comes before"):
         PromptTokenizer(bare, 64, 320).continuations([ScoreRequest("x", "", "Willow")])
-
-
-def test_batches_are_drawn_when_asked_for() -> None:
-    drawn = []
-
-    def numbers() -> Any:
-        for number in range(5):
-            drawn.append(number)
-            yield number
-
-    batches = batched(numbers(), 2)
-    assert not drawn
-    assert next(batches) == [0, 1]
-    assert drawn == [0, 1]
-    assert list(batches) == [[2, 3], [4]]
