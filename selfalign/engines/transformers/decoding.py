@@ -55,8 +55,9 @@ class Sampler:
         self._step = 0
         # numpy's PCG64 takes the whole seed; torch's CPU generator uses its lower 32 bits only.
         sources = [np.random.Generator(np.random.PCG64(row.request.seed)) for row in rows]
-        uniform = [source.random(max(row.max_new_tokens for row in rows)) for source in sources]
-        self._uniform = torch.from_numpy(np.stack(uniform)).to(device)  # (rows, tokens)
+        longest = max(row.max_new_tokens for row in rows)
+        uniform = np.stack([source.random(longest) for source in sources])  # (rows, tokens)
+        self._uniform = torch.from_numpy(uniform).to(device)
         self._temperature = torch.tensor([[s.temperature] for s in sampling], device=device)
         top_p = [[s.top_p if s.top_p < 1 else EVERYTHING] for s in sampling]
         self._top_p = torch.tensor(top_p, device=device)

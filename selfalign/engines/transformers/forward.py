@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -29,9 +30,8 @@ ROOM = 64  # tokens that a cache grows by, so that it is not copied at every ste
 # Attention weights held at a time; more rows are split. On a CPU they should stay in its cache.
 MAX_WEIGHTS_CPU = 2**20
 MAX_WEIGHTS_GPU = 2**26
-# Of the largest logit, by precision; lower ones round more, and may route experts otherwise.
-PROBE_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
-LOW_PRECISION_TOLERANCE = 0.15
+PROBE_TOLERANCE = 1e-4  # of the largest logit
+LOW_PRECISION_TOLERANCE = 0.15  # 16 bits round more, and may route experts otherwise
 
 KeysValues = tuple[Tensor, Tensor]  # each (1 or rows, key-value heads, tokens, head size)
 
@@ -112,7 +112,8 @@ class RowsLayer(DynamicLayer):  # type: ignore[misc]
         start = self.get_seq_length()
         end = start + key_states.shape[2]
         if end > self._room[0].shape[2]:
-            self._room = [_with_room(room[:, :, :start], end + ROOM) for room in self._room]
+            longer = (0, 0, 0, end + ROOM - start)
+            self._room = [functional.pad(room[:, :, :start], longer) for room in self._room]
         for room, states in zip(self._room, (key_states, value_states), strict=True):
             room[:, :, start:end] = states
         self.keys, self.values = (room[:, :, :end] for room in self._room)
@@ -123,13 +124,6 @@ class RowsLayer(DynamicLayer):  # type: ignore[misc]
         used = self.get_seq_length()
         self._room = [room[indices] for room in self._room]
         self.keys, self.values = (room[:, :, :used] for room in self._room)
-
-
-def _with_room(states: Tensor, length: int) -> Tensor:
-    rows, heads, used, size = states.shape
-    roomy = states.new_empty(rows, heads, length, size)
-    roomy[:, :, :used] = states
-    return roomy
 
 
 @dataclass(slots=True)
@@ -287,9 +281,10 @@ class Forward:
             raise
         except (TypeError, ValueError, IndexError, RuntimeError):
             return False
-        tolerance = PROBE_TOLERANCE.get(alone.dtype, LOW_PRECISION_TOLERANCE)
-        largest = float(alone.abs().max())
-        return bool(torch.allclose(alone, logits, rtol=0, atol=tolerance * largest))
+        precise = torch.finfo(alone.dtype).bits >= 32
+        tolerance = PROBE_TOLERANCE if precise else LOW_PRECISION_TOLERANCE
+        atol = tolerance * float(alone.abs().max())
+        return bool(torch.allclose(alone, logits, rtol=0, atol=atol))
 
     def _tensor(self, values: list[Any]) -> Tensor:
         return torch.tensor(values, device=self.model.device)
