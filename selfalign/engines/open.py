@@ -60,7 +60,7 @@ def open_engine(config: EngineConfig, model: Path | str, *, revision: str | None
         from selfalign.engines.vllm import VllmEngine
 
         return VllmEngine(config, directory)
-    from selfalign.engines.transformers import TransformersEngine
+    from selfalign.engines.transformers.engine import TransformersEngine
 
     return TransformersEngine(config, directory)
 

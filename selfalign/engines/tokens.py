@@ -42,7 +42,7 @@ class PromptTokenizer:
 
     def __init__(self, tokenizer: Any, max_length: int, vocabulary: int) -> None:
         self.tokenizer = tokenizer
-        self.max_length = max_length
+        self._max_length = max_length
         self._head = self._tokens_before_text()
         never = set(tokenizer.all_special_ids) - set(self._head)
         beyond = {i: text for text, i in tokenizer.get_vocab().items() if i >= vocabulary}
@@ -99,10 +99,10 @@ class PromptTokenizer:
                     f"request {request.id}: no token comes before the continuation",
                     remedy="score a continuation of a prompt that has at least one token",
                 )
-            if len(whole) >= self.max_length:
+            if len(whole) >= self._max_length:
                 raise DataError(
                     f"request {request.id}: prompt and continuation of {len(whole)} tokens and "
-                    f"one new token exceed the limit of {self.max_length}",
+                    f"one new token exceed the limit of {self._max_length}",
                     remedy="shorten the text, or raise engine.max_length if the model takes more",
                 )
             scored.append(Scored(whole, start))

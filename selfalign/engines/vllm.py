@@ -64,14 +64,15 @@ class VllmEngine:
                 usage_context=UsageContext.LLM_CLASS,  # by it vLLM chooses its batch sizes
             )
             model = self._engine.model_config
+            self.max_length: int = model.max_model_len
             self._tokenizer = PromptTokenizer(
-                self._engine.get_tokenizer(), model.max_model_len, model.get_vocab_size()
+                self._engine.get_tokenizer(), self.max_length, model.get_vocab_size()
             )
         scheduler = self._engine.vllm_config.scheduler_config
         self._in_flight = IN_FLIGHT * scheduler.max_num_seqs
         self._streaming = False
         self._names = count()  # vLLM's names of requests, never used twice
-        self._info = EngineInfo(
+        self.info = EngineInfo(
             name="vllm",
             version=vllm.__version__,
             device=str(current_platform.get_device_name() or current_platform.device_type),
@@ -81,14 +82,6 @@ class VllmEngine:
                 "max_num_seqs": str(scheduler.max_num_seqs),
             },
         )
-
-    @property
-    def info(self) -> EngineInfo:
-        return self._info
-
-    @property
-    def max_length(self) -> int:
-        return self._tokenizer.max_length
 
     def count_tokens(self, text: str) -> int:
         return len(self._tokenizer.encode([text])[0])

@@ -14,7 +14,6 @@ from typing import Any, Self
 
 import torch
 import transformers
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from selfalign.config import EngineConfig
@@ -57,13 +56,13 @@ class TransformersEngine:
             if "device_map" not in options:
                 model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             tokenizer = _load_tokenizer(directory)
-            limit = _max_length(config, model, tokenizer, directory)
+            self.max_length = _max_length(config, model, tokenizer, directory)
             rows = model.get_input_embeddings().num_embeddings
-            self._tokenizer = PromptTokenizer(tokenizer, limit, rows)
+            self._tokenizer = PromptTokenizer(tokenizer, self.max_length, rows)
             self._end_tokens = _end_tokens(model, tokenizer)
             self._forward = Forward(model, share_prefixes=share_prefixes)
         kind = model.device.type
-        self._info = EngineInfo(
+        self.info = EngineInfo(
             name="transformers",
             version=transformers.__version__,
             device=torch.cuda.get_device_name(model.device) if kind == "cuda" else kind,
@@ -74,14 +73,6 @@ class TransformersEngine:
                 "share_prefixes": str(self._forward.shares_prefixes).lower(),
             },
         )
-
-    @property
-    def info(self) -> EngineInfo:
-        return self._info
-
-    @property
-    def max_length(self) -> int:
-        return self._tokenizer.max_length
 
     def count_tokens(self, text: str) -> int:
         return len(self._tokenizer.encode([text])[0])
@@ -125,22 +116,16 @@ class TransformersEngine:
 
     def _log_likelihoods(self, scored: Sequence[Scored]) -> list[float]:
         """Sums over each row's continuation, in float32 before and float64 after the softmax."""
-        wanted = [len(row.tokens) - row.start for row in scored]
-        keep = max(1, *wanted)
+        keep = max(1, *(len(row.tokens) - row.start for row in scored))
         # The last token is only predicted; a row of one token has an empty continuation.
         inputs = [row.tokens[: max(1, len(row.tokens) - 1)] for row in scored]
-        _, logits = self._forward.start(inputs, keep)
-        return [
-            _sum_of_log_probabilities(row_logits[keep - count :], row.tokens[row.start :])
-            for row, row_logits, count in zip(scored, logits, wanted, strict=True)
-        ]
-
-
-def _sum_of_log_probabilities(logits: Tensor, tokens: Sequence[int]) -> float:
-    """Logits (tokens, vocabulary), each predicting the token of its place."""
-    log_probabilities = logits.float().log_softmax(-1)
-    target = torch.tensor(tokens, dtype=torch.long, device=logits.device)
-    return float(log_probabilities.gather(-1, target[:, None]).double().sum())
+        _, logits = self._forward.start(inputs, keep)  # (rows, keep, vocabulary)
+        sums = []
+        for row, predictions in zip(scored, logits, strict=True):
+            target = torch.tensor(row.tokens[row.start :], dtype=torch.long, device=logits.device)
+            likelihoods = predictions[keep - len(target) :].float().log_softmax(-1)
+            sums.append(float(likelihoods.gather(-1, target[:, None]).double().sum()))
+        return sums
 
 
 def _load_model(directory: Path, dtype: str, options: dict[str, Any]) -> PreTrainedModel:
