@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,28 @@ def test_weights_that_lack_a_tensor_are_refused(copy: Path) -> None:
     assert isinstance(found, DataError)
     assert "lack 1" in str(found)
     assert "layers.1.mlp.up_proj" in str(found)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"hidden_size": 32}, {"num_attention_heads": 0}, {"rope_parameters": {"rope_type": "none"}}],
+)
+def test_a_configuration_that_does_not_fit_the_weights_is_refused(
+    copy: Path, changes: dict[str, Any]
+) -> None:
+    change_config(copy, **changes)
+    found = error(copy)
+    assert isinstance(found, DataError)
+    assert f"{copy}: cannot be loaded as a causal language model" in str(found)
+
+
+def test_a_model_that_cannot_be_run_is_refused(make_model: Callable[..., Path]) -> None:
+    from transformers import GPT2Config
+
+    short = GPT2Config(vocab_size=320, n_embd=64, n_layer=1, n_head=2, n_positions=8)
+    found = error(make_model(short))
+    assert isinstance(found, DataError)
+    assert "the model cannot be run: IndexError" in str(found)
 
 
 def test_weights_that_are_no_numbers_are_refused(copy: Path) -> None:

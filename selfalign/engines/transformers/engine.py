@@ -234,3 +234,8 @@ def _translated(doing: str) -> Iterator[None]:
                 "memory",
             ) from e
         raise EngineError(f"{doing}: {e}") from e
+    except (IndexError, KeyError, TypeError, ValueError) as e:
+        raise DataError(
+            f"{doing}: the model cannot be run: {type(e).__name__}: {e}",
+            remedy="check that config.json, weights and tokenizer belong together",
+        ) from e
