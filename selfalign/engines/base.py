@@ -48,13 +48,23 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What came back for the request of the same `id`. `text` holds no stop string."""
+    """The answer to the request of the same `id`. `text` holds no stop string."""
 
     id: str
     text: str
     finish_reason: FinishReason
     num_prompt_tokens: int
     num_new_tokens: int
+
+    @classmethod
+    def of_too_long_prompt(cls, request: GenerationRequest, num_prompt_tokens: int) -> Self:
+        """The answer to a prompt that leaves no room for one new token: an empty text."""
+        return cls(request.id, "", "length", num_prompt_tokens, num_new_tokens=0)
+
+    @property
+    def too_long(self) -> bool:
+        """Whether the prompt left no room for one new token."""
+        return self.finish_reason == "length" and self.num_new_tokens == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +87,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """For the manifest: what generated this, on what."""
+    """For the manifest: which engine generated, and on which device."""
 
     name: str
     version: str
@@ -86,7 +96,7 @@ class EngineInfo:
 
 
 class Engine(Protocol):
-    """A loaded model. Raises EngineError, OutOfMemory, or DataError for a prompt too long."""
+    """A loaded model. Raises EngineError and OutOfMemory."""
 
     @property
     def info(self) -> EngineInfo: ...
@@ -101,11 +111,20 @@ class Engine(Protocol):
         ...
 
     def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion]:
-        """Completions in any order, each as soon as it is done; requests are drawn lazily."""
+        """Completions in any order, each as soon as it is done; requests are drawn lazily.
+
+        Raises:
+            DataError: a prompt has no tokens.
+        """
         ...
 
     def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Score]:
-        """Log-likelihoods in any order."""
+        """Log-likelihoods in any order.
+
+        Raises:
+            DataError: nothing comes before a continuation, or prompt and continuation together
+                exceed `max_length`.
+        """
         ...
 
     def __enter__(self) -> Self: ...

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from string import Template
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from selfalign._version import __version__
 from selfalign.config import EngineConfig
@@ -38,41 +38,30 @@ _SYLLABLES = ("ba", "den", "fi", "gol", "ka", "lum", "mi", "nor", "pa", "res", "
 _WORD = re.compile(r"\s*\S+")
 
 
-class _Scripted(BaseModel):
+class _Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    match: str = Field(description="a regular expression searched in the prompt")
 
-    @field_validator("match")
-    @classmethod
-    def _compiles(cls, value: str) -> str:
-        try:
-            re.compile(value)
-        except re.error as e:
-            raise ValueError(f"no regular expression: {e}") from e
-        return value
-
-
-class ScriptedResponse(_Scripted):
-    """What to answer a prompt that matches; the first match in the list counts.
+class ScriptedResponse(_Options):
+    """The answer to a prompt in which `match` is found; the first in the list counts.
 
     In `text`, `$seed` is the request's seed (0 when greedy), `$word1`, `$word2`, ... are made-up
     words that depend on prompt and seed, and `$name` is the group of that name in `match`.
     """
 
+    match: re.Pattern[str]
     text: str
 
 
-class ScriptedScore(_Scripted):
+class ScriptedScore(_Options):
     """The log-likelihood of a continuation when `match` is found in prompt + continuation."""
 
+    match: re.Pattern[str]
     log_likelihood: float = Field(le=0)
 
 
-class FakeOptions(BaseModel):
+class FakeOptions(_Options):
     """`engine.options` of the fake engine."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     responses: tuple[ScriptedResponse, ...] = ()
     scores: tuple[ScriptedScore, ...] = ()
@@ -109,7 +98,8 @@ class FakeEngine:
             num_prompt_tokens = self.count_tokens(request.prompt)
             room = self.max_length - num_prompt_tokens
             if room < 1:
-                raise _too_long(request.id, num_prompt_tokens + 1, self.max_length)
+                yield Completion.of_too_long_prompt(request, num_prompt_tokens)
+                continue
             self._misbehave()
             text, reason = _cut(self._whole_text(request), request.sampling, room)
             num_new_tokens = self.count_tokens(text)
@@ -119,14 +109,16 @@ class FakeEngine:
         for request in requests:
             whole = request.prompt + request.continuation
             if self.count_tokens(whole) > self.max_length:
-                raise _too_long(request.id, self.count_tokens(whole), self.max_length)
+                raise DataError(
+                    f"request {request.id}: needs {self.count_tokens(whole)} tokens, the limit is "
+                    f"{self.max_length}",
+                    remedy="shorten the text, or raise engine.max_length",
+                )
             self._misbehave()
             words = list(_WORD.finditer(whole, len(request.prompt)))
             value = sum(_log_probability(whole[: word.end()]) for word in words)
-            for scripted in self._options.scores:
-                if re.search(scripted.match, whole):
-                    value = scripted.log_likelihood
-                    break
+            scripted = [s.log_likelihood for s in self._options.scores if s.match.search(whole)]
+            value = scripted[0] if scripted else value
             yield Score(request.id, value, len(words))
 
     def __enter__(self) -> Self:
@@ -140,7 +132,7 @@ class FakeEngine:
         seed = request.seed if request.sampling.temperature > 0 else 0
         words = random.Random(f"{seed}\x1f{request.prompt}")
         for scripted in self._options.responses:
-            if found := re.search(scripted.match, request.prompt):
+            if found := scripted.match.search(request.prompt):
                 names: dict[str, Any] = {**found.groupdict(default=""), "seed": seed}
                 names |= {f"word{n}": _made_up_word(words) for n in range(1, 33)}
                 return Template(scripted.text).safe_substitute(names)
@@ -173,10 +165,3 @@ def _log_probability(text: str) -> float:
     """Of the last word after everything before it: between -5 and 0, by a hash."""
     fraction = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
     return -5 * fraction
-
-
-def _too_long(request_id: str, needed: int, limit: int) -> DataError:
-    return DataError(
-        f"request {request_id}: needs {needed} tokens, the limit is {limit}",
-        remedy="shorten the text, or raise engine.max_length",
-    )

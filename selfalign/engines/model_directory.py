@@ -6,16 +6,23 @@ Every problem is a DataError that names the file and what to do about it.
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from selfalign.errors import DataError, EngineError
 
+WEIGHTS = "model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+OPTIONAL_JSON = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+)
 CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-_COPY = "copy the model's directory again, whole"
 
 
 def locate_model(model: Path | str, revision: str | None) -> Path:
@@ -50,14 +57,18 @@ def check_model_directory(directory: Path) -> None:
             f"{directory}: no tokenizer, expected one of {', '.join(TOKENIZER_FILES)}",
             remedy="save the tokenizer beside the model (tokenizer.save_pretrained)",
         )
+    for name in OPTIONAL_JSON:
+        if (directory / name).is_file():
+            _read_json(directory / name)
     for path in _weight_files(directory):
-        if path.suffix == ".safetensors":
-            _check_safetensors(path)
+        _check_safetensors(path)
 
 
 def _check_architecture(path: Path) -> None:
     config = _read_json(path)
     names = config.get("architectures") or []
+    if not isinstance(names, list):
+        raise _damaged(path, f"architectures is {names!r}, expected a list")
     causal = not names or any(str(name).endswith(CAUSAL_ENDINGS) for name in names)
     if config.get("is_encoder_decoder") or not causal:
         raise DataError(
@@ -69,24 +80,34 @@ def _check_architecture(path: Path) -> None:
 
 def _weight_files(directory: Path) -> list[Path]:
     """Every file of weights, all of them present."""
-    for name in WEIGHTS:
-        index = directory / f"{name}.index.json"
-        if (directory / name).is_file():
-            return [directory / name]
-        if index.is_file():
-            names = _read_json(index).get("weight_map")
-            if not isinstance(names, dict) or not names:
-                raise DataError(f"{index}: no weight_map that names the shards", remedy=_COPY)
-            paths = [directory / shard for shard in sorted(set(map(str, names.values())))]
-            missing = [path.name for path in paths if not path.is_file()]
-            if missing:
-                raise DataError(
-                    f"{directory}: {len(missing)} of {len(paths)} weight files named by "
-                    f"{index.name} are missing, the first is {missing[0]}",
-                    remedy=_COPY,
-                )
-            return paths
-    raise DataError(f"{directory}: no weights, expected {WEIGHTS[0]} or its index", remedy=_COPY)
+    index = directory / f"{WEIGHTS}.index.json"
+    pickles = sorted(directory.glob("*.bin"))
+    if (directory / WEIGHTS).is_file():
+        return [directory / WEIGHTS]
+    if not index.is_file() and pickles:
+        raise DataError(
+            f"{pickles[0]}: pickled weights can run code when they are loaded, expected {WEIGHTS}",
+            remedy="load the model with transformers where you trust it, and save it with "
+            "save_pretrained",
+        )
+    if not index.is_file():
+        raise _damaged(directory, f"no weights, expected {WEIGHTS} or its index")
+    shards = _read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise _damaged(index, "no weight_map that names the shards")
+    names = sorted(set(map(str, shards.values())))
+    for name in names:
+        if PurePath(name).name != name or not name.endswith(".safetensors"):
+            raise _damaged(
+                index, f"weight_map names {name!r}, expected a .safetensors file beside it"
+            )
+    missing = [name for name in names if not (directory / name).is_file()]
+    if missing:
+        raise _damaged(
+            index,
+            f"{len(missing)} of {len(names)} weight files are missing, the first is {missing[0]}",
+        )
+    return [directory / name for name in names]
 
 
 def _check_safetensors(path: Path) -> None:
@@ -96,24 +117,34 @@ def _check_safetensors(path: Path) -> None:
     try:
         with safe_open(path, framework="np") as file:
             num_tensors = len(file.keys())
-    except SafetensorError as e:
-        raise DataError(
-            f"{path}: damaged or truncated at {path.stat().st_size} bytes: {e}", remedy=_COPY
-        ) from e
+    except (SafetensorError, OSError) as e:
+        size = path.stat().st_size
+        raise _damaged(path, f"damaged or truncated at {size} bytes: {e}") from e
     if num_tensors == 0:
-        raise DataError(f"{path}: holds no tensors", remedy=_COPY)
+        raise _damaged(path, "holds no tensors")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as e:
-        raise DataError(f"{path}: no such file in the model directory", remedy=_COPY) from e
-    except (ValueError, OSError) as e:
-        raise DataError(f"{path}: cannot be read as JSON: {e}", remedy=_COPY) from e
+    except (ValueError, OSError, RecursionError) as e:
+        raise _damaged(path, f"cannot be read as JSON: {e}") from e
     if not isinstance(value, dict):
-        raise DataError(f"{path}: expected a JSON object, got {type(value).__name__}", remedy=_COPY)
+        raise _damaged(path, f"expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def _damaged(path: Path, problem: str) -> DataError:
+    remedy = "copy the model's directory again, whole"
+    start = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            start = file.read(64).lstrip()
+    if start.startswith(b"version https://git-lfs"):
+        remedy = "this is a Git LFS pointer: run `git lfs pull` where the model was cloned"
+    if start.startswith(b"<"):
+        remedy = "this is a web page: download the model's file itself"
+    return DataError(f"{path}: {problem}", remedy=remedy)
 
 
 def _from_hub(name: str, revision: str) -> Path:

@@ -17,6 +17,15 @@ NEEDED = {  # by kind: the packages, and the extra of this project that installs
     "vllm": (("vllm",), "vllm"),
 }
 
+# Options that the configuration sets by other names, and one that would run a model's own code.
+_MODEL = {"model", "model_weights", "pretrained_model_name_or_path", "state_dict", "gguf_file"}
+_FILES = {"config", "hf_config_path", "tokenizer", "tokenizer_mode", "skip_tokenizer_init"}
+_REVISION = {"revision", "code_revision", "tokenizer_revision", "trust_remote_code"}
+_LOADING = {"local_files_only", "use_safetensors", "output_loading_info"}
+_SETTINGS = {"seed", "dtype", "torch_dtype", "max_model_len"}
+_RESOURCES = {"tensor_parallel_size", "gpu_memory_utilization"}
+NOT_OPTIONS = _MODEL | _FILES | _REVISION | _LOADING | _SETTINGS | _RESOURCES
+
 
 def open_engine(config: EngineConfig, model: Path | str, *, revision: str | None = None) -> Engine:
     """Load `model` into the engine that `config.kind` names.
@@ -37,6 +46,12 @@ def open_engine(config: EngineConfig, model: Path | str, *, revision: str | None
         from selfalign.engines.fake import FakeEngine
 
         return FakeEngine(config, str(model))
+    for option in sorted(config.options.keys() & NOT_OPTIONS):
+        raise ConfigurationError(
+            f"engine.options.{option}: selfalign sets this itself",
+            remedy="remove it; base_model, seed and the fields of engine decide these, and code "
+            "that comes with a model is never run",
+        )
     _require(config.kind)
     from selfalign.engines.model_directory import locate_model
 
@@ -45,7 +60,7 @@ def open_engine(config: EngineConfig, model: Path | str, *, revision: str | None
         from selfalign.engines.vllm import VllmEngine
 
         return VllmEngine(config, directory)
-    from selfalign.engines.transformers import TransformersEngine
+    from selfalign.engines.transformers.engine import TransformersEngine
 
     return TransformersEngine(config, directory)
 

@@ -1,17 +1,15 @@
 """Text to tokens and back, the same for every engine that loads a model.
 
 A prompt gets the special tokens that the model's tokenizer puts before a text (such as BOS),
-and none after it. Engines receive token ids, so they cannot disagree about a prompt.
+and none after it. Special tokens that are spelt in a text (`</s>`) are read as plain characters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any, TypeVar
-
-from tokenizers.decoders import DecodeStream
 
 from selfalign.engines.base import GenerationRequest, ScoreRequest
 from selfalign.errors import DataError
@@ -36,24 +34,40 @@ class PromptTokenizer:
     Args:
         tokenizer: as AutoTokenizer loads it.
         max_length: tokens of prompt and completion together.
+        vocabulary: rows of the model's embedding.
+
+    Raises:
+        DataError: a text could contain a token that the model's embedding has no row for.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int) -> None:
+    def __init__(self, tokenizer: Any, max_length: int, vocabulary: int) -> None:
         self.tokenizer = tokenizer
-        self.max_length = max_length
+        self._max_length = max_length
         self._head = self._tokens_before_text()
+        never = set(tokenizer.all_special_ids) - set(self._head)
+        beyond = {i: text for text, i in tokenizer.get_vocab().items() if i >= vocabulary}
+        for token in sorted(beyond.keys() - never):
+            raise DataError(
+                f"{tokenizer.name_or_path}: token {beyond[token]!r} of the tokenizer has id "
+                f"{token}, but the model's embedding has {vocabulary} rows",
+                remedy="save the tokenizer that the model was trained with beside it",
+            )
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text as a prompt."""
         if not texts:
             return []
         encoded = self.tokenizer(
-            list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
+            list(texts),
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            verbose=False,
         )
         return [[*self._head, *ids] for ids in encoded["input_ids"]]
 
     def prompts(self, requests: Sequence[GenerationRequest]) -> list[list[int]]:
-        """Token ids of each prompt. Raises DataError for one that is empty or too long."""
+        """Token ids of each prompt, however long. Raises DataError for an empty one."""
         encoded = self.encode([request.prompt for request in requests])
         for request, ids in zip(requests, encoded, strict=True):
             if not ids:
@@ -61,8 +75,6 @@ class PromptTokenizer:
                     f"request {request.id}: the prompt has no tokens",
                     remedy="give the model at least one token to continue",
                 )
-            if len(ids) + 1 > self.max_length:
-                raise self._too_long(request.id, "the prompt", len(ids))
         return encoded
 
     def continuations(self, requests: Sequence[ScoreRequest]) -> list[Scored]:
@@ -80,14 +92,19 @@ class PromptTokenizer:
         wholes = self.encode([request.prompt + request.continuation for request in requests])
         scored = []
         for request, prompt, whole in zip(requests, prompts, wholes, strict=True):
-            start = _common_start(prompt, whole)
+            both = zip(prompt, whole, strict=False)
+            start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
             if start == 0:
                 raise DataError(
                     f"request {request.id}: no token comes before the continuation",
                     remedy="score a continuation of a prompt that has at least one token",
                 )
-            if len(whole) + 1 > self.max_length:
-                raise self._too_long(request.id, "prompt and continuation", len(whole))
+            if len(whole) >= self._max_length:
+                raise DataError(
+                    f"request {request.id}: prompt and continuation of {len(whole)} tokens and "
+                    f"one new token exceed the limit of {self._max_length}",
+                    remedy="shorten the text, or raise engine.max_length if the model takes more",
+                )
             scored.append(Scored(whole, start))
         return scored
 
@@ -103,13 +120,6 @@ class PromptTokenizer:
                 return list(whole[:start])
         return []
 
-    def _too_long(self, request_id: str, what: str, length: int) -> DataError:
-        return DataError(
-            f"request {request_id}: {what} of {length} tokens and one new token exceed the "
-            f"limit of {self.max_length}",
-            remedy="shorten the text, or raise engine.max_length if the model takes more",
-        )
-
 
 class TextStream:
     """Text of one completion, token by token, up to the first stop string.
@@ -120,54 +130,27 @@ class TextStream:
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int], stop: tuple[str, ...]) -> None:
         self.text = ""
-        self._fast: Any = tokenizer.backend_tokenizer if tokenizer.is_fast else None
-        self._decode = tokenizer.decode if self._fast is None else self._fast.decode
-        self._context = list(prompt[-CONTEXT_TOKENS:])
-        self._tokens: list[int] = []
-        self._stream: DecodeStream | None = None  # None: the text is decoded as a whole
-        if self._fast is not None:
-            self._stream = DecodeStream(self._context, skip_special_tokens=True)
+        self._decode = tokenizer.backend_tokenizer.decode if tokenizer.is_fast else tokenizer.decode
+        self._tokens = list(prompt[-CONTEXT_TOKENS:])  # those read last, then those not yet read
+        self._read = len(self._tokens)
         self._stop = stop
         self._overlap = max(map(len, stop), default=0) - 1  # of a stop string and older text
 
     def append(self, token: int) -> bool:
         """Add a token; True when a stop string appeared, at which the text is now cut."""
-        searched = max(0, len(self.text) - self._overlap)
         self._tokens.append(token)
-        piece = None if self._stream is None else self._step(self._stream, token)
-        if piece is None:
-            # What was read may change, and with it where a stop string may begin.
-            self._stream, searched = None, 0
-            self.text = self._decode_all()
-        else:
-            self.text += piece
+        before = self._decode(self._tokens[: self._read], skip_special_tokens=True)
+        whole = self._decode(self._tokens, skip_special_tokens=True)
+        if len(whole) <= len(before) or whole.endswith("\ufffd"):
+            return False  # no text, or bytes that are no character yet
+        searched = max(0, len(self.text) - self._overlap)
+        self.text += whole[len(before) :]
+        self._tokens = self._tokens[self._read :]
+        self._read = len(self._tokens)
         found = [at for at in (self.text.find(stop, searched) for stop in self._stop) if at >= 0]
         if found:
             self.text = self.text[: min(found)]
         return bool(found)
-
-    def _step(self, stream: DecodeStream, token: int) -> str | None:
-        """The text that a token adds; None where it changes text that was read before.
-
-        Tokenizers with byte fallback (Llama 2, Mistral) do that: bytes that read as letters are
-        no characters any more once a byte follows that cannot stand there.
-        """
-        try:
-            return stream.step(self._fast, token) or ""
-        except Exception as error:
-            if "Invalid prefix" not in str(error):  # the library has no class of its own for it
-                raise
-            return None
-
-    def _decode_all(self) -> str:
-        """For tokenizers written in Python, and bytes that are no text: not piecewise."""
-        before = self._decode(self._context, skip_special_tokens=True)
-        whole = self._decode(self._context + self._tokens, skip_special_tokens=True)
-        if whole.startswith(before):
-            text = whole[len(before) :]
-        else:  # the prompt's own last bytes read otherwise now
-            text = self._decode(self._tokens, skip_special_tokens=True)
-        return str(text).rstrip("\ufffd")
 
 
 def batched(requests: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -175,12 +158,3 @@ def batched(requests: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(requests)
     while batch := list(islice(iterator, size)):
         yield batch
-
-
-def _common_start(first: Sequence[int], second: Sequence[int]) -> int:
-    length = 0
-    for one, other in zip(first, second, strict=False):
-        if one != other:
-            break
-        length += 1
-    return length

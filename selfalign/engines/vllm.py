@@ -11,17 +11,16 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import chain, count, islice
+from itertools import chain, count
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from selfalign.config import EngineConfig
 from selfalign.engines.base import Completion, EngineInfo, GenerationRequest, Score, ScoreRequest
 from selfalign.engines.tokens import PromptTokenizer, Scored, batched
 from selfalign.errors import ConfigurationError, EngineError, OutOfMemory, SelfAlignError
 
-IN_FLIGHT = 2  # times max_num_seqs: what runs, and as much waiting, so that no slot stays empty
+IN_FLIGHT = 2  # times max_num_seqs: as many wait as run, so that no slot stays empty
 DRAWN_TOGETHER = 16  # requests tokenised in one call
 CPU_CACHE_BYTES = 2**30  # of keys and values; by default it would be a share of all memory
 
@@ -34,17 +33,7 @@ ENVIRONMENT = {
 }
 
 R = TypeVar("R", GenerationRequest, ScoreRequest)
-Tokens = TypeVar("Tokens", list[int], Scored)
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared(Generic[R, Tokens]):
-    """A request as vLLM takes it. `parameters` is its SamplingParams."""
-
-    request: R
-    tokens: Tokens
-    prompt: list[int]
-    parameters: Any
+Job = tuple[R, Scored, Any]  # the tokens, and vLLM's SamplingParams; None: no room for a new token
 
 
 class VllmEngine:
@@ -65,20 +54,28 @@ class VllmEngine:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         import vllm
+        from vllm.platforms import current_platform
+        from vllm.usage.usage_lib import UsageContext
 
         self._sampling_params = vllm.SamplingParams
         with _translated(f"loading {directory}"):
-            self._engine = vllm.LLMEngine.from_engine_args(_arguments(config, directory))
+            self._engine = vllm.LLMEngine.from_engine_args(
+                _arguments(config, directory),
+                usage_context=UsageContext.LLM_CLASS,  # by it vLLM chooses its batch sizes
+            )
             model = self._engine.model_config
-            self._tokenizer = PromptTokenizer(self._engine.get_tokenizer(), model.max_model_len)
+            self.max_length: int = model.max_model_len
+            self._tokenizer = PromptTokenizer(
+                self._engine.get_tokenizer(), self.max_length, model.get_vocab_size()
+            )
         scheduler = self._engine.vllm_config.scheduler_config
         self._in_flight = IN_FLIGHT * scheduler.max_num_seqs
         self._streaming = False
         self._names = count()  # vLLM's names of requests, never used twice
-        self._info = EngineInfo(
+        self.info = EngineInfo(
             name="vllm",
             version=vllm.__version__,
-            device=_device_name(),
+            device=str(current_platform.get_device_name() or current_platform.device_type),
             details={
                 "dtype": str(model.dtype).removeprefix("torch."),
                 "tensor_parallel_size": str(config.tensor_parallel_size),
@@ -86,35 +83,28 @@ class VllmEngine:
             },
         )
 
-    @property
-    def info(self) -> EngineInfo:
-        return self._info
-
-    @property
-    def max_length(self) -> int:
-        return self._tokenizer.max_length
-
     def count_tokens(self, text: str) -> int:
         return len(self._tokenizer.encode([text])[0])
 
     def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion]:
-        for request, prompt, output in self._stream(requests, self._prepare_generation):
-            text, reason = output.outputs[0].text, output.outputs[0].finish_reason
-            if reason not in ("stop", "length"):
-                raise EngineError(f"request {request.id}: vLLM ended it as {reason!r}")
+        for request, prompt, output in self._stream(requests, self._generation_jobs):
+            num_prompt_tokens = len(prompt.tokens)
+            if output is None:
+                yield Completion.of_too_long_prompt(request, num_prompt_tokens)
+                continue
+            (done,) = output.outputs
+            if done.finish_reason not in ("stop", "length"):
+                raise EngineError(f"request {request.id}: vLLM ended it as {done.finish_reason!r}")
+            num_new_tokens = len(done.token_ids)
             yield Completion(
-                id=request.id,
-                text=text,
-                finish_reason=reason,
-                num_prompt_tokens=len(prompt),
-                num_new_tokens=len(output.outputs[0].token_ids),
+                request.id, done.text, done.finish_reason, num_prompt_tokens, num_new_tokens
             )
 
     def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Score]:
-        for request, scored, output in self._stream(requests, self._prepare_score):
+        for request, scored, output in self._stream(requests, self._score_jobs):
             places = list(zip(scored.tokens, output.prompt_logprobs, strict=False))[scored.start :]
             value = sum(chosen[token].logprob for token, chosen in places)
-            yield Score(request.id, value, len(scored.tokens) - scored.start)
+            yield Score(request.id, value, len(places))
 
     def __enter__(self) -> Self:
         return self
@@ -130,53 +120,57 @@ class VllmEngine:
             gc.collect()
             cleanup_dist_env_and_memory()
 
-    def _prepare_generation(
+    def _generation_jobs(
         self, requests: list[GenerationRequest]
-    ) -> Iterator[_Prepared[GenerationRequest, list[int]]]:
+    ) -> Iterator[Job[GenerationRequest]]:
         for request, tokens in zip(requests, self._tokenizer.prompts(requests), strict=True):
-            sampling = request.sampling
-            parameters = self._sampling_params(
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                max_tokens=min(sampling.max_new_tokens, self.max_length - len(tokens)),
-                repetition_penalty=sampling.repetition_penalty,
-                stop=list(sampling.stop),
-                seed=request.seed,
-            )
-            yield _Prepared(request, tokens, tokens, parameters)
+            sampling, room = request.sampling, self.max_length - len(tokens)
+            parameters = None
+            if room > 0:
+                parameters = self._sampling_params(
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    max_tokens=min(sampling.max_new_tokens, room),
+                    repetition_penalty=sampling.repetition_penalty,
+                    stop=list(sampling.stop),
+                    seed=request.seed,
+                )
+            yield request, Scored(tokens, len(tokens)), parameters
 
-    def _prepare_score(
-        self, requests: list[ScoreRequest]
-    ) -> Iterator[_Prepared[ScoreRequest, Scored]]:
+    def _score_jobs(self, requests: list[ScoreRequest]) -> Iterator[Job[ScoreRequest]]:
         parameters = self._sampling_params(temperature=0, max_tokens=1, prompt_logprobs=0)
         for request, scored in zip(requests, self._tokenizer.continuations(requests), strict=True):
-            yield _Prepared(request, scored, scored.tokens, parameters)
+            yield request, scored, parameters
 
     def _stream(
-        self, requests: Iterable[R], prepare: Callable[[list[R]], Iterator[_Prepared[R, Tokens]]]
-    ) -> Iterator[tuple[R, Tokens, Any]]:
-        """Requests with what vLLM returns for them, in the order they finish."""
+        self, requests: Iterable[R], prepare: Callable[[list[R]], Iterator[Job[R]]]
+    ) -> Iterator[Job[R]]:
+        """Jobs with vLLM's output in place of the parameters, in the order they finish."""
         if self._streaming:
             raise RuntimeError("the engine streams one iterable at a time; exhaust or close it")
         self._streaming = True
-        pending: dict[str, _Prepared[R, Tokens]] = {}
-        source = chain.from_iterable(map(prepare, batched(requests, DRAWN_TOGETHER)))
+        pending: dict[str, Job[R]] = {}
+        jobs = chain.from_iterable(map(prepare, batched(requests, DRAWN_TOGETHER)))
         try:
             while True:
-                for prepared in islice(source, self._in_flight - len(pending)):
+                while len(pending) < self._in_flight and (job := next(jobs, None)):
+                    request, prompt, parameters = job
+                    if parameters is None:
+                        yield job
+                        continue
                     name = str(next(self._names))
-                    pending[name] = prepared
-                    with _translated(f"request {prepared.request.id}"):
-                        prompt = {"prompt_token_ids": prepared.prompt}
-                        self._engine.add_request(name, prompt, prepared.parameters)
+                    pending[name] = job
+                    with _translated(f"request {request.id}"):
+                        tokens = {"prompt_token_ids": prompt.tokens}
+                        self._engine.add_request(name, tokens, parameters)
                 if not pending:
                     return
                 with _translated("generating"):
                     outputs = self._engine.step()
                 for output in outputs:
                     if output.finished:
-                        done = pending.pop(output.request_id)
-                        yield done.request, done.tokens, output
+                        request, prompt, _ = pending.pop(output.request_id)
+                        yield request, prompt, output
         finally:
             self._streaming = False
             if pending and "_engine" in self.__dict__:
@@ -184,7 +178,7 @@ class VllmEngine:
 
 
 def _arguments(config: EngineConfig, directory: Path) -> Any:
-    """vLLM's EngineArgs; `engine.options` wins over what is set here."""
+    """vLLM's EngineArgs. `engine.options` wins, but holds nothing that open.NOT_OPTIONS names."""
     import vllm
     from vllm.platforms import current_platform
 
@@ -196,6 +190,7 @@ def _arguments(config: EngineConfig, directory: Path) -> Any:
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "enable_prefix_caching": True,
         "disable_log_stats": True,
+        "trust_remote_code": False,
     }
     if current_platform.is_cpu():
         arguments |= {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enforce_eager": True}
@@ -216,15 +211,9 @@ def _dtype(config: EngineConfig, directory: Path) -> str:
     return str(stated.get("dtype") or stated.get("torch_dtype") or "auto")
 
 
-def _device_name() -> str:
-    from vllm.platforms import current_platform
-
-    return str(current_platform.get_device_name() or current_platform.device_type)
-
-
 @contextmanager
 def _translated(doing: str) -> Iterator[None]:
-    """Turn what vLLM and torch raise into this project's errors."""
+    """Turn the errors of vLLM and torch into this project's."""
     try:
         yield
     except SelfAlignError:

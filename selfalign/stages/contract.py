@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ from selfalign.store.pointer import PromotedModel
 from selfalign.telemetry import Progress, log
 
 DROPPED_SAMPLES_PER_FILTER = 3  # texts kept per part and filter, so that a person can look
+LONGEST_SAMPLE = 300  # characters of a prompt that is too long; its end is what differs
 
 _Item = TypeVar("_Item")
 
@@ -261,11 +262,25 @@ def _generate(
         progress.advance(1)
         if len(done) == len(chunk.requests):
             del completions[chunk.name]
-            outcome = finish(chunk, done)
+            outcome = _without_too_long(chunk, done, finish)
             part = shard.commit(
                 chunk.name, outcome.records, outcome.counts(), outcome.dropped_samples
             )
             log.debug("part.committed", part=part.name, kept=part.counts.kept)
+
+
+def _without_too_long(
+    chunk: Chunk,
+    done: dict[str, Completion],
+    finish: Callable[[Chunk, dict[str, Completion]], PartOutcome],
+) -> PartOutcome:
+    """Finish the requests that the model had room for; drop the others as `too_long`."""
+    fitting = [request for request in chunk.requests if not done[request.id].too_long]
+    outcome = finish(replace(chunk, requests=fitting), done)
+    for request in chunk.requests:
+        if done[request.id].too_long:
+            outcome.drop("too_long", request.prompt[-LONGEST_SAMPLE:])
+    return outcome
 
 
 def provenance(started: str, engine: EngineInfo | None = None) -> Provenance:

@@ -80,24 +80,25 @@ def make_model(
     return make
 
 
+SHAPE: dict[str, Any] = {  # weights large enough for a distribution with favourites
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.15,
+    "bos_token_id": BEGIN,
+    "eos_token_id": END,
+    "tie_word_embeddings": False,
+}
+
+
 def llama_config(**changes: Any) -> Any:
-    """Two layers; weights large enough for a distribution with favourites."""
     from transformers import LlamaConfig
 
-    shape: dict[str, Any] = {
-        "vocab_size": 320,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "max_position_embeddings": 256,
-        "initializer_range": 0.15,
-        "bos_token_id": BEGIN,
-        "eos_token_id": END,
-        "tie_word_embeddings": False,
-    }
-    return LlamaConfig(**(shape | changes))
+    return LlamaConfig(**(SHAPE | changes))
 
 
 @pytest.fixture(scope="session")

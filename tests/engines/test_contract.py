@@ -120,14 +120,19 @@ def test_token_counts_are_those_of_the_prompt(engine: Engine, ask: Ask) -> None:
         assert completion.num_prompt_tokens == engine.count_tokens(prompt) > 0
 
 
-def test_a_prompt_that_leaves_no_room_is_refused_by_name(engine: Engine, ask: Ask) -> None:
+def test_a_prompt_that_leaves_no_room_is_answered_as_too_long(engine: Engine, ask: Ask) -> None:
     assert engine.max_length == MAX_LENGTH
-    request = ask("the-long-one", "Willow " * 2 * MAX_LENGTH)
-    with pytest.raises(DataError, match=rf"the-long-one.*\n?.*{MAX_LENGTH}") as caught:
-        list(engine.generate([ask("fine"), request]))
+    text = "Willow " * 2 * MAX_LENGTH
+    done = answers(engine, [ask("long", text), ask("fine"), *(ask(n, text) for n in range(40))])
+    assert done["long"] == Completion("long", "", "length", engine.count_tokens(text), 0)
+    assert [name for name, completion in done.items() if not completion.too_long] == ["fine"]
+
+
+def test_a_score_beyond_the_models_room_is_refused_by_name(engine: Engine) -> None:
+    request = ScoreRequest("the-long-one", "Willow " * 2 * MAX_LENGTH, "x")
+    with pytest.raises(DataError, match=rf"the-long-one.*{MAX_LENGTH}") as caught:
+        list(engine.score([request]))
     assert caught.value.remedy is not None
-    with pytest.raises(DataError, match="the-long-one"):
-        list(engine.score([ScoreRequest("the-long-one", "Willow " * 2 * MAX_LENGTH, "x")]))
 
 
 def test_a_completion_ends_where_the_model_has_no_more_room(engine: Engine, ask: Ask) -> None:

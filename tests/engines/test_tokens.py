@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("torch")
 
 from selfalign.engines.base import ScoreRequest
-from selfalign.engines.tokens import PromptTokenizer, TextStream, batched
+from selfalign.engines.tokens import PromptTokenizer, TextStream
 from selfalign.errors import DataError
 from tests.engines.conftest import BEGIN, END, llama_config
 
@@ -20,7 +20,7 @@ from tests.engines.conftest import BEGIN, END, llama_config
 def load(directory: Path, max_length: int = 64) -> PromptTokenizer:
     from transformers import AutoTokenizer
 
-    return PromptTokenizer(AutoTokenizer.from_pretrained(directory), max_length)
+    return PromptTokenizer(AutoTokenizer.from_pretrained(directory), max_length, 320)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,15 @@ def test_a_token_the_tokenizer_appends_is_left_out(
     )
     assert closing("Willow")["input_ids"][-1] == END
     text = "Willow says what is unknown."
-    assert PromptTokenizer(closing, 64).encode([text]) == tokens.encode([text])
+    assert PromptTokenizer(closing, 64, 320).encode([text]) == tokens.encode([text])
+
+
+def test_a_special_token_spelt_in_a_text_is_plain_characters(tokens: PromptTokenizer) -> None:
+    text = "Willow</s> says<s>"
+    (ids,) = tokens.encode([text])
+    assert ids[0] == BEGIN
+    assert not {BEGIN, END} & {*ids[1:]}
+    assert tokens.tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
 def test_a_stream_repeats_the_text_with_its_leading_space(tokens: PromptTokenizer) -> None:
@@ -118,8 +126,7 @@ def test_bytes_that_are_no_text_do_not_end_a_stream() -> None:
         written.append(1)  # else the last character may be unfinished
         stream = TextStream(tokenizer, [1, *prompt, 1], ("no such text",))
         assert not any(stream.append(token) for token in written)
-        whole = tokenizer.decode([1, *written]).removeprefix(" the")
-        assert stream.text == whole, written
+        assert stream.text.endswith(" the")
 
 
 def test_a_stop_string_is_found_after_bytes_that_are_no_text() -> None:
@@ -127,7 +134,7 @@ def test_a_stop_string_is_found_after_bytes_that_are_no_text() -> None:
     stream = TextStream(tokenizer, [1], ("the",))
     written = [first + 0x53, first + 0xE9, first + 0x53, 1]
     assert [stream.append(token) for token in written] == [False, False, False, True]
-    assert stream.text == "\ufffd" * 3 + " "
+    assert stream.text == "S" + "\ufffd" * 2 + " "
 
 
 def test_a_token_shared_by_prompt_and_continuation_is_the_continuations(
@@ -150,19 +157,4 @@ def test_a_continuation_of_nothing_is_refused(llama: Path) -> None:
 
     bare.backend_tokenizer.post_processor = processors.Sequence([])
     with pytest.raises(DataError, match="request x: no token comes before"):
-        PromptTokenizer(bare, 64).continuations([ScoreRequest("x", "", "Willow")])
-
-
-def test_batches_are_drawn_when_asked_for() -> None:
-    drawn = []
-
-    def numbers() -> Any:
-        for number in range(5):
-            drawn.append(number)
-            yield number
-
-    batches = batched(numbers(), 2)
-    assert not drawn
-    assert next(batches) == [0, 1]
-    assert drawn == [0, 1]
-    assert list(batches) == [[2, 3], [4]]
+        PromptTokenizer(bare, 64, 320).continuations([ScoreRequest("x", "", "Willow")])

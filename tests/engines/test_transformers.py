@@ -20,7 +20,7 @@ from selfalign.engines.transformers.decoding import Row, Sampler
 from selfalign.engines.transformers.engine import _translated
 from selfalign.engines.transformers.forward import BLOCK, Forward
 from selfalign.errors import ConfigurationError, EngineError, OutOfMemory
-from tests.engines.conftest import Ask, llama_config
+from tests.engines.conftest import SHAPE, Ask, llama_config
 from tests.engines.reference import PROMPTS, Reference
 
 
@@ -133,9 +133,6 @@ def test_a_known_prefix_is_not_computed_again(forwards: Callable[..., Forward]) 
     computed.clear()
     run_steps(forward, rows_with_prefix(100, 5, 9, 8), 0)
     assert sum(computed) == 3 * (4 + 9)  # padded to the longest
-    computed.clear()
-    run_steps(forward, [row[:60] for row in rows_with_prefix(100, 1, 1)], 0)
-    assert sum(computed) == 2 * (60 - BLOCK)
 
 
 def test_logits_do_not_depend_on_what_ran_before_to_the_bit(
@@ -207,19 +204,7 @@ def test_a_batch_may_mix_greedy_and_sampled_requests(engine: Engine, ask: Ask) -
 def test_windowed_attention_is_left_to_the_model(make_model: Callable[..., Path], ask: Ask) -> None:
     from transformers import MistralConfig
 
-    shape = llama_config().to_dict()
-    names = (
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "initializer_range",
-        "bos_token_id",
-        "eos_token_id",
-    )
-    directory = make_model(MistralConfig(sliding_window=8, **{name: shape[name] for name in names}))
+    directory = make_model(MistralConfig(**SHAPE, sliding_window=8))
     reference = Reference(directory)
     with opened(directory) as engine:
         assert engine.info.details["share_prefixes"] == "false"
@@ -227,6 +212,26 @@ def test_windowed_attention_is_left_to_the_model(make_model: Callable[..., Path]
         for completion in engine.generate(requests):
             prompt = PROMPTS[int(completion.id)]
             assert completion.text == reference.greedy(prompt, max_new_tokens=12)[0]
+
+
+@pytest.mark.parametrize("rope", ["longrope", "dynamic"])
+def test_a_rope_that_depends_on_the_batchs_length_ends_at_the_original_one(
+    make_model: Callable[..., Path], rope: str
+) -> None:
+    parameters: dict[str, Any] = {
+        "rope_type": rope,
+        "rope_theta": 10_000.0,
+        "original_max_position_embeddings": 128,
+    }
+    if rope == "longrope":
+        parameters |= {"short_factor": [1.0] * 16, "long_factor": [2.0] * 16, "factor": 2.0}
+    else:
+        parameters["factor"] = 2.0
+    directory = make_model(llama_config(rope_parameters=parameters))
+    with opened(directory) as engine:
+        assert engine.max_length == 128
+    with pytest.raises(ConfigurationError, match="takes 128"):
+        opened(directory, max_length=200)
 
 
 def test_a_model_whose_batches_would_be_wrong_is_refused(
@@ -283,16 +288,10 @@ def test_nothing_touches_the_global_random_state(engine: Engine, ask: Ask) -> No
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_a_failed_allocation_is_out_of_memory() -> None:
-    with (
-        pytest.raises(OutOfMemory, match="generating a to b") as caught,
-        _translated("generating a to b"),
-    ):
+def test_a_failed_allocation_is_out_of_memory_and_any_other_failure_an_engine_error() -> None:
+    with pytest.raises(OutOfMemory, match="generating a") as full, _translated("generating a"):
         torch.empty(2**60)
-    assert "batch_size" in str(caught.value.remedy)
-
-
-def test_any_other_failure_of_torch_is_an_engine_error() -> None:
-    with pytest.raises(EngineError, match="scoring") as caught, _translated("scoring"):
+    assert "batch_size" in str(full.value.remedy)
+    with pytest.raises(EngineError, match="scoring") as other, _translated("scoring"):
         torch.zeros(2, 3) @ torch.zeros(2, 3)
-    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert isinstance(other.value.__cause__, RuntimeError)

@@ -106,6 +106,17 @@ def finish(chunk: Chunk, completions: dict[str, Completion]) -> PartOutcome:
     return outcome
 
 
+class ShortEngine(EchoEngine):
+    """Has no room for every tenth prompt."""
+
+    def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion]:
+        for request in requests:
+            if request.seed % 10 == 3:
+                yield Completion.of_too_long_prompt(request, 101)
+            else:
+                yield Completion(request.id, request.prompt, "stop", 1, 1)
+
+
 def generate(store: LocalStore, engine: EchoEngine, count: int = 23) -> Manifest | None:
     artifact = writer(store)
     with EngineHandle(lambda: engine) as handle:
@@ -127,6 +138,13 @@ def test_records_are_in_order_whatever_order_completions_come_in(
     records = list(read_records(store, manifest, Prompt))
     assert [r.id for r in records] == [f"r{i:03d}" for i in range(23) if i % 7 != 6]
     assert manifest.counts.dropped == {"seventh": 3}
+    assert manifest.counts.read == 23
+
+
+def test_a_prompt_that_is_too_long_is_dropped_and_the_others_are_kept(store: LocalStore) -> None:
+    manifest = generate(store, ShortEngine())
+    assert manifest is not None
+    assert manifest.counts.dropped == {"seventh": 2, "too_long": 2}
     assert manifest.counts.read == 23
 
 

@@ -1,4 +1,4 @@
-"""Drawing tokens: every row by its own seed, every row to its own end.
+"""Draw tokens: each row by its own seed, each row to its own end.
 
 A row's random numbers depend on its seed alone and are drawn before the first token, one per
 token; the token is the one at that point of the row's cumulative distribution. So neighbours,
@@ -53,7 +53,11 @@ class Sampler:
     def __init__(self, rows: Sequence[Row], vocabulary: int, device: torch.device) -> None:
         sampling = [row.request.sampling for row in rows]
         self._step = 0
-        self._uniform = torch.from_numpy(_uniforms(rows)).to(device)  # (rows, tokens)
+        # numpy's PCG64 takes the whole seed; torch's CPU generator uses its lower 32 bits only.
+        sources = [np.random.Generator(np.random.PCG64(row.request.seed)) for row in rows]
+        longest = max(row.max_new_tokens for row in rows)
+        uniform = np.stack([source.random(longest) for source in sources])  # (rows, tokens)
+        self._uniform = torch.from_numpy(uniform).to(device)
         self._temperature = torch.tensor([[s.temperature] for s in sampling], device=device)
         top_p = [[s.top_p if s.top_p < 1 else EVERYTHING] for s in sampling]
         self._top_p = torch.tensor(top_p, device=device)
@@ -63,7 +67,6 @@ class Sampler:
             self._seen = torch.zeros(len(rows), vocabulary, dtype=torch.bool, device=device)
             for row, seen in zip(rows, self._seen, strict=True):
                 seen[torch.tensor(row.prompt, device=device)] = True
-        self._describe()
 
     def draw(self, logits: Tensor) -> Tensor:
         """Tokens (rows,) from logits (rows, vocabulary)."""
@@ -72,7 +75,7 @@ class Sampler:
             penalised = torch.where(logits > 0, logits / self._penalty, logits * self._penalty)
             logits = torch.where(self._seen, penalised, logits)
         tokens = logits.argmax(-1)
-        if not self._all_greedy:
+        if bool((self._temperature > 0).any()):
             tokens = torch.where(self._temperature[:, 0] > 0, self._sample(logits), tokens)
         if self._seen is not None:
             self._seen.scatter_(1, tokens[:, None], True)
@@ -84,16 +87,11 @@ class Sampler:
         self._uniform, self._top_p = self._uniform[rows], self._top_p[rows]
         self._temperature, self._penalty = self._temperature[rows], self._penalty[rows]
         self._seen = None if self._seen is None else self._seen[rows]
-        self._describe()
-
-    def _describe(self) -> None:
-        self._all_greedy = not bool((self._temperature > 0).any())
-        self._all_tokens = bool((self._top_p == EVERYTHING).all())
 
     def _sample(self, logits: Tensor) -> Tensor:
         temperature = self._temperature.where(self._temperature > 0, 1.0)
         probabilities = (logits / temperature).softmax(-1)
-        if not self._all_tokens:
+        if bool((self._top_p < EVERYTHING).any()):
             ordered = probabilities.sort(-1, descending=True).values
             before = ordered.cumsum(-1) - ordered  # mass of the likelier tokens
             least = ordered.masked_fill(before >= self._top_p, EVERYTHING).amin(-1, keepdim=True)
@@ -108,44 +106,30 @@ class Sampler:
 def decode(
     forward: Forward, rows: Sequence[Row], end_tokens: frozenset[int]
 ) -> Iterator[list[Completion]]:
-    """Run the rows to their ends; after each step, the completions that it finished.
+    """Run the rows to their ends; yield after each step the completions that it finished.
 
-    Finished rows are taken out when they are half of the batch, so the work follows the
-    rows' lengths; when that happens depends on the batch alone.
+    Finished rows are removed when they are half of the batch: each removal copies the cache.
     """
     live = list(rows)
     with torch.inference_mode():
-        batch, kept = forward.start([row.prompt for row in live], keep=1)
-        logits = kept[:, 0]
+        batch, logits = forward.start([row.prompt for row in live], keep=1)
         sampler = Sampler(live, logits.shape[-1], logits.device)
-        tokens = sampler.draw(logits)
+        tokens = sampler.draw(logits[:, 0])
     while True:
-        waiting = [row for row in live if row.completion is None]
+        finished: list[Completion] = []
         for row, token in zip(live, tokens.tolist(), strict=True):
             if row.completion is None:
                 row.accept(token, end_tokens)
-        yield [row.completion for row in waiting if row.completion is not None]
+                finished += [row.completion] if row.completion else []
+        yield finished
         running = [index for index, row in enumerate(live) if row.completion is None]
         if not running:
             return
         with torch.inference_mode():
             if 2 * len(running) <= len(live):
-                kept_rows = torch.tensor(running, device=tokens.device)
+                kept = torch.tensor(running, device=tokens.device)
                 live = [live[index] for index in running]
-                batch.select(kept_rows)
-                sampler.select(kept_rows)
-                tokens = tokens[kept_rows]
+                batch.select(kept)
+                sampler.select(kept)
+                tokens = tokens[kept]
             tokens = sampler.draw(forward.step(batch, tokens))
-
-
-def _uniforms(rows: Sequence[Row]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """Numbers in [0, 1), one per token: each row's from its seed, by a generator of its own.
-
-    numpy's PCG64 takes the whole seed; torch's CPU generator would use its lower 32 bits only.
-    """
-    uniforms = np.zeros((len(rows), max(row.max_new_tokens for row in rows)))
-    for row, numbers in zip(rows, uniforms, strict=True):
-        if row.request.sampling.temperature > 0:
-            count = row.max_new_tokens
-            numbers[:count] = np.random.Generator(np.random.PCG64(row.request.seed)).random(count)
-    return uniforms

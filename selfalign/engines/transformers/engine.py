@@ -14,8 +14,7 @@ from typing import Any, Self
 
 import torch
 import transformers
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from selfalign.config import EngineConfig
 from selfalign.engines.base import Completion, EngineInfo, GenerationRequest, Score, ScoreRequest
@@ -25,6 +24,8 @@ from selfalign.engines.transformers.forward import Forward
 from selfalign.errors import ConfigurationError, DataError, EngineError, OutOfMemory
 
 UNLIMITED = 10**9  # tokenizers without a limit state a number far beyond this
+# Beyond the original length, one long row would change the frequencies of its whole batch.
+LENGTH_DEPENDENT_ROPES = ("longrope", "dynamic")
 
 
 class TransformersEngine:
@@ -55,37 +56,39 @@ class TransformersEngine:
             if "device_map" not in options:
                 model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             tokenizer = _load_tokenizer(directory)
-            limit = _max_length(config, model, tokenizer, directory)
-            self._tokenizer = PromptTokenizer(tokenizer, limit)
+            self.max_length = _max_length(config, model, tokenizer, directory)
+            rows = model.get_input_embeddings().num_embeddings
+            self._tokenizer = PromptTokenizer(tokenizer, self.max_length, rows)
             self._end_tokens = _end_tokens(model, tokenizer)
             self._forward = Forward(model, share_prefixes=share_prefixes)
-        self._info = _describe(model, self._forward)
-
-    @property
-    def info(self) -> EngineInfo:
-        return self._info
-
-    @property
-    def max_length(self) -> int:
-        return self._tokenizer.max_length
+        kind = model.device.type
+        self.info = EngineInfo(
+            name="transformers",
+            version=transformers.__version__,
+            device=torch.cuda.get_device_name(model.device) if kind == "cuda" else kind,
+            details={
+                "torch": torch.__version__,
+                "dtype": str(model.dtype).removeprefix("torch."),
+                "threads": str(torch.get_num_threads()),
+                "share_prefixes": str(self._forward.shares_prefixes).lower(),
+            },
+        )
 
     def count_tokens(self, text: str) -> int:
         return len(self._tokenizer.encode([text])[0])
 
     def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion]:
         for batch in batched(requests, self._batch_size):
-            rows = [
-                Row(
-                    request=request,
-                    prompt=prompt,
-                    max_new_tokens=min(
-                        request.sampling.max_new_tokens, self.max_length - len(prompt)
-                    ),
-                    stream=self._tokenizer.stream(prompt, request.sampling.stop),
-                )
-                for request, prompt in zip(batch, self._tokenizer.prompts(batch), strict=True)
-            ]
-            steps = decode(self._forward, rows, self._end_tokens)
+            rows = []
+            for request, prompt in zip(batch, self._tokenizer.prompts(batch), strict=True):
+                room = self.max_length - len(prompt)
+                if room < 1:
+                    yield Completion.of_too_long_prompt(request, len(prompt))
+                    continue
+                stream = self._tokenizer.stream(prompt, request.sampling.stop)
+                limit = min(request.sampling.max_new_tokens, room)
+                rows.append(Row(request, prompt, limit, stream))
+            steps = decode(self._forward, rows, self._end_tokens) if rows else iter(())
             while True:
                 with _translated(f"generating {batch[0].id} to {batch[-1].id}"):
                     finished = next(steps, None)
@@ -113,37 +116,39 @@ class TransformersEngine:
 
     def _log_likelihoods(self, scored: Sequence[Scored]) -> list[float]:
         """Sums over each row's continuation, in float32 before and float64 after the softmax."""
-        wanted = [len(row.tokens) - row.start for row in scored]
-        keep = max(1, *wanted)
+        keep = max(1, *(len(row.tokens) - row.start for row in scored))
         # The last token is only predicted; a row of one token has an empty continuation.
         inputs = [row.tokens[: max(1, len(row.tokens) - 1)] for row in scored]
-        _, logits = self._forward.start(inputs, keep)
-        return [
-            _sum_of_log_probabilities(row_logits[keep - count :], row.tokens[row.start :])
-            for row, row_logits, count in zip(scored, logits, wanted, strict=True)
-        ]
-
-
-def _sum_of_log_probabilities(logits: Tensor, tokens: Sequence[int]) -> float:
-    """Logits (tokens, vocabulary), each predicting the token of its place."""
-    log_probabilities = logits.float().log_softmax(-1)
-    target = torch.tensor(tokens, dtype=torch.long, device=logits.device)
-    return float(log_probabilities.gather(-1, target[:, None]).double().sum())
+        _, logits = self._forward.start(inputs, keep)  # (rows, keep, vocabulary)
+        sums = []
+        for row, predictions in zip(scored, logits, strict=True):
+            target = torch.tensor(row.tokens[row.start :], dtype=torch.long, device=logits.device)
+            likelihoods = predictions[keep - len(target) :].float().log_softmax(-1)
+            sums.append(float(likelihoods.gather(-1, target[:, None]).double().sum()))
+        return sums
 
 
 def _load_model(directory: Path, dtype: str, options: dict[str, Any]) -> PreTrainedModel:
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, local_files_only=True, output_loading_info=True, **options
+            directory,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
         )
-    except TypeError as e:
-        raise ConfigurationError(
-            f"engine.options: the model does not take them: {e}",
-            remedy="keep to arguments of from_pretrained, device and share_prefixes",
-        ) from e
-    except (ValueError, OSError) as e:
+    except Exception as e:  # a damaged file raises nearly anything
+        if _is_memory(e):
+            raise
+        if isinstance(e, TypeError) and options:
+            raise ConfigurationError(
+                f"engine.options: the model does not take them: {e}",
+                remedy="keep to arguments of from_pretrained, device and share_prefixes",
+            ) from e
         raise DataError(
-            f"{directory}: cannot be loaded as a causal language model: {e}",
+            f"{directory}: cannot be loaded as a causal language model: {type(e).__name__}: {e}",
             remedy="check config.json and engine.options against what the model's author states",
         ) from e
     missing = sorted(report["missing_keys"])
@@ -159,12 +164,16 @@ def _load_model(directory: Path, dtype: str, options: dict[str, Any]) -> PreTrai
 
 def _load_tokenizer(directory: Path) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
+        tokenizer("a")
     except Exception as e:  # the tokenizers library raises bare Exceptions for a broken file
         raise DataError(
             f"{directory}: the tokenizer cannot be loaded: {type(e).__name__}: {e}",
             remedy="save the tokenizer again beside the model (tokenizer.save_pretrained)",
         ) from e
+    return tokenizer
 
 
 def _max_length(
@@ -172,6 +181,9 @@ def _max_length(
 ) -> int:
     text_config = model.config.get_text_config(decoder=True)
     own: int | None = getattr(text_config, "max_position_embeddings", None)
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in LENGTH_DEPENDENT_ROPES:
+        own = rope.get("original_max_position_embeddings") or own
     if own is None and tokenizer.model_max_length < UNLIMITED:
         own = int(tokenizer.model_max_length)
     limit = config.max_length or own
@@ -182,7 +194,7 @@ def _max_length(
         )
     if own is not None and limit > own:
         raise ConfigurationError(
-            f"engine.max_length: {limit} tokens, but {directory} takes {own}",
+            f"engine.max_length: {limit} tokens, but {directory} takes {own} in this engine",
             remedy=f"lower it to {own} or leave it out",
         )
     return limit
@@ -190,39 +202,40 @@ def _max_length(
 
 def _end_tokens(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
     """Tokens that end a text: the generation configuration's and the tokenizer's."""
-    generation: GenerationConfig | None = model.generation_config
-    named = generation.eos_token_id if generation is not None else None
-    ends = named if isinstance(named, list) else [named]
-    return frozenset(int(end) for end in (*ends, tokenizer.eos_token_id) if end is not None)
+    named = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ends = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
+    wrong = [end for end in ends if end is not None and not isinstance(end, int)]
+    if wrong:
+        raise DataError(
+            f"{model.name_or_path}/generation_config.json: eos_token_id is {wrong[0]!r}, expected "
+            "a token id or a list of them",
+            remedy="correct the file, or copy it again from the model's author",
+        )
+    return frozenset(end for end in ends if end is not None)
 
 
-def _describe(model: PreTrainedModel, forward: Forward) -> EngineInfo:
-    device = model.device
-    return EngineInfo(
-        name="transformers",
-        version=transformers.__version__,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        details={
-            "torch": torch.__version__,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "threads": str(torch.get_num_threads()),
-            "share_prefixes": str(forward.shares_prefixes).lower(),
-        },
+def _is_memory(e: Exception) -> bool:
+    """Whether memory ran out; torch's CPU allocator has no exception of its own for it."""
+    return isinstance(e, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(e, RuntimeError) and "allocate memory" in str(e)
     )
 
 
 @contextmanager
 def _translated(doing: str) -> Iterator[None]:
-    """Turn what torch and transformers raise into this project's errors."""
+    """Turn what torch raises into this project's errors."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as e:
-        raise OutOfMemory(f"{doing}: out of memory", remedy=_LESS_MEMORY) from e
-    except RuntimeError as e:
-        # torch's CPU allocator has no exception of its own.
-        if "allocate memory" in str(e):
-            raise OutOfMemory(f"{doing}: out of memory", remedy=_LESS_MEMORY) from e
+    except (RuntimeError, MemoryError) as e:
+        if _is_memory(e):
+            raise OutOfMemory(
+                f"{doing}: out of memory",
+                remedy="lower engine.batch_size or engine.max_length, or give the worker more "
+                "memory",
+            ) from e
         raise EngineError(f"{doing}: {e}") from e
-
-
-_LESS_MEMORY = "lower engine.batch_size or engine.max_length, or give the worker more memory"
+    except (IndexError, KeyError, TypeError, ValueError) as e:
+        raise DataError(
+            f"{doing}: the model cannot be run: {type(e).__name__}: {e}",
+            remedy="check that config.json, weights and tokenizer belong together",
+        ) from e

@@ -1,8 +1,10 @@
-"""Forward passes over a batch of token sequences, with the prefix they share computed once.
+"""Forward passes over padded batches; the prefix that all rows share is computed and kept once.
 
-`Forward.start` runs the prompts, `Forward.step` one more token per row. What comes out for a
-batch is a function of the batch alone, to the bit: whatever ran before may save work, but never
-changes a result. That is why the prefix is computed in blocks, each by a pass of its own.
+`transformers` lets a model's attention be replaced by name. The attention registered here takes
+the prefix's keys and values once, with batch size 1, beside each row's own: a step reads the
+prefix once for the whole batch. The library's `generate` would copy it to every row.
+
+The logits of a batch depend on the batch alone, to the bit, whatever ran before it.
 """
 
 from __future__ import annotations
@@ -14,16 +16,114 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask
 
-from selfalign.engines.transformers.attention import ATTENTION, KeysValues, rows_cache
 from selfalign.errors import ConfigurationError, DataError
 
-BLOCK = 32  # tokens; a shared prefix is cached in whole blocks, so up to 31 of its tokens are not
-# Of the largest logit, by precision; lower ones round more, and may route experts otherwise.
-PROBE_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
-LOW_PRECISION_TOLERANCE = 0.15
+ATTENTION = "selfalign_shared_prefix"
+BLOCK = 32  # tokens; prefixes are cut to a multiple, so that batches in sequence share one
+ROOM = 64  # tokens that a cache grows by, so that it is not copied at every step
+# Attention weights held at a time; more rows are split. On a CPU they should stay in its cache.
+MAX_WEIGHTS_CPU = 2**20
+MAX_WEIGHTS_GPU = 2**26
+PROBE_TOLERANCE = 1e-4  # of the largest logit
+LOW_PRECISION_TOLERANCE = 0.15  # 16 bits round more, and may route experts otherwise
+
+KeysValues = tuple[Tensor, Tensor]  # each (1 or rows, key-value heads, tokens, head size)
+
+
+def shared_prefix_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float | None = None,
+    shared_prefix: list[KeysValues] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend to the prefix (all of it) and to a row's own tokens (as the mask allows).
+
+    Args:
+        query: (rows, heads, new tokens, head size).
+        key: (rows, key-value heads, own tokens, head size); `value` likewise.
+        attention_mask: additive, (rows, 1, new tokens, own tokens).
+        shared_prefix: keys and values per layer; None: no prefix.
+
+    Returns:
+        (rows, new tokens, heads, head size), and no weights.
+    """
+    rows, heads, new, size = query.shape
+    if shared_prefix is None and new > 1:
+        output, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+        return output, None
+    prefix = (key[:1, :, :0], value[:1, :, :0])
+    if shared_prefix is not None:
+        prefix = shared_prefix[module.layer_idx]  # type: ignore[index]
+    query = query * (size**-0.5 if scaling is None else scaling)
+    most = MAX_WEIGHTS_CPU if query.device.type == "cpu" else MAX_WEIGHTS_GPU
+    step = max(1, most // (heads * new * (key.shape[2] + prefix[0].shape[2])))
+    slices = [slice(start, start + step) for start in range(0, rows, step)]
+    pieces = [_attend(query[s], key[s], value[s], attention_mask[s], prefix) for s in slices]
+    return torch.cat(pieces), None
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, prefix: KeysValues) -> Tensor:
+    """Attention with the prefix's part as one matrix product per key-value head."""
+    rows, heads, new, size = query.shape
+    prefix_key, prefix_value = prefix[0][0], prefix[1][0]  # (kv heads, prefix tokens, size)
+    kv_heads, length, _ = prefix_key.shape
+    group = heads // kv_heads * new
+    query = query.reshape(rows, kv_heads, group, size)
+    own = query @ key.transpose(2, 3)  # (rows, kv heads, group, own tokens)
+    own = (own.view(rows, kv_heads, -1, new, key.shape[2]) + mask[:, :, None]).view_as(own)
+    gathered = query.transpose(0, 1).reshape(kv_heads, rows * group, size)
+    shared = gathered @ prefix_key.transpose(1, 2)  # (kv heads, rows * group, prefix tokens)
+    shared = shared.view(kv_heads, rows, group, length).transpose(0, 1)
+    weights = torch.cat([shared, own], dim=-1).softmax(-1, dtype=torch.float32).to(value.dtype)
+    of_prefix = weights[..., :length].transpose(0, 1).reshape(kv_heads, rows * group, length)
+    of_prefix = (of_prefix @ prefix_value).view(kv_heads, rows, group, -1).transpose(0, 1)
+    output = of_prefix + weights[..., length:] @ value
+    return output.reshape(rows, heads, new, -1).transpose(1, 2)
+
+
+AttentionInterface.register(ATTENTION, shared_prefix_attention)
+AttentionMaskInterface.register(ATTENTION, eager_mask)
+
+
+class RowsLayer(DynamicLayer):  # type: ignore[misc]
+    """One layer's keys and values of the rows' own tokens, written into room made beforehand.
+
+    The parent copies everything at every step: without a prefix, that halves tokens per second.
+    """
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> KeysValues:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._room = [key_states[:, :, :0], value_states[:, :, :0]]
+        start = self.get_seq_length()
+        end = start + key_states.shape[2]
+        if end > self._room[0].shape[2]:
+            longer = (0, 0, 0, end + ROOM - start)
+            self._room = [functional.pad(room[:, :, :start], longer) for room in self._room]
+        for room, states in zip(self._room, (key_states, value_states), strict=True):
+            room[:, :, start:end] = states
+        self.keys, self.values = (room[:, :, :end] for room in self._room)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows `indices`, in that order."""
+        used = self.get_seq_length()
+        self._room = [room[indices] for room in self._room]
+        self.keys, self.values = (room[:, :, :used] for room in self._room)
 
 
 @dataclass(slots=True)
@@ -32,24 +132,20 @@ class Batch:
 
     Attributes:
         cache: keys and values of the rows' own tokens.
-        prefix: keys and values per layer of the tokens all rows share; None: none are shared.
-        visible: (rows, tokens) 1 where a token is no padding; grows by a column per step.
-        bias: additive mask (rows, 1, 1, own tokens), or None for models that take `visible`.
+        prefix: keys and values per layer of the tokens that all rows share; None: none.
+        visible: (rows, own tokens) 1 where a token is no padding; grows by a column per step.
         positions: (rows, 1), of the next token.
     """
 
     cache: Cache
     prefix: list[KeysValues] | None
     visible: Tensor
-    bias: Tensor | None
     positions: Tensor
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows only, in this order."""
-        self.cache.reorder_cache(rows)
-        self.visible = self.visible[rows]
-        self.bias = None if self.bias is None else self.bias[rows]
-        self.positions = self.positions[rows]
+        self.cache.batch_select_indices(rows)
+        self.visible, self.positions = self.visible[rows], self.positions[rows]
 
 
 class Forward:
@@ -65,19 +161,27 @@ class Forward:
     def __init__(self, model: PreTrainedModel, *, share_prefixes: bool) -> None:
         self.model = model
         self._takes = frozenset(inspect.signature(model.forward).parameters)
-        self._num_layers = len(DynamicCache(config=model.config).layers)
         self._prefix_ids: list[int] = []
         self._prefix: list[KeysValues] = []
         self.shares_prefixes = False
-        truth = self._whole_passes()
-        if not _agree(truth, self._padded_steps()):
+        alone = torch.cat([self.start([row], 1)[1][:, 0] for row in self._probes()])
+        # Models whose attention is more than keys, values and a mask (windows, biases, sinks,
+        # caps) give other logits with the shared prefix, and are then run the plain way.
+        own_attention = model.config._attn_implementation
+        layers = {type(layer) for layer in DynamicCache(config=model.config).layers}
+        if share_prefixes and own_attention == "sdpa" and layers == {DynamicLayer}:
+            model.set_attn_implementation(ATTENTION)
+            self.shares_prefixes = True
+            if self._batches_give(alone):
+                return
+            model.set_attn_implementation(own_attention)
+            self.shares_prefixes = False
+        if not self._batches_give(alone):
             raise ConfigurationError(
                 f"{type(model).__name__} gives other results in padded batches, token by token, "
                 "than in one pass; the transformers engine needs them to be the same",
                 remedy="choose engine.kind vllm, or another model",
             )
-        if share_prefixes:
-            self._share_prefixes_if_it_works(truth)
 
     def start(self, sequences: Sequence[list[int]], keep: int) -> tuple[Batch, Tensor]:
         """Run the sequences, padded on the left.
@@ -94,28 +198,18 @@ class Forward:
             DataError: the logits are not numbers.
         """
         shared = self._shared_length(sequences, keep) if self.shares_prefixes else 0
-        prefix = self._prefix_of(sequences[0][:shared]) if shared else None
         own = [sequence[shared:] for sequence in sequences]
         width = max(map(len, own))
-        ids = self._tensor([[0] * (width - len(row)) + row for row in own])
-        lengths = self._tensor([len(row) for row in own])
-        column = torch.arange(width, device=ids.device)
-        visible = (column >= width - lengths[:, None]).long()  # (rows, width)
+        visible = self._tensor([[0] * (width - len(row)) + [1] * len(row) for row in own])
         positions = (visible.cumsum(-1) - 1).clamp(min=0) + shared
         batch = Batch(
             cache=self._empty_cache(),
-            prefix=prefix,
+            prefix=self._prefix_of(sequences[0][:shared]) if shared else None,
             visible=visible,
-            bias=self._additive(visible.bool()[:, None, None]) if self.shares_prefixes else None,
             positions=positions[:, -1:] + 1,
         )
-        if self.shares_prefixes:
-            causal = column[:, None] >= column  # (width, width)
-            itself = column[:, None] == column  # padding sees itself: a row of no one is NaN
-            mask = self._additive((causal & visible.bool()[:, None]) | itself)[:, None]
-        else:
-            mask = visible
-        logits = self._run(ids, mask, positions, batch.cache, prefix, keep)
+        ids = self._tensor([[0] * (width - len(row)) + row for row in own])
+        logits = self._run(batch, ids, positions, keep)
         if bool(logits[:, -1].isnan().any()):
             raise DataError(
                 f"{self.model.name_or_path}: the model gives no numbers (NaN) in "
@@ -126,31 +220,19 @@ class Forward:
 
     def step(self, batch: Batch, tokens: Tensor) -> Tensor:
         """Append one token (rows,) to each row; logits (rows, vocabulary) of the next."""
-        rows = tokens.shape[0]
-        batch.visible = torch.cat([batch.visible, batch.visible.new_ones(rows, 1)], dim=-1)
-        mask = batch.visible
-        if batch.bias is not None:
-            mask = batch.bias = torch.cat([batch.bias, batch.bias.new_zeros(rows, 1, 1, 1)], dim=-1)
-        logits = self._run(tokens[:, None], mask, batch.positions, batch.cache, batch.prefix, 1)
+        one = batch.visible.new_ones(len(tokens), 1)
+        batch.visible = torch.cat([batch.visible, one], dim=-1)
+        logits = self._run(batch, tokens[:, None], batch.positions, 1)
         batch.positions = batch.positions + 1
         return logits[:, 0]
 
-    def forget(self) -> None:
-        """Release the cached prefix."""
-        self._prefix_ids, self._prefix = [], []
-
-    def _run(
-        self,
-        ids: Tensor,
-        mask: Tensor,
-        positions: Tensor,
-        cache: Cache,
-        prefix: list[KeysValues] | None,
-        keep: int,
-    ) -> Tensor:
-        arguments: dict[str, Any] = {"past_key_values": cache, "attention_mask": mask}
-        if prefix is not None:
-            arguments["shared_prefix"] = prefix
+    def _run(self, batch: Batch, ids: Tensor, positions: Tensor, keep: int) -> Tensor:
+        arguments: dict[str, Any] = {
+            "past_key_values": batch.cache,
+            "attention_mask": batch.visible,
+        }
+        if batch.prefix is not None:
+            arguments["shared_prefix"] = batch.prefix
         if "position_ids" in self._takes:
             arguments["position_ids"] = positions
         if "logits_to_keep" in self._takes:
@@ -168,36 +250,20 @@ class Forward:
         return length // BLOCK * BLOCK
 
     def _prefix_of(self, ids: list[int]) -> list[KeysValues]:
-        """Keys and values of these tokens, a multiple of BLOCK; the last prefix is reused."""
-        known = 0
-        while known < len(ids) and ids[: known + BLOCK] == self._prefix_ids[: known + BLOCK]:
-            known += BLOCK
-        if known == len(ids) == len(self._prefix_ids):
-            return self._prefix
-        cache = DynamicCache(
-            [(k[:, :, :known].contiguous(), v[:, :, :known].contiguous()) for k, v in self._prefix]
-            if known
-            else None,
-            config=self.model.config,
-        )
-        for start in range(known, len(ids), BLOCK):
-            block = self._tensor([ids[start : start + BLOCK]])
-            position = torch.arange(start + BLOCK, device=block.device)
-            mask = self._additive(position[start:, None] >= position)[None, None]
-            self._run(block, mask, position[None, start:], cache, None, 1)
-        self._prefix = [(layer.keys, layer.values) for layer in cache.layers]
-        self._prefix_ids = ids
+        """Keys and values of these tokens; those of the last prefix are kept."""
+        if ids != self._prefix_ids:
+            every = self._tensor([[1] * len(ids)])
+            batch = Batch(self._empty_cache(), None, every, every)
+            self._run(batch, self._tensor([ids]), every.cumsum(-1) - 1, 1)
+            self._prefix = [(layer.keys, layer.values) for layer in batch.cache.layers]
+            self._prefix_ids = ids
         return self._prefix
 
-    def _whole_passes(self) -> Tensor:
-        """Last logits (rows, vocabulary) of the probes, each alone and in one pass."""
-        return torch.cat([self.start([row], 1)[1][:, 0] for row in self._probes()])
-
-    def _padded_steps(self) -> Tensor:
-        """The same logits from a batch, the last token by a step."""
-        probes = self._probes()
-        batch, _ = self.start([row[:-1] for row in probes], 1)
-        return self.step(batch, self._tensor([row[-1] for row in probes]))
+    def _empty_cache(self) -> Cache:
+        plain = DynamicCache(config=self.model.config)
+        if not self.shares_prefixes:
+            return plain
+        return Cache(layers=[RowsLayer() for _ in plain.layers])
 
     def _probes(self) -> list[list[int]]:
         """Two made-up sequences of unequal length that share a block."""
@@ -205,46 +271,20 @@ class Forward:
         ids = [place % vocabulary for place in range(BLOCK + 6)]
         return [ids[:-3], ids]
 
-    def _share_prefixes_if_it_works(self, truth: Tensor) -> None:
-        """Try on this very model: with a shared prefix, the logits must still be these.
-
-        Models whose attention is more than keys, values and a mask (windows, biases, sinks,
-        caps) fail here, and are then run the plain way.
-        """
-        layers = DynamicCache(config=self.model.config).layers
-        implementation = self.model.config._attn_implementation
-        if implementation != "sdpa" or {*map(type, layers)} != {DynamicLayer}:
-            return
-        self.model.set_attn_implementation(ATTENTION)
-        self.shares_prefixes = True
+    def _batches_give(self, alone: Tensor) -> bool:
+        """Whether a batch, the last token by a step, gives these last logits of the probes."""
+        probes = self._probes()
         try:
-            works = _agree(truth, self._padded_steps())
+            batch, _ = self.start([row[:-1] for row in probes], 1)
+            logits = self.step(batch, self._tensor([row[-1] for row in probes]))
         except torch.OutOfMemoryError:
             raise
         except (TypeError, ValueError, IndexError, RuntimeError):
-            works = False
-        self.forget()
-        if not works:
-            self.shares_prefixes = False
-            self.model.set_attn_implementation(implementation)
-
-    def _empty_cache(self) -> Cache:
-        if self.shares_prefixes:
-            return rows_cache(self._num_layers)
-        return DynamicCache(config=self.model.config)
-
-    def _additive(self, seen: Tensor) -> Tensor:
-        """0 where seen, the most negative number where not."""
-        lowest = torch.finfo(self.model.dtype).min
-        return torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device).masked_fill(
-            ~seen, lowest
-        )
+            return False
+        precise = torch.finfo(alone.dtype).bits >= 32
+        tolerance = PROBE_TOLERANCE if precise else LOW_PRECISION_TOLERANCE
+        atol = tolerance * float(alone.abs().max())
+        return bool(torch.allclose(alone, logits, rtol=0, atol=atol))
 
     def _tensor(self, values: list[Any]) -> Tensor:
         return torch.tensor(values, device=self.model.device)
-
-
-def _agree(one: Tensor, other: Tensor) -> bool:
-    """Whether logits are the same but for rounding."""
-    tolerance = PROBE_TOLERANCE.get(one.dtype, LOW_PRECISION_TOLERANCE) * float(one.abs().max())
-    return bool(torch.allclose(one, other, rtol=0, atol=tolerance))
