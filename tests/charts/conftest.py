@@ -1,4 +1,4 @@
-"""Charts rendered once per set of values by Helm's own engine, and the strict check of manifests."""
+"""Charts rendered once per set of values by Helm's own engine; the strict check of manifests."""
 
 from __future__ import annotations
 

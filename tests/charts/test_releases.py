@@ -156,7 +156,7 @@ def test_without_helm_and_its_engine_the_remedy_is_said(monkeypatch: pytest.Monk
 
 def test_what_helm_says_is_the_message() -> None:
     pytest.importorskip("helm_python", reason="pip install helm-python-sdk")
-    with pytest.raises(helm.HelmFailed, match="helm template stage: (.|\\n)*'shards' not allowed"):
+    with pytest.raises(helm.HelmFailed, match=r"(?s)^helm template stage: .*'shards' not"):
         helm.render(ROOT / "charts/stage", "x", "n", {"stage": "align", "shards": 2})
 
 

@@ -56,7 +56,9 @@ def build(tmp_path: Path) -> Build:
 
     def call(*names: str, fails: str = "nothing", **variables: str) -> tuple[int, list[str], str]:
         for tool in ("docker", "podman", "buildah", "mybuild"):
-            script = f'#!/bin/sh\necho "{tool} $*" >> {log}\ncase "$*" in *"{fails}"*) exit 1;; esac'
+            script = (
+                f'#!/bin/sh\necho "{tool} $*" >> {log}\ncase "$*" in *"{fails}"*) exit 1;; esac'
+            )
             (tools / tool).write_text(script + "\n")
             (tools / tool).chmod(0o755)
         log.write_text("")
