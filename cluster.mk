@@ -68,7 +68,7 @@ deploy: $(CLUSTER_TOOLS) ## images, platform and all stages onto the cluster: CO
 .PHONY: deploy-stage
 deploy-stage: $(CLUSTER_TOOLS) ## one stage: STAGE= [IMAGE_TAG= NAMESPACE= VALUES=]; with RUN=<id> start and follow it
 	@$(HELM) --help >/dev/null
-	@$(DEPLOY) prepare-stage --out $(RELEASES)
+	@$(DEPLOY) prepare --out $(RELEASES) --stage "$(STAGE)"
 	@$(call unless_skipped,$(call build,$(STAGE)))
 	@$(DEPLOY) namespace
 	@$(call install,selfalign-$(STAGE),stage)

@@ -5,7 +5,7 @@ Options are also read from the environment, under the names that `make` document
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +25,6 @@ _namespace = click.option("--namespace", envvar="NAMESPACE", default="selfalign"
 _variant = click.option(
     "--variant", envvar="VARIANT", type=click.Choice(images.VARIANTS), default="gpu"
 )
-_values = click.option("--values", envvar="VALUES", multiple=True, type=_file)
-
-
-def _release_options(command: Callable[..., None]) -> Callable[..., None]:
-    for option in (
-        _namespace,
-        _variant,
-        _values,
-        click.option("--registry", envvar="REGISTRY", default="", metavar="HOST/PATH"),
-        click.option("--tag", envvar="IMAGE_TAG", default=""),
-        click.option(
-            "--config",
-            envvar="CONFIG",
-            type=click.Path(path_type=Path, exists=True, dir_okay=False),
-            help="A run configuration, as `selfalign inputs push` writes it.",
-        ),
-        click.option("--out", type=_file, required=True, help="Directory of <release>.yaml."),
-    ):
-        command = option(command)
-    return command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -94,46 +74,42 @@ def namespace_command(namespace: str) -> None:
         click.echo(f"made namespace {namespace}, enforcing Pod Security restricted")
 
 
-@deploy.command("prepare-stage")
-@click.argument("stage", envvar="STAGE", required=False)
-@_release_options
-def prepare_stage_command(
-    stage: str | None,
-    namespace: str,
-    variant: Variant,
-    registry: str,
-    tag: str,
-    config: Path | None,
-    values: tuple[Path, ...],
-    out: Path,
-) -> None:
-    """Check what STAGE's release needs, and write its values."""
-    name = releases.require_stage(stage)
-    image = _image(registry, tag, variant)
-    merged = releases.stage_values(
-        ROOT, name, variant=variant, files=values, config=config, image=image
-    )
-    cluster.require_cluster()
-    _write(out, releases.release_name(name), merged)
-
-
 @deploy.command("prepare")
-@_release_options
+@click.option("--out", type=_file, required=True, help="Directory of <release>.yaml.")
+@click.option("--stage", default=None, help="One stage's release.  [default: all releases]")
+@click.option("--registry", envvar="REGISTRY", default="", metavar="HOST/PATH")
+@click.option("--tag", envvar="IMAGE_TAG", default="")
+@click.option("--config", envvar="CONFIG", type=_file, help="As `selfalign inputs push` writes it.")
+@click.option("--values", envvar="VALUES", multiple=True, type=_file)
 @click.option("--stage-values", envvar="STAGE_VALUES", multiple=True, type=_file)
 @click.option("--check-bucket/--no-check-bucket", envvar="CHECK_BUCKET", default=True)
+@_namespace
+@_variant
 def prepare_command(
-    namespace: str,
-    variant: Variant,
+    out: Path,
+    stage: str | None,
     registry: str,
     tag: str,
     config: Path | None,
     values: tuple[Path, ...],
     stage_values: tuple[Path, ...],
-    out: Path,
     check_bucket: bool,
+    namespace: str,
+    variant: Variant,
 ) -> None:
-    """Check what the platform and every stage need, and write the values of their releases."""
-    image = _image(registry, tag, variant)
+    """Check what releases need, and write their values."""
+    image = {
+        "registry": registry.rstrip("/") or images.LOCAL_REGISTRY,
+        "tag": tag or images.code_tag(ROOT, variant),
+    }
+    if stage is not None:
+        name = releases.require_stage(stage)
+        merged = releases.stage_values(
+            ROOT, name, variant=variant, files=values, config=config, image=image
+        )
+        cluster.require_cluster()
+        _write(out, releases.release_name(name), merged)
+        return
     platform = releases.platform_values(files=values, config=config, image=image)
     stages = {
         stage.name: releases.stage_values(
@@ -151,13 +127,6 @@ def prepare_command(
     _write(out, releases.PLATFORM, platform)
     for name, merged in stages.items():
         _write(out, releases.release_name(name), merged)
-
-
-def _image(registry: str, tag: str, variant: Variant) -> dict[str, str]:
-    return {
-        "registry": registry.rstrip("/") or images.LOCAL_REGISTRY,
-        "tag": tag or images.code_tag(ROOT, variant),
-    }
 
 
 def _write(directory: Path, release: str, values: Mapping[str, Any]) -> None:

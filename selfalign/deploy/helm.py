@@ -20,7 +20,6 @@ import yaml
 from selfalign.errors import ConfigurationError, SelfAlignError
 
 Values = Mapping[str, Any]
-_ERROR = 3  # severity of a lint message: 1 information, 2 warning, 3 error
 
 _namespace = click.option("--namespace", "-n", required=True)
 _values = click.option("--values", "-f", "files", multiple=True, type=click.Path(path_type=Path))
@@ -42,13 +41,6 @@ def merge_values(layers: Sequence[Values]) -> dict[str, Any]:
             else:
                 merged[key] = value
     return merged
-
-
-def lint(chart: Path, values: Values) -> list[str]:
-    """What is wrong with a chart under these values; empty when nothing is."""
-    report = _sdk().lint(chart, dict(values), strict=True)
-    findings = [m["error"] for m in report["messages"] if m["severity"] >= _ERROR]
-    return [*findings, *(error for error in report["errors"] if error not in findings)]
 
 
 def render(chart: Path, release: str, namespace: str, values: Values) -> dict[str, str]:
@@ -132,14 +124,10 @@ def uninstall_command(ignore_not_found: bool, release: str, namespace: str) -> N
     sdk = _sdk()
     try:
         with sdk.Config(namespace=namespace) as config:
-            config.uninstall(release)
-    except sdk.HelmNotFoundError as e:
-        if not ignore_not_found:
-            raise HelmFailed(f"helm uninstall {release}: not found") from e
+            config.uninstall(release, ignore_not_found=ignore_not_found)
     except sdk.HelmError as e:
         raise HelmFailed(f"helm uninstall {release}: {e}") from e
-    else:
-        click.echo(f'release "{release}" uninstalled')
+    click.echo(f'release "{release}" uninstalled')
 
 
 def run(command: click.Command) -> None:

@@ -65,7 +65,10 @@ def stage_values(
     if image:
         layers.append({"image": image})
     values = merge_values(layers)
-    _keep_own_sections(values, stage, complete=config is not None)
+    if config is None:  # a file shared by all stages brings other stages' sections along
+        others = set(BY_NAME) - {stage}
+        own = {k: v for k, v in (values.get("config") or {}).items() if k not in others}
+        values["config"] = own
     return values
 
 
@@ -118,7 +121,7 @@ def leave_resource_alone(values: dict[str, Any], owner: str | None, namespace: s
 
     Args:
         values: of the platform; changed where the resource is not this release's.
-        owner: as `cluster.resource_owner` tells.
+        owner: as `cluster.resource_owner` returns it.
 
     Returns:
         What a person should know, or None where this release makes or upgrades the resource.
@@ -133,15 +136,6 @@ def leave_resource_alone(values: dict[str, Any], owner: str | None, namespace: s
         "one: kubectl apply --server-side --force-conflicts -f "
         "charts/selfalign/files/alignmentruns.selfalign.io.yaml"
     )
-
-
-def _keep_own_sections(values: dict[str, Any], stage: str, *, complete: bool) -> None:
-    """Drop other stages' sections, which a file shared by all stages brings along."""
-    if complete:
-        return
-    others = set(BY_NAME) - {stage}
-    config = {k: v for k, v in (values.get("config") or {}).items() if k not in others}
-    values["config"] = config
 
 
 def _require_reachable(config: RunConfig) -> None:

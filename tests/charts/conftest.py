@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from selfalign.deploy import releases
-from selfalign.deploy.helm import read_values, render
+from selfalign.deploy import helm, releases
 from selfalign.deploy.images import VARIANTS
 from selfalign.pipeline import STAGES
 
@@ -25,13 +24,12 @@ VERSIONS = ("1.34", "1.37")
 # Kinds of other projects, whose schemas no package ships; they are installed only where asked for.
 UNCHECKED_GROUPS = frozenset({"monitoring.coreos.com"})
 Manifest = dict[str, Any]
-Render = Callable[..., list[Manifest]]
 
 
 def renderings() -> Iterator[tuple[str, str, str, dict[str, Any]]]:
     """File, chart, release and values: every file in ci/, every stage in every variant."""
     for path in sorted((ROOT / "charts").glob("*/ci/*-values.yaml")):
-        chart, values = path.parts[-3], read_values(path)
+        chart, values = path.parts[-3], helm.read_values(path)
         release = releases.release_name(values["stage"]) if chart == "stage" else chart
         yield "/".join(path.parts[-4:]), chart, release, values
     for stage in STAGES:
@@ -82,41 +80,39 @@ def _run_schema() -> Manifest:
 
 @cache
 def _rendered(chart: str, release: str, values: str) -> list[Manifest]:
-    files = render(ROOT / "charts" / chart, release, NAMESPACE, json.loads(values))
+    files = helm.render(ROOT / "charts" / chart, release, NAMESPACE, json.loads(values))
     texts = [text for name, text in files.items() if name.endswith(".yaml")]
     return [manifest for text in texts for manifest in yaml.safe_load_all(text) if manifest]
 
 
-@pytest.fixture(scope="session", name="render")
-def render_chart() -> Render:
-    """Render a chart: render("stage", "selfalign-align", values)."""
-    pytest.importorskip("helm_python", reason="pip install helm-python-sdk")
-
-    def rendered(chart: str, release: str, values: Mapping[str, Any]) -> list[Manifest]:
-        return _rendered(chart, release, json.dumps(values))
-
-    return rendered
+def render(chart: str, release: str, values: Mapping[str, Any]) -> list[Manifest]:
+    """Render a chart, once per set of values."""
+    return _rendered(chart, release, json.dumps(values))
 
 
-@pytest.fixture(scope="session")
-def render_stage(render: Render) -> Render:
+def render_stage(stage: str, variant: Any = "gpu", **values: Any) -> list[Manifest]:
     """Render a stage as it is deployed: render_stage("align", nodes=2)."""
-
-    def rendered(stage: str, variant: Any = "gpu", **values: Any) -> list[Manifest]:
-        merged = releases.stage_values(ROOT, stage, variant=variant)
-        return render("stage", releases.release_name(stage), {**merged, **values})
-
-    return rendered
+    merged = releases.stage_values(ROOT, stage, variant=variant)
+    return render("stage", releases.release_name(stage), {**merged, **values})
 
 
-@pytest.fixture(scope="session")
-def render_platform(render: Render) -> Render:
+def render_platform(**values: Any) -> list[Manifest]:
     """Render the platform: render_platform(nightly={"enabled": False})."""
-    return lambda **values: render("selfalign", "selfalign", values)
+    return render("selfalign", "selfalign", values)
 
 
-@pytest.fixture(scope="session")
-def everything(render: Render) -> list[Manifest]:
+@pytest.fixture(name="render_stage")
+def render_stage_fixture() -> Callable[..., list[Manifest]]:
+    return render_stage
+
+
+@pytest.fixture(name="render_platform")
+def render_platform_fixture() -> Callable[..., list[Manifest]]:
+    return render_platform
+
+
+@cache
+def everything() -> list[Manifest]:
     """Every manifest of every file of values there is."""
     return [m for _, *rendering in RENDERINGS for m in render(*rendering)]
 

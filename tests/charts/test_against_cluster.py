@@ -16,15 +16,7 @@ import pytest
 from selfalign.deploy import releases
 from selfalign.deploy.cluster import RESOURCE, ensure_namespace, kubectl
 from selfalign.deploy.helm import upgrade
-from tests.charts.conftest import (
-    ROOT,
-    UNCHECKED_GROUPS,
-    Manifest,
-    Render,
-    job_of,
-    only,
-    pod_of,
-)
+from tests.charts.conftest import CRD, ROOT, UNCHECKED_GROUPS, Manifest, everything, pod_of
 
 pytestmark = [
     pytest.mark.cluster,
@@ -43,7 +35,7 @@ def _apply(verb: str, namespace: str, manifests: list[Manifest], *flags: str) ->
 
 
 @pytest.fixture(scope="module")
-def namespace(render: Render) -> Iterator[str]:
+def namespace() -> Iterator[str]:
     """A namespace that enforces Pod Security restricted, with the platform's accounts."""
     name = f"charts-{uuid.uuid4().hex[:8]}"
     assert ensure_namespace(name)
@@ -55,12 +47,11 @@ def namespace(render: Render) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def resource(render: Render) -> Iterator[bool]:
+def resource() -> Iterator[bool]:
     """The AlignmentRun resource; True when it was not there before."""
     missing = kubectl("get", "crd", RESOURCE).returncode != 0
     if missing:
-        crd = ROOT / "charts/selfalign/files/alignmentruns.selfalign.io.yaml"
-        applied = kubectl("apply", "--server-side", "-f", str(crd))
+        applied = kubectl("apply", "--server-side", "-f", str(CRD))
         assert applied.returncode == 0, applied.stderr
         kubectl("wait", "--for=condition=Established", f"crd/{RESOURCE}", "--timeout=30s")
     yield missing
@@ -68,19 +59,17 @@ def resource(render: Render) -> Iterator[bool]:
         kubectl("delete", "crd", RESOURCE)
 
 
-def test_the_api_server_takes_every_manifest_strictly(
-    everything: list[Manifest], resource: bool
-) -> None:
-    known = [m for m in everything if m["apiVersion"].partition("/")[0] not in UNCHECKED_GROUPS]
+def test_the_api_server_takes_every_manifest_strictly(resource: bool) -> None:
+    known = [m for m in everything() if m["apiVersion"].partition("/")[0] not in UNCHECKED_GROUPS]
     assert _apply("create", "default", known, "--dry-run=server") == []
     misspelt = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x"}, "dta": {}}
     (problem,) = _apply("create", "default", [misspelt], "--dry-run=server")
     assert 'unknown field "dta"' in problem
 
 
-def test_every_pod_is_admitted_under_restricted(everything: list[Manifest], namespace: str) -> None:
+def test_every_pod_is_admitted_under_restricted(namespace: str) -> None:
     pods = []
-    for number, manifest in enumerate(everything):
+    for number, manifest in enumerate(everything()):
         if (spec := pod_of(manifest)) is None:
             continue
         cluster_wide = ("priorityClassName", "runtimeClassName")  # of clusters that have them
@@ -91,14 +80,6 @@ def test_every_pod_is_admitted_under_restricted(everything: list[Manifest], name
     bare = {"containers": [{"name": "x", "image": "x:1"}], "serviceAccountName": "selfalign-stage"}
     refused = _apply("create", namespace, [{**pods[0], "spec": bare}], "--dry-run=server")
     assert "violates PodSecurity" in refused[-1]
-
-
-def test_a_job_can_be_made_from_a_template_by_hand(render_stage: Render, namespace: str) -> None:
-    manifests = render_stage("instruct", variant="cpu")
-    labels = only(manifests, "CronJob")["metadata"]["labels"]
-    job = {"apiVersion": "batch/v1", "kind": "Job", "spec": job_of(manifests)}
-    job["metadata"] = {"name": "by-hand", "labels": labels}
-    assert _apply("create", namespace, [job], "--dry-run=server") == []
 
 
 def _run(name: str, spec: dict[str, Any]) -> Manifest:
@@ -140,33 +121,6 @@ def test_what_a_run_was_created_with_cannot_be_changed(resource: bool, namespace
         assert "queueName is immutable" in patch(spec)
     assert "priority is immutable" in patch({"priority": "high"})
     assert patch({"suspend": True, "maxAttempts": 2, "ttlSecondsAfterFinished": 60}) == ""
-
-
-@pytest.mark.parametrize(
-    ("account", "verb", "what", "allowed"),
-    [
-        ("controller", "create", "jobs.batch", True),
-        ("controller", "update", "alignmentruns.selfalign.io/status", True),
-        ("controller", "update", "alignmentruns.selfalign.io", False),
-        ("controller", "get", "secrets", False),
-        ("controller", "list", "configmaps", False),
-        ("controller", "delete", "pods", False),
-        ("controller", "get", "pods/log", False),
-        ("submit", "create", "alignmentruns.selfalign.io", True),
-        ("submit", "delete", "alignmentruns.selfalign.io", False),
-        ("submit", "create", "jobs.batch", False),
-        ("stage", "get", "pods", False),
-        ("promote", "get", "configmaps", False),
-    ],
-)
-def test_accounts_may_do_what_they_need_and_no_more(
-    resource: bool, namespace: str, account: str, verb: str, what: str, allowed: bool
-) -> None:
-    name, _, sub = what.partition("/")
-    user = f"system:serviceaccount:{namespace}:selfalign-{account}"
-    flags = [f"--as={user}", "-n", namespace, *([f"--subresource={sub}"] if sub else [])]
-    answer = kubectl("auth", "can-i", verb, name, *flags)
-    assert answer.stdout.strip() == ("yes" if allowed else "no"), answer.stderr
 
 
 def test_install_upgrade_and_uninstall_keep_the_resource_and_its_runs(

@@ -20,7 +20,7 @@ from selfalign.deploy import __main__ as command
 from selfalign.deploy import helm, releases
 from selfalign.errors import ConfigurationError, SelfAlignError
 from selfalign.pipeline import STAGES
-from tests.charts.conftest import ROOT
+from tests.charts.conftest import ROOT, render
 
 COMPLETE: dict[str, Any] = {
     "store": "s3://bucket/prefix",
@@ -52,20 +52,16 @@ def test_a_users_file_wins_over_the_stages_and_the_image_over_both(tmp_path: Pat
     assert (values["gpus"], values["indexed"]) == (0, True)
 
 
-def test_a_shared_file_brings_each_stage_its_own_section_only(tmp_path: Path) -> None:
+def test_a_shared_file_brings_its_own_section_only_and_a_configuration_all(tmp_path: Path) -> None:
     config = {"align": {"num_shards": 9}, "clone": {"epochs": 2.0}, "seed": 3}
     shared = _write(tmp_path / "shared.yaml", {"config": config})
-    values = releases.stage_values(ROOT, "align", variant="gpu", files=[shared])
-    assert set(values["config"]) == {"align", "seed"}
-    assert values["config"]["align"]["num_shards"] == 9
-
-
-def test_a_configuration_makes_a_stages_release_complete(tmp_path: Path) -> None:
-    config = _write(tmp_path / "run.yaml", {**COMPLETE, "clone": {"epochs": 2.0}})
-    values = releases.stage_values(ROOT, "align", variant="gpu", config=config)
-    assert values["config"]["store"] == "s3://bucket/prefix"
-    assert values["config"]["clone"] == {"epochs": 2.0}
-    assert values["config"]["align"]["engine"]["kind"] == "vllm"
+    own = releases.stage_values(ROOT, "align", variant="gpu", files=[shared])["config"]
+    assert set(own) == {"align", "seed"}
+    assert own["align"]["num_shards"] == 9
+    complete = _write(tmp_path / "run.yaml", {**COMPLETE, "clone": {"epochs": 2.0}})
+    whole = releases.stage_values(ROOT, "align", variant="gpu", config=complete)["config"]
+    assert {**COMPLETE, "clone": {"epochs": 2.0}}.items() <= whole.items()
+    assert whole["align"]["engine"]["kind"] == "vllm"
 
 
 MOUNTED = {**COMPLETE, "base_model": {"path": "/models/base"}}
@@ -91,9 +87,6 @@ def test_a_configuration_that_no_run_could_use_is_refused(
         releases.check_platform_config({"config": config}, [*_stages(), *stages])
     assert expected in caught.value.message
     assert caught.value.remedy
-
-
-def test_a_mounted_base_model_with_a_revision_is_taken() -> None:
     mounted = {**COMPLETE, "base_model": {"path": "/models/base", "revision": "1"}}
     assert releases.check_platform_config({"config": mounted}, _stages()).store == COMPLETE["store"]
 
@@ -121,10 +114,10 @@ def test_a_resource_of_somebody_else_is_left_alone(
 @pytest.mark.parametrize(
     ("arguments", "environment", "expected"),
     [
-        (["prepare-stage"], {}, "STAGE is missing"),
-        (["prepare-stage"], {"STAGE": "algin"}, "STAGE is 'algin', which is no stage"),
-        (["prepare-stage", "align"], {"VALUES": "/nowhere.yaml"}, "/nowhere.yaml: No such file"),
-        (["prepare-stage", "align"], {"KUBECONFIG": "/nowhere"}, "no kubeconfig: /nowhere does"),
+        (["prepare", "--stage", ""], {}, "STAGE is missing"),
+        (["prepare", "--stage", "algin"], {}, "STAGE is 'algin', which is no stage"),
+        (["prepare", "--stage", "align"], {"VALUES": "/nowhere.yaml"}, "/nowhere.yaml: No such"),
+        (["prepare", "--stage", "align"], {"KUBECONFIG": "/nowhere"}, "no kubeconfig: /nowhere do"),
         (["namespace"], {"HOME": "/nowhere"}, "no kubeconfig: /nowhere/.kube/config"),
         (["prepare"], {}, "config.store is None"),
         (["preflight", "--need-stage"], {}, "STAGE is missing"),
@@ -139,7 +132,7 @@ def test_what_is_missing_is_said_before_any_work(
 ) -> None:
     for name in ("KUBECONFIG", "STAGE", "VALUES", "CONFIG", "NAMESPACE", "VARIANT", "IMAGE_TAG"):
         monkeypatch.delenv(name, raising=False)
-    out = ["--out", "/nowhere"] if arguments[0].startswith("prepare") else []
+    out = ["--out", "/nowhere"] if arguments[0] == "prepare" else []
     env = {"IMAGE_TAG": "t", **environment}
     result = CliRunner().invoke(command.deploy, [*arguments, *out], env=env)
     assert isinstance(result.exception, SelfAlignError)
@@ -150,19 +143,16 @@ def test_what_is_missing_is_said_before_any_work(
 def test_without_helm_and_its_engine_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "helm_python", None)
     with pytest.raises(ConfigurationError, match="helm is not on PATH") as caught:
-        helm.lint(ROOT / "charts/stage", {})
+        helm.render(ROOT / "charts/stage", "x", "n", {})
     assert "install Helm 4" in str(caught.value.remedy)
 
 
 def test_what_helm_says_is_the_message() -> None:
-    pytest.importorskip("helm_python", reason="pip install helm-python-sdk")
     with pytest.raises(helm.HelmFailed, match=r"(?s)^helm template stage: .*'shards' not"):
-        helm.render(ROOT / "charts/stage", "x", "n", {"stage": "align", "shards": 2})
+        render("stage", "x", {"stage": "align", "shards": 2})
 
 
 def test_notes_give_the_next_command() -> None:
-    pytest.importorskip("helm_python", reason="pip install helm-python-sdk")
-
     def notes(chart: str, values: dict[str, Any]) -> str:
         rendered = helm.render(ROOT / "charts" / chart, "selfalign-align", "nights", values)
         return next(text for name, text in rendered.items() if name.endswith("NOTES.txt"))
@@ -252,7 +242,7 @@ def test_make_deploy_stage_builds_and_installs_one_stage(make: Make, tmp_path: P
     assert not [line for line in lines if line.startswith("build")]
 
 
-def test_a_refused_configuration_stops_make_before_anything_is_built(
+def test_make_stops_at_a_refused_configuration_before_anything_is_built(
     make: Make, tmp_path: Path
 ) -> None:
     code, lines = make("deploy", BUILDER=str(tmp_path / "tools/build"), PUSH="0")

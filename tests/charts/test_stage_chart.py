@@ -13,7 +13,16 @@ from selfalign.deploy import releases
 from selfalign.deploy.helm import HelmFailed, merge_values
 from selfalign.errors import INTERRUPTED_EXIT_CODES, PERMANENT_EXIT_CODES
 from selfalign.pipeline import BY_NAME, STAGES
-from tests.charts.conftest import ROOT, Manifest, Render, environment, job_of, of_kind, only
+from tests.charts.conftest import (
+    ROOT,
+    Manifest,
+    environment,
+    job_of,
+    of_kind,
+    only,
+    render,
+    render_stage,
+)
 
 GPU_WORKLOADS = {"generate", "evaluate", "train"}
 GPU_TAINT = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
@@ -48,19 +57,13 @@ def test_table_jobs_and_images_name_the_same_stages() -> None:
         assert values.get("stage") == (path.stem if path.stem in names else None)
 
 
-def test_template_is_a_suspended_cronjob_named_and_labelled_for_its_stage(
-    render_stage: Render, stage: str
+def test_template_is_a_suspended_cronjob_that_runs_the_stage_with_the_mounted_configuration(
+    stage: str,
 ) -> None:
     cronjob = only(render_stage(stage), "CronJob")
     assert cronjob["metadata"]["name"] == f"selfalign-{stage}"
     assert cronjob["metadata"]["labels"]["selfalign.io/stage-template"] == stage
     assert cronjob["spec"]["suspend"] is True
-    assert len(cronjob["metadata"]["name"]) <= 52  # https://kubernetes.io/docs: CronJob names
-
-
-def test_container_runs_the_stage_with_the_mounted_configuration(
-    render_stage: Render, stage: str
-) -> None:
     pod = _pod(render_stage(stage))
     (container,) = pod["containers"]
     assert container["name"] == "stage"
@@ -69,6 +72,9 @@ def test_container_runs_the_stage_with_the_mounted_configuration(
     mount = {"name": "config", "mountPath": "/etc/selfalign", "readOnly": True}
     assert _mount(pod, "config") == mount
     assert _volume(pod, "config")["configMap"]["name"] == f"selfalign-{stage}-config"
+    # Only the account of promote may move the pointer.
+    account = "selfalign-promote" if stage == "promote" else "selfalign-stage"
+    assert pod["serviceAccountName"] == account
     expected = {"LOG": "json", "CACHE_DIR": "/cache"}
     env = environment(pod)
     assert expected.items() <= {k.removeprefix("SELFALIGN_"): v for k, v in env.items()}.items()
@@ -76,7 +82,7 @@ def test_container_runs_the_stage_with_the_mounted_configuration(
     assert (env["HF_HOME"], env["HF_HUB_OFFLINE"]) == ("/cache/huggingface", "1")
 
 
-def test_failures_are_treated_by_their_kind(render_stage: Render, stage: str) -> None:
+def test_failures_are_treated_by_their_kind(stage: str) -> None:
     job = job_of(render_stage(stage))
     assert job["template"]["spec"]["restartPolicy"] == "Never"
     assert job["podReplacementPolicy"] == "Failed"
@@ -92,9 +98,7 @@ def test_failures_are_treated_by_their_kind(render_stage: Render, stage: str) ->
     assert "ttlSecondsAfterFinished" not in job
 
 
-def test_sharded_stages_are_indexed_with_one_index_per_shard(
-    render_stage: Render, stage: str
-) -> None:
+def test_sharded_stages_are_indexed_with_one_index_per_shard(stage: str) -> None:
     manifests = render_stage(stage)
     job = job_of(manifests)
     assert of_kind(manifests, "Service") == []
@@ -112,23 +116,23 @@ def test_sharded_stages_are_indexed_with_one_index_per_shard(
     assert "backoffLimit" not in job
 
 
-def test_parallelism_can_be_capped_and_is_said_to_the_controller(render_stage: Render) -> None:
-    manifests = render_stage("align", maxParallelism=2)
+def test_parallelism_can_be_capped_and_other_indexes_may_finish() -> None:
+    manifests = render_stage("align", maxParallelism=2, maxFailedIndexes=None)
     job = job_of(manifests)
     assert (job["completions"], job["parallelism"]) == (4, 2)
+    assert "maxFailedIndexes" not in job
     annotations = only(manifests, "CronJob")["metadata"]["annotations"]
     assert annotations["selfalign.io/max-parallelism"] == "2"
 
 
-def test_other_indexes_may_finish_when_one_fails(render_stage: Render) -> None:
-    assert "maxFailedIndexes" not in job_of(render_stage("align", maxFailedIndexes=None))
-
-
-def test_gpus_are_those_the_configuration_uses_and_their_taint_is_tolerated(
-    render_stage: Render, stage: str
-) -> None:
+def test_gpus_are_those_the_configuration_uses_and_their_taint_is_tolerated(stage: str) -> None:
     values = releases.stage_values(ROOT, stage, variant="gpu")
     section = values.get("config", {}).get(stage, {})
+    on_cpu = render_stage(stage, variant="cpu")
+    assert "nvidia.com/gpu" not in str(_pod(on_cpu))
+    assert "tolerations" not in _pod(on_cpu)
+    config = yaml.safe_load(only(on_cpu, "ConfigMap")["data"]["config.yaml"])
+    assert config.get(stage, {}).get("engine") is None
     pod = _pod(render_stage(stage))
     limits = pod["containers"][0]["resources"]["limits"]
     if BY_NAME[stage].workload not in GPU_WORKLOADS:
@@ -140,21 +144,8 @@ def test_gpus_are_those_the_configuration_uses_and_their_taint_is_tolerated(
     assert GPU_TAINT in pod["tolerations"]
 
 
-def test_the_cpu_variant_asks_for_no_gpu_and_no_gpu_engine(
-    render_stage: Render, stage: str
-) -> None:
-    manifests = render_stage(stage, variant="cpu")
-    pod = _pod(manifests)
-    assert "nvidia.com/gpu" not in str(pod)
-    assert "tolerations" not in pod
-    config = yaml.safe_load(only(manifests, "ConfigMap")["data"]["config.yaml"])
-    assert config.get(stage, {}).get("engine") is None
-
-
 @pytest.mark.parametrize("variant", ["gpu", "cpu"])
-def test_resources_cover_the_volumes_a_pod_may_fill(
-    render_stage: Render, stage: str, variant: str
-) -> None:
+def test_resources_cover_the_volumes_a_pod_may_fill(stage: str, variant: str) -> None:
     pod = _pod(render_stage(stage, variant=variant))
     resources = pod["containers"][0]["resources"]
     assert {"cpu", "memory", "ephemeral-storage"} <= set(resources["requests"])
@@ -167,9 +158,7 @@ def test_resources_cover_the_volumes_a_pod_may_fill(
     assert _volume(pod, "shm")["emptyDir"]["medium"] == "Memory"
 
 
-def test_training_nodes_meet_at_pod_zero_behind_a_headless_service_and_fail_together(
-    render_stage: Render,
-) -> None:
+def test_training_nodes_meet_at_pod_zero_behind_a_headless_service_and_fail_together() -> None:
     manifests = render_stage("engrave", nodes=3)
     job, service, pod = job_of(manifests), only(manifests, "Service"), _pod(manifests)
     assert job["completionMode"] == "Indexed"
@@ -193,7 +182,7 @@ def test_training_nodes_meet_at_pod_zero_behind_a_headless_service_and_fail_toge
     assert not service["spec"]["selector"].items() <= align.items()
 
 
-def test_a_stage_reaches_names_and_the_store_only(render_stage: Render, stage: str) -> None:
+def test_a_stage_reaches_names_and_the_store_only(stage: str) -> None:
     manifests = render_stage(stage)
     policy = only(manifests, "NetworkPolicy")["spec"]
     pods = job_of(manifests)["template"]["metadata"]["labels"]
@@ -201,28 +190,21 @@ def test_a_stage_reaches_names_and_the_store_only(render_stage: Render, stage: s
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     assert policy["ingress"] == []
     assert [port["port"] for rule in policy["egress"] for port in rule["ports"]] == [53, 53, 443]
-
-
-def test_training_nodes_reach_each_other_and_nobody_else(render_stage: Render) -> None:
-    policy = only(render_stage("clone", nodes=2), "NetworkPolicy")["spec"]
+    # Pods that train together reach each other, and nobody else.
+    policy = only(render_stage(stage, nodes=2), "NetworkPolicy")["spec"]
     peers = [{"podSelector": policy["podSelector"]}]
     assert policy["ingress"] == [{"from": peers}]
     assert {"to": peers} in policy["egress"]
 
 
-def test_a_queue_is_a_label_and_nothing_else(render_stage: Render) -> None:
+def test_a_queue_is_a_label_and_nothing_else() -> None:
     plain, queued = render_stage("align"), render_stage("align", queueName="nights")
     assert job_of(plain) == job_of(queued)
     template = only(queued, "CronJob")["spec"]["jobTemplate"]
     assert template["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "nights"
 
 
-def test_only_promote_may_move_the_pointer(render_stage: Render, stage: str) -> None:
-    account = _pod(render_stage(stage))["serviceAccountName"]
-    assert account == ("selfalign-promote" if stage == "promote" else "selfalign-stage")
-
-
-def test_volumes_come_from_any_source_and_models_are_read_only(render_stage: Render) -> None:
+def test_volumes_come_from_any_source_and_models_are_read_only() -> None:
     image = {"image": {"reference": "registry.example.com/models/base:1"}}
     claim = {"persistentVolumeClaim": {"claimName": "cache"}}
     pod = _pod(render_stage("align", models={"source": image}, cache={"source": claim}))
@@ -231,7 +213,7 @@ def test_volumes_come_from_any_source_and_models_are_read_only(render_stage: Ren
     assert _volume(pod, "cache") == {"name": "cache", **claim}
 
 
-def test_disruption_budget_counts_pods_for_a_job_has_no_scale(render_stage: Render) -> None:
+def test_disruption_budget_counts_pods_for_a_job_has_no_scale() -> None:
     manifests = render_stage("engrave", nodes=2, podDisruptionBudget={"minAvailable": 2})
     budget = only(manifests, "PodDisruptionBudget")
     pods = job_of(manifests)["template"]["metadata"]["labels"]
@@ -241,7 +223,7 @@ def test_disruption_budget_counts_pods_for_a_job_has_no_scale(render_stage: Rend
     assert of_kind(render_stage("align"), "PodDisruptionBudget") == []
 
 
-def test_configuration_passes_through_unchanged(render: Render) -> None:
+def test_configuration_passes_through_unchanged() -> None:
     options = {"max_num_seqs": 512, "deep": {"er": [1, 2.5]}}
     section = {
         "num_shards": 3,
@@ -265,12 +247,12 @@ def test_sections_of_all_stages_make_a_valid_configuration(variant: Any) -> None
     RunConfig.model_validate(config)
 
 
-def test_a_misspelt_release_is_refused_before_the_cluster_sees_it(render: Render) -> None:
+def test_a_misspelt_release_is_refused_before_the_cluster_sees_it() -> None:
     with pytest.raises(HelmFailed, match=r"give the stage's file: -f jobs/<stage>\.yaml"):
         render("stage", "selfalign-x", {})
 
 
-def test_environment_takes_values_and_sources(render_stage: Render) -> None:
+def test_environment_takes_values_and_sources() -> None:
     source = {"valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
     env = environment(_pod(render_stage("align", env={"A": 1, "B": True, "C": source})))
     assert (env["A"], env["B"], env["C"]) == ("1", "true", source["valueFrom"])

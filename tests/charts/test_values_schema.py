@@ -11,7 +11,7 @@ import pytest
 from selfalign.config import RunConfig
 from selfalign.deploy import schema
 from selfalign.deploy.helm import HelmFailed
-from tests.charts.conftest import ROOT, Render, of_kind
+from tests.charts.conftest import ROOT, of_kind, render
 
 both_charts = pytest.mark.parametrize("chart", schema.CHARTS)
 
@@ -59,7 +59,7 @@ def test_no_object_with_known_keys_takes_unknown_ones(chart: str) -> None:
     ],
     ids=str,
 )
-def test_stage_values_are_refused(render: Render, values: dict[str, Any]) -> None:
+def test_stage_values_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(HelmFailed, match="at '"):
         render("stage", "selfalign-align", {"stage": "align", **values})
 
@@ -83,12 +83,12 @@ def test_stage_values_are_refused(render: Render, values: dict[str, Any]) -> Non
     ],
     ids=str,
 )
-def test_platform_values_are_refused(render: Render, values: dict[str, Any]) -> None:
+def test_platform_values_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(HelmFailed, match="at '"):
         render("selfalign", "selfalign", values)
 
 
-def test_nothing_of_the_configuration_is_required_of_values(render: Render) -> None:
+def test_nothing_of_the_configuration_is_required_of_values() -> None:
     config = {"base_model": {"revision": "abc"}, "engine": {"batch_size": 4}}
     manifests = render("stage", "selfalign-align", {"stage": "align", "config": config})
     assert of_kind(manifests, "CronJob")
