@@ -16,7 +16,15 @@ import pytest
 from selfalign.deploy import releases
 from selfalign.deploy.cluster import RESOURCE, ensure_namespace, kubectl
 from selfalign.deploy.helm import upgrade
-from tests.charts.conftest import CRD, ROOT, UNCHECKED_GROUPS, Manifest, everything, pod_of
+from tests.charts.conftest import (
+    CRD,
+    ROOT,
+    UNCHECKED_GROUPS,
+    Manifest,
+    everything,
+    pod_of,
+    render_platform,
+)
 
 pytestmark = [
     pytest.mark.cluster,
@@ -40,7 +48,7 @@ def namespace() -> Iterator[str]:
     name = f"charts-{uuid.uuid4().hex[:8]}"
     assert ensure_namespace(name)
     kinds = ("Role", "RoleBinding", "ServiceAccount")
-    found = [m for m in render("selfalign", "selfalign", {}) if m["kind"] in kinds]
+    found = [m for m in render_platform() if m["kind"] in kinds]
     assert _apply("apply", name, found) == []
     yield name
     kubectl("delete", "namespace", name, "--wait=false")

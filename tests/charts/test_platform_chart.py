@@ -23,85 +23,62 @@ from tests.charts.conftest import (
     render_stage,
 )
 
+READ = "get list watch"
 # Every permission has a reason; a new one is added here with its own.
-CONTROLLER_MAY = {
-    ("selfalign.io", "alignmentruns"): {"get", "list", "watch", "delete"},  # delete: TTL
-    ("selfalign.io", "alignmentruns/status"): {"update"},
-    ("selfalign.io", "alignmentruns/finalizers"): {"update"},  # blockOwnerDeletion
-    ("batch", "jobs"): {"get", "list", "watch", "create"},  # get: adopt one's own on a conflict
-    ("batch", "cronjobs"): {"list", "watch"},  # the stages' templates
-    ("", "configmaps"): {"get", "create"},  # configuration of platform, stages and run
-    ("", "pods"): {"list"},  # why pending, exit codes
-    ("", "events"): {"create", "list", "patch"},  # list: a Job without pods (quota)
-    ("coordination.k8s.io", "leases"): {"create", "get", "update"},
-}
-SUBMISSION_MAY = {
-    ("selfalign.io", "alignmentruns"): {"create", "list"},  # list: refuse an overlap
-    ("", "configmaps"): {"get"},
-    ("", "events"): {"create", "patch"},  # patch: the same refusal once more
-}
 VIEWER_MAY = {
-    ("selfalign.io", "alignmentruns"): {"get", "list", "watch"},
-    ("batch", "jobs"): {"get", "list", "watch"},
-    ("", "pods"): {"get", "list", "watch"},
-    ("", "events"): {"get", "list", "watch"},
-    ("", "pods/log"): {"get"},
-    ("", "configmaps"): {"get"},  # where the store is
+    "selfalign.io/alignmentruns": READ,
+    "batch/jobs": READ,
+    "/pods": READ,
+    "/events": READ,
+    "/pods/log": "get",
+    "/configmaps selfalign-config": "get",  # where the store is
 }
-CREATOR_MAY = {
-    **VIEWER_MAY,
-    ("selfalign.io", "alignmentruns"): {"get", "list", "watch", "create", "patch", "delete"},
+PERMISSIONS = {
+    "controller": {
+        "selfalign.io/alignmentruns": "get list watch delete",  # delete: TTL
+        "selfalign.io/alignmentruns/status": "update",
+        "selfalign.io/alignmentruns/finalizers": "update",  # blockOwnerDeletion
+        "batch/jobs": "get list watch create",  # get: adopt one's own on a conflict
+        "batch/cronjobs": "list watch",  # the stages' templates
+        "/configmaps": "get create",  # get without names: runs' ConfigMaps have the runs' names
+        "/pods": "list",  # why pending, exit codes
+        "/events": "create list patch",  # list: a Job without pods (quota)
+        "coordination.k8s.io/leases": "create",  # RBAC knows no name before there is one
+        "coordination.k8s.io/leases selfalign-controller": "get update",
+    },
+    "submit": {
+        "selfalign.io/alignmentruns": "create list",  # list: refuse an overlap
+        "/configmaps selfalign-config": "get",
+        "/events": "create patch",  # patch: the same refusal once more
+    },
+    "viewer": VIEWER_MAY,
+    "run-creator": {**VIEWER_MAY, "selfalign.io/alignmentruns": f"{READ} create patch delete"},
 }
 
 
-@pytest.mark.parametrize(
-    ("role", "expected", "named"),
-    [
-        # create: RBAC knows no name yet; get: runs' ConfigMaps have the runs' names.
-        ("controller", CONTROLLER_MAY, {"leases": (["get", "update"], "selfalign-controller")}),
-        ("submit", SUBMISSION_MAY, {"configmaps": (["get"], "selfalign-config")}),
-        ("viewer", VIEWER_MAY, {"configmaps": (["get"], "selfalign-config")}),
-        ("run-creator", CREATOR_MAY, {"configmaps": (["get"], "selfalign-config")}),
-    ],
-    ids=["controller", "submit", "viewer", "run-creator"],
-)
-def test_no_role_has_a_permission_to_spare(
-    role: str, expected: dict[Any, Any], named: dict[str, Any]
-) -> None:
-    rules = only(render_platform(), "Role", f"selfalign-{role}")["rules"]
-    may: dict[tuple[str, str], set[str]] = {}
-    for rule in rules:
+@pytest.mark.parametrize("role", PERMISSIONS)
+def test_no_role_has_a_permission_to_spare(role: str) -> None:
+    may: dict[str, list[str]] = {}
+    for rule in only(render_platform(), "Role", f"selfalign-{role}")["rules"]:
         for resource in rule["resources"]:
-            may.setdefault((rule["apiGroups"][0], resource), set()).update(rule["verbs"])
-    assert may == expected
-    assert named == {
-        rule["resources"][0]: (rule["verbs"], *rule["resourceNames"])
-        for rule in rules
-        if "resourceNames" in rule
-    }
+            what = f"{rule['apiGroups'][0]}/{resource} {' '.join(rule.get('resourceNames', []))}"
+            may.setdefault(what.strip(), []).extend(rule["verbs"])
+    assert {what: " ".join(verbs) for what, verbs in may.items()} == PERMISSIONS[role]
 
 
-def test_only_controller_and_submission_are_bound_and_no_token_is_mounted_unasked() -> None:
-    manifests = render_platform()
-    bound = {
-        subject["name"]
-        for binding in of_kind(manifests, "RoleBinding")
-        for subject in binding["subjects"]
-    }
+def test_only_controller_and_submission_are_bound_and_each_account_has_its_own_identity() -> None:
+    identity = {"annotations": {"example.com/id": "x"}}
+    manifests = render_platform(serviceAccounts={"stage": identity})
+    bindings = of_kind(manifests, "RoleBinding")
+    bound = {subject["name"] for binding in bindings for subject in binding["subjects"]}
     assert bound == {"selfalign-controller", "selfalign-submit"}
     accounts = {m["metadata"]["name"]: m for m in of_kind(manifests, "ServiceAccount")}
     assert set(accounts) == bound | {"selfalign-stage", "selfalign-promote"}
     assert not any(account["automountServiceAccountToken"] for account in accounts.values())
+    assert identity.items() <= accounts["selfalign-stage"]["metadata"].items()
+    assert "annotations" not in accounts["selfalign-promote"]["metadata"]
     roles = of_kind(render_platform(rbac={"people": {"create": False}}), "Role")
     assert {role["metadata"]["name"] for role in roles} == bound
-
-
-def test_accounts_carry_their_own_cloud_identity() -> None:
-    manifests = render_platform(serviceAccounts={"stage": {"annotations": {"example.com/id": "x"}}})
-    assert only(manifests, "ServiceAccount", "selfalign-stage")["metadata"]["annotations"] == {
-        "example.com/id": "x"
-    }
-    assert "annotations" not in only(manifests, "ServiceAccount", "selfalign-promote")["metadata"]
 
 
 def test_one_controller_at_a_time_probed_and_scraped_on_its_port() -> None:
@@ -213,17 +190,12 @@ def test_store_settings_reach_stages_and_controller_by_one_map() -> None:
         assert sources[1]["secretRef"] == {"name": "selfalign-store", "optional": True}
 
 
-def test_stage_pods_are_denied_everything_that_no_release_allows() -> None:
+def test_what_no_release_allows_is_denied_and_the_controller_reaches_what_it_needs() -> None:
     deny = only(render_platform(), "NetworkPolicy", "selfalign-stages-deny")["spec"]
-    assert deny == {
-        "podSelector": {"matchExpressions": [{"key": "selfalign.io/stage", "operator": "Exists"}]},
-        "policyTypes": ["Ingress", "Egress"],
-    }
+    (selector,) = deny.pop("podSelector")["matchExpressions"]
+    assert deny == {"policyTypes": ["Ingress", "Egress"]}
     pods = job_of(render_stage("align"))["template"]["metadata"]["labels"]
-    assert "selfalign.io/stage" in pods
-
-
-def test_controller_reaches_names_api_server_and_store_only() -> None:
+    assert (selector["operator"], selector["key"] in pods) == ("Exists", True)
     policy = only(render_platform(), "NetworkPolicy", "selfalign-controller")["spec"]
     ports = [[port["port"] for port in rule["ports"]] for rule in policy["egress"]]
     assert ports == [[53, 53], [443, 6443], [443]]
@@ -233,9 +205,18 @@ def test_controller_reaches_names_api_server_and_store_only() -> None:
     assert policy["ingress"][0]["ports"] == [{"port": "http", "protocol": "TCP"}]
 
 
-def test_alerts_are_on_time_since_the_last_success() -> None:
-    rule = only(render_platform(prometheusRule={"enabled": True}), "PrometheusRule")
-    alerts = {alert["alert"]: alert for alert in rule["spec"]["groups"][0]["rules"]}
+def test_prometheus_scrapes_the_controller_and_alerts_on_time_since_the_last_success() -> None:
+    assert not [m for m in render_platform() if "monitoring.coreos.com" in m["apiVersion"]]
+    asked = {"serviceMonitor": {"enabled": True, "labels": {"release": "p"}}}
+    manifests = render_platform(**asked, prometheusRule={"enabled": True})
+    monitor, service = only(manifests, "ServiceMonitor"), only(manifests, "Service")
+    assert monitor["metadata"]["labels"]["release"] == "p"
+    selector = monitor["spec"]["selector"]["matchLabels"]
+    assert selector.items() <= service["metadata"]["labels"].items()
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert (endpoint["path"], endpoint["port"]) == ("/metrics", service["spec"]["ports"][0]["name"])
+    rules = only(manifests, "PrometheusRule")["spec"]["groups"][0]["rules"]
+    alerts = {alert["alert"]: alert for alert in rules}
     assert alerts["SelfAlignNoSuccess"]["expr"] == (
         'time() - max(selfalign_last_success_timestamp_seconds{namespace="somewhere"}) > 129600'
     )
@@ -244,30 +225,14 @@ def test_alerts_are_on_time_since_the_last_success() -> None:
     assert "absent(" in alerts["SelfAlignControllerDown"]["expr"]
 
 
-def test_prometheus_is_served_only_where_asked_and_finds_the_controller() -> None:
-    assert not [m for m in render_platform() if "monitoring.coreos.com" in m["apiVersion"]]
-    manifests = render_platform(serviceMonitor={"enabled": True, "labels": {"release": "p"}})
-    monitor, service = only(manifests, "ServiceMonitor"), only(manifests, "Service")
-    assert monitor["metadata"]["labels"]["release"] == "p"
-    selector = monitor["spec"]["selector"]["matchLabels"]
-    assert selector.items() <= service["metadata"]["labels"].items()
-    (endpoint,) = monitor["spec"]["endpoints"]
-    assert endpoint["path"] == "/metrics"
-    assert endpoint["port"] == service["spec"]["ports"][0]["name"]
-
-
-def test_the_resource_is_upgraded_by_helm_and_outlives_it() -> None:
+def test_the_resource_is_upgraded_by_helm_outlives_it_and_shows_how_a_run_stands() -> None:
     installed = only(render_platform(), "CustomResourceDefinition")
     assert installed["spec"] == yaml.safe_load(CRD.read_text("utf-8"))["spec"]
     assert installed["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
     assert of_kind(render_platform(crd={"create": False}), "CustomResourceDefinition") == []
-
-
-def test_kubectl_get_tells_the_story() -> None:
-    version = yaml.safe_load(CRD.read_text("utf-8"))["spec"]["versions"][0]
-    columns = [(c["name"], c.get("priority", 0)) for c in version["additionalPrinterColumns"]]
-    names = ["Stage", "Progress", "Verdict", "Status", "Age"]
-    assert columns == [*((name, 0) for name in names), ("Message", 1)]
+    (version,) = installed["spec"]["versions"]
+    columns = [column["name"] for column in version["additionalPrinterColumns"]]
+    assert columns == ["Stage", "Progress", "Verdict", "Status", "Age", "Message"]
     assert version["subresources"] == {"status": {}}
 
 
@@ -288,13 +253,8 @@ def test_kubectl_get_tells_the_story() -> None:
     ],
 )
 def test_a_run_is_checked_when_it_is_created(spec: Manifest, problem: str | None) -> None:
-    run = {
-        "apiVersion": "selfalign.io/v1alpha1",
-        "kind": "AlignmentRun",
-        "metadata": {"name": "tonight", "labels": {"a": "b"}},
-        "spec": spec,
-    }
-    problems = check(run)
+    kind = {"apiVersion": "selfalign.io/v1alpha1", "kind": "AlignmentRun"}
+    problems = check({**kind, "metadata": {"name": "tonight"}, "spec": spec})
     assert problems == [] if problem is None else problem in problems[0]
 
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from click.testing import CliRunner
 
 from selfalign.deploy import __main__ as command
 from selfalign.deploy import helm, releases
-from selfalign.errors import ConfigurationError, SelfAlignError
+from selfalign.errors import ConfigurationError, SelfAlignError, StoreDenied, StoreUnavailable
 from selfalign.pipeline import STAGES
 from tests.charts.conftest import ROOT, render
 
@@ -276,39 +275,27 @@ def test_the_variables_that_are_read_are_exported_and_explained() -> None:
     assert [name for name in exported if name not in explained] == []
 
 
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The endpoint of an S3 server process that has the bucket `there`."""
-    for name in [name for name in os.environ if name.startswith(("AWS_", "SELFALIGN_S3_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "dummy")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "dummy")
-    # What the check sets by itself must not outlive the test.
-    for name in ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "SELFALIGN_S3_MAX_ATTEMPTS"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    server = subprocess.Popen(
-        [sys.executable, str(ROOT / "tests/store/moto_process.py")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert server.stdout is not None
-    url = server.stdout.readline().strip()
-    put = urllib.request.Request(f"{url}/there", method="PUT")
-    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(put).close()
-    yield url
-    server.communicate(input="")
+class _Store:
+    """A store whose listing fails."""
+
+    def __init__(self, error: SelfAlignError) -> None:
+        self._error = error
+
+    def list(self, prefix: str) -> list[str]:
+        raise self._error
 
 
-def test_a_missing_bucket_is_refused_and_an_unreachable_store_only_noted(s3: str) -> None:
-    environment = {"AWS_ENDPOINT_URL_S3": s3, "AWS_REGION": "eu-west-1"}
-    assert releases.check_bucket("s3://there/prefix", environment) is None
-    with pytest.raises(SelfAlignError, match="nowhere") as caught:
-        releases.check_bucket("s3://nowhere/prefix", environment)
-    assert not caught.value.retryable
-    os.environ["AWS_ENDPOINT_URL_S3"] = "http://127.0.0.1:9"
-    doubt = releases.check_bucket("s3://there/prefix", {"SELFALIGN_S3_MAX_ATTEMPTS": 1})
-    assert doubt is not None
-    assert "127.0.0.1:9" in doubt
+def test_a_missing_bucket_is_refused_and_an_unreachable_store_only_noted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SELFALIGN_TEST_REGION", "")
+    monkeypatch.delenv("SELFALIGN_TEST_REGION")
+    for error in (ConfigurationError("no bucket"), StoreUnavailable("no route"), StoreDenied("no")):
+        monkeypatch.setattr(releases, "open_store", lambda url, error=error: _Store(error))
+        if isinstance(error, ConfigurationError):
+            with pytest.raises(ConfigurationError, match="no bucket"):
+                releases.check_bucket("s3://nowhere", {})
+        else:
+            doubt = releases.check_bucket("s3://there", {"SELFALIGN_TEST_REGION": "eu"})
+            assert doubt == error.message
+    assert os.environ["SELFALIGN_TEST_REGION"] == "eu"
