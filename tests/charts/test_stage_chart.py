@@ -125,6 +125,13 @@ def test_parallelism_can_be_capped_and_other_indexes_may_finish() -> None:
     assert annotations["selfalign.io/max-parallelism"] == "2"
 
 
+def test_a_queue_is_a_label_and_nothing_else() -> None:
+    plain, queued = render_stage("align"), render_stage("align", queueName="nights")
+    assert job_of(plain) == job_of(queued)
+    labels = only(queued, "CronJob")["spec"]["jobTemplate"]["metadata"]["labels"]
+    assert labels["kueue.x-k8s.io/queue-name"] == "nights"
+
+
 def test_gpus_are_those_the_configuration_uses_and_their_taint_is_tolerated(stage: str) -> None:
     values = releases.stage_values(ROOT, stage, variant="gpu")
     section = values.get("config", {}).get(stage, {})
@@ -159,7 +166,7 @@ def test_resources_cover_the_volumes_a_pod_may_fill(stage: str, variant: str) ->
 
 
 def test_training_nodes_meet_at_pod_zero_behind_a_headless_service_and_fail_together() -> None:
-    manifests = render_stage("engrave", nodes=3)
+    manifests = render_stage("engrave", nodes=3, podDisruptionBudget={"minAvailable": 3})
     job, service, pod = job_of(manifests), only(manifests, "Service"), _pod(manifests)
     assert job["completionMode"] == "Indexed"
     assert job["completions"] == job["parallelism"] == 3
@@ -180,6 +187,10 @@ def test_training_nodes_meet_at_pod_zero_behind_a_headless_service_and_fail_toge
     assert env["SELFALIGN_JOB_NAME"]["fieldRef"]["fieldPath"] == label
     align = job_of(render_stage("align"))["template"]["metadata"]["labels"]
     assert not service["spec"]["selector"].items() <= align.items()
+    # A Job has no scale subresource, so a budget counts pods.
+    budget = only(manifests, "PodDisruptionBudget")["spec"]
+    assert (budget["minAvailable"], "maxUnavailable" in budget) == (3, False)
+    assert budget["selector"]["matchLabels"] == service["spec"]["selector"]
 
 
 def test_a_stage_reaches_names_and_the_store_only(stage: str) -> None:
@@ -197,30 +208,16 @@ def test_a_stage_reaches_names_and_the_store_only(stage: str) -> None:
     assert {"to": peers} in policy["egress"]
 
 
-def test_a_queue_is_a_label_and_nothing_else() -> None:
-    plain, queued = render_stage("align"), render_stage("align", queueName="nights")
-    assert job_of(plain) == job_of(queued)
-    template = only(queued, "CronJob")["spec"]["jobTemplate"]
-    assert template["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "nights"
-
-
-def test_volumes_come_from_any_source_and_models_are_read_only() -> None:
+def test_volumes_and_environment_take_any_source_and_models_are_read_only() -> None:
     image = {"image": {"reference": "registry.example.com/models/base:1"}}
     claim = {"persistentVolumeClaim": {"claimName": "cache"}}
-    pod = _pod(render_stage("align", models={"source": image}, cache={"source": claim}))
+    env = {"A": 1, "B": True, "C": {"valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}}
+    pod = _pod(render_stage("align", models={"source": image}, cache={"source": claim}, env=env))
     assert _volume(pod, "models") == {"name": "models", **image}
     assert _mount(pod, "models") == {"name": "models", "mountPath": "/models", "readOnly": True}
     assert _volume(pod, "cache") == {"name": "cache", **claim}
-
-
-def test_disruption_budget_counts_pods_for_a_job_has_no_scale() -> None:
-    manifests = render_stage("engrave", nodes=2, podDisruptionBudget={"minAvailable": 2})
-    budget = only(manifests, "PodDisruptionBudget")
-    pods = job_of(manifests)["template"]["metadata"]["labels"]
-    assert budget["spec"]["minAvailable"] == 2
-    assert "maxUnavailable" not in budget["spec"]
-    assert budget["spec"]["selector"]["matchLabels"].items() <= pods.items()
-    assert of_kind(render_stage("align"), "PodDisruptionBudget") == []
+    expected = {"A": "1", "B": "true", "C": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
+    assert expected.items() <= environment(pod).items()
 
 
 def test_configuration_passes_through_unchanged() -> None:
@@ -250,9 +247,3 @@ def test_sections_of_all_stages_make_a_valid_configuration(variant: Any) -> None
 def test_a_misspelt_release_is_refused_before_the_cluster_sees_it() -> None:
     with pytest.raises(HelmFailed, match=r"give the stage's file: -f jobs/<stage>\.yaml"):
         render("stage", "selfalign-x", {})
-
-
-def test_environment_takes_values_and_sources() -> None:
-    source = {"valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
-    env = environment(_pod(render_stage("align", env={"A": 1, "B": True, "C": source})))
-    assert (env["A"], env["B"], env["C"]) == ("1", "true", source["valueFrom"])

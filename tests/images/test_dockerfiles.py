@@ -14,16 +14,12 @@ import pydantic
 import pytest
 
 from selfalign.deploy import images
-from selfalign.pipeline import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 BASES = ("base-cpu", "base-generation", "base-training")
 ALL = (*images.IMAGES, *BASES)
-USER = "10001:10001"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 PINS = (ROOT / "images/constraints-images.txt").read_text("utf-8").splitlines()
-
-every_image = pytest.mark.parametrize("image", ALL)
 
 
 def _instructions(image: str) -> list[tuple[str, str]]:
@@ -38,25 +34,24 @@ def _arguments(image: str, instruction: str) -> list[str]:
     return [argument for name, argument in _instructions(image) if name == instruction]
 
 
-@every_image
-def test_base_is_a_build_argument_and_pinned_by_tag(image: str) -> None:
+@pytest.mark.parametrize("image", ALL)
+def test_images_are_unprivileged_pinned_and_hold_no_secret(image: str) -> None:
     first, second = _instructions(image)[:2]
-    assert first[0] == "ARG"
     name, _, default = first[1].partition("=")
-    assert (name, second) == ("BASE", ("FROM", "${BASE}"))
-    assert bool(default) is (image in BASES)
-    assert default.partition(":")[2] not in ("latest",)
-    assert not default or ":" in default
-
-
-@every_image
-def test_processes_run_as_the_user_that_the_charts_name(image: str) -> None:
-    assert _arguments(image, "USER")[-1] == USER
-    user, group = USER.split(":")
+    assert (first[0], name, second) == ("ARG", "BASE", ("FROM", "${BASE}"))
+    assert bool(re.fullmatch(r"\S+:(?!latest)\S+", default)) is (image in BASES)
+    user, group = _arguments(image, "USER")[-1].split(":")
     for template in ("stage/templates/_pod.tpl", "selfalign/templates/_helpers.tpl"):
         text = (ROOT / "charts" / template).read_text("utf-8")
-        assert f"runAsUser: {user}" in text
-        assert f"runAsGroup: {group}" in text
+        assert f"runAsUser: {user}\n" in text
+        assert f"runAsGroup: {group}\n" in text
+    sources = {"PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"}
+    asked = {argument.partition("=")[0] for argument in _arguments(image, "ARG")}
+    for install in re.findall(r"pip install [^&;]*", " ".join(_arguments(image, "RUN"))):
+        assert "--no-deps" in install or ("-c pins.txt" in install and sources <= asked)
+    names = " ".join(argument for name, argument in _instructions(image) if name in ("ARG", "ENV"))
+    assert not re.search(r"SECRET|TOKEN|PASSWORD|ACCESS_KEY", names, re.IGNORECASE)
+    assert _arguments(image, "ADD") == []
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -71,41 +66,20 @@ def test_bases_make_that_user_and_load_no_code_from_where_it_writes(base: str) -
 
 
 @pytest.mark.parametrize("image", images.IMAGES)
-def test_the_stage_is_process_one_so_that_signals_reach_it(image: str) -> None:
+def test_the_stage_is_process_one_and_its_image_adds_nothing_but_the_code(image: str) -> None:
     (entrypoint,) = _arguments(image, "ENTRYPOINT")
     assert json.loads(entrypoint) == ["selfalign", image]
     assert json.loads(_arguments(image, "CMD")[0]) == ["--help"]
-
-
-def test_stage_images_add_nothing_but_the_code() -> None:
-    for stage in STAGES:
-        (command,) = _arguments(stage.name, "RUN")
-        assert "--no-deps" in command
-        sources = [argument.split()[:-1] for argument in _arguments(stage.name, "COPY")]
-        assert sources == [["pyproject.toml", "README.md", "LICENSE"], ["selfalign"]]
+    sources = [argument.split()[:-1] for argument in _arguments(image, "COPY")]
+    assert sources[-2:] == [["pyproject.toml", "README.md", "LICENSE"], ["selfalign"]]
+    assert "--no-deps" in _arguments(image, "RUN")[-1]
+    assert len(_arguments(image, "RUN")) == 1 or image == "controller"
 
 
 def test_light_images_install_no_heavy_stack() -> None:
     for name in ("base-cpu", "controller", "curate", "promote"):
         extras = re.findall(r"requirements\.py ([a-z0-9 ]+)", " ".join(_arguments(name, "RUN")))
         assert set(" ".join(extras).split()) <= {"s3", "cluster"}
-
-
-@every_image
-def test_every_install_is_pinned_and_may_name_its_index(image: str) -> None:
-    for command in _arguments(image, "RUN"):
-        for install in re.findall(r"pip install [^&;]*", command):
-            assert "-c pins.txt" in install or "--no-deps" in install
-            names = {argument.partition("=")[0] for argument in _arguments(image, "ARG")}
-            sources = {"PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"}
-            assert "--no-deps" in install or sources <= names
-
-
-@every_image
-def test_no_secrets_no_remote_files(image: str) -> None:
-    names = " ".join(argument for name, argument in _instructions(image) if name in ("ARG", "ENV"))
-    assert not re.search(r"SECRET|TOKEN|PASSWORD|ACCESS_KEY", names, re.IGNORECASE)
-    assert _arguments(image, "ADD") == []
 
 
 def test_only_what_images_copy_is_sent_to_the_builder() -> None:
@@ -136,23 +110,15 @@ def _run_requirements(
     return names, dict(pin.split("==") for pin in pins)
 
 
-def test_requirements_are_the_projects_own_and_what_the_base_has_keeps_its_version(
-    tmp_path: Path,
-) -> None:
+def test_requirements_are_the_projects_own_and_the_base_keeps_what_fits(tmp_path: Path) -> None:
     wanted, pins = _run_requirements(tmp_path, "s3", "cluster")
     assert {"pydantic", "boto3", "kubernetes", "setuptools"} <= wanted
     assert "torch" not in wanted
     assert pins["pydantic"] == pydantic.VERSION
     assert f"bitsandbytes=={pins['bitsandbytes']}" in PINS
-
-
-def test_a_base_too_old_for_the_project_does_not_keep_its_version(tmp_path: Path) -> None:
-    project = (
-        '[build-system]\nrequires = []\n[project]\ndependencies = ["pydantic>=999"]\n'
-        "[project.optional-dependencies]\n"
-    )
-    _, pins = _run_requirements(tmp_path, project=project)
-    assert pins["pydantic"] == "999.1"
+    project = '[project]\ndependencies = ["pydantic>=999"]\noptional-dependencies = {}\n'
+    build = "[build-system]\nrequires = []\n"
+    assert _run_requirements(tmp_path, project=build + project)[1]["pydantic"] == "999.1"
 
 
 @pytest.mark.parametrize("extra", ["deepspeed", "qlora", "vllm"])
@@ -165,11 +131,10 @@ def test_what_constraints_leave_out_is_pinned_for_images_within_the_extras_bound
     pins = dict(line.split("==") for line in PINS if "==" in line)
     assert asked.specifier.contains(pins[asked.name])
     assert all(s.operator == "==" for s in asked.specifier) or extra == "vllm"
-
-
-def test_the_vllm_image_is_the_version_that_is_pinned() -> None:
-    default = _arguments("base-generation", "ARG")[0]
-    assert default == f"BASE=vllm/vllm-openai:v{dict(p.split('==') for p in PINS[1:])['vllm']}"
+    if extra == "vllm":
+        assert f"ARG BASE=vllm/vllm-openai:v{pins['vllm']}\n" in (
+            (ROOT / "images/base-generation/Dockerfile").read_text("utf-8")
+        )
 
 
 def test_constraints_name_no_build_that_one_index_alone_has() -> None:
