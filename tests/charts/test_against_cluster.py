@@ -123,7 +123,8 @@ def test_what_a_run_was_created_with_cannot_be_changed(resource: bool, namespace
         return kubectl(*what).stderr
 
     changed = {"align": {"sampling": {"top_p": 0.6}}}
-    for spec in ({"config": changed}, {"config": {"seed": 1}}, {"config": None}):
+    other = {"align": None, "clone": {"epochs": 1}}  # as many keys as before
+    for spec in ({"config": changed}, {"config": {"seed": 1}}, {"config": other}, {"config": None}):
         assert "config is immutable" in patch(spec)
     for spec in ({"queueName": "days"}, {"queueName": None}):
         assert "queueName is immutable" in patch(spec)

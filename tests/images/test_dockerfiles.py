@@ -132,6 +132,8 @@ def test_what_constraints_leave_out_is_pinned_for_images_within_the_extras_bound
     assert asked.specifier.contains(pins[asked.name])
     assert all(s.operator == "==" for s in asked.specifier) or extra == "vllm"
     if extra == "vllm":
+        alone = (ROOT / "constraints-vllm.txt").read_text("utf-8")
+        assert f"vllm=={pins['vllm']}\n" in alone
         assert f"ARG BASE=vllm/vllm-openai:v{pins['vllm']}\n" in (
             (ROOT / "images/base-generation/Dockerfile").read_text("utf-8")
         )
