@@ -38,54 +38,51 @@ def test_no_object_with_known_keys_takes_unknown_ones(chart: str) -> None:
     assert all(found["additionalProperties"] is False for found in objects)
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"shards": 4},
-        {"image": {"repository": "x"}},
-        {"config": {"algin": {}}},
-        {"config": {"align": {"temperature": 1}}},
-        {"config": {"align": {"sampling": {"top_p": 2}}}},
-        {"config": {"promote": {"rules": [{"metric": "hhh"}]}}},
-        {"networkPolicy": {"ports": [443]}},
-        {"gpus": "two"},
-        {"retries": 21},
-        {"maxParallelism": 0},
-        {"cache": {"sizeLimit": "lots"}},
-        {"stage": "algin"},
-        {"env": {"NOT A NAME": "x"}},
-        {"tolerations": ["spot"]},
-        {"podLabels": {"team": 1}},
-    ],
-    ids=str,
-)
-def test_stage_values_are_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(HelmFailed, match="at '"):
-        render("stage", "selfalign-align", {"stage": "align", **values})
+REFUSED_BY_STAGE: list[dict[str, Any]] = [
+    {"shards": 4},
+    {"image": {"repository": "x"}},
+    {"config": {"algin": {}}},
+    {"config": {"align": {"temperature": 1}}},
+    {"config": {"align": {"sampling": {"top_p": 2}}}},
+    {"config": {"promote": {"rules": [{"metric": "hhh"}]}}},
+    {"networkPolicy": {"ports": [443]}},
+    {"gpus": "two"},
+    {"retries": 21},
+    {"maxParallelism": 0},
+    {"cache": {"sizeLimit": "lots"}},
+    {"stage": "algin"},
+    {"env": {"NOT A NAME": "x"}},
+    {"tolerations": ["spot"]},
+    {"podLabels": {"team": 1}},
+]
+REFUSED_BY_PLATFORM: list[dict[str, Any]] = [
+    {"nightly": {"cron": "0 1 * * *"}},
+    {"nightly": {"schedule": "sometimes"}},
+    {"controller": {"replicas": 2}},
+    {"config": {"base_model": {"url": "x"}}},
+    {"environment": {"A": {"valueFrom": {}}}},
+    {"image": {"tag": "not a tag"}},
+    {"image": {"pullPolicy": "Sometimes"}},
+    {"serviceAccounts": {"stages": {}}},
+    {"networkPolicy": {"storePorts": []}},
+    {"runs": {"overrides": ["align.sampling "]}},
+    {"runs": {"maxActiveRuns": 0}},
+    {"runs": {"allowEverything": True}},
+    {"rbac": {"people": {"create": "yes"}}},
+]
 
 
 @pytest.mark.parametrize(
-    "values",
+    ("chart", "values"),
     [
-        {"nightly": {"cron": "0 1 * * *"}},
-        {"nightly": {"schedule": "sometimes"}},
-        {"controller": {"replicas": 2}},
-        {"config": {"base_model": {"url": "x"}}},
-        {"environment": {"A": {"valueFrom": {}}}},
-        {"image": {"tag": "not a tag"}},
-        {"image": {"pullPolicy": "Sometimes"}},
-        {"serviceAccounts": {"stages": {}}},
-        {"networkPolicy": {"storePorts": []}},
-        {"runs": {"overrides": ["align.sampling "]}},
-        {"runs": {"maxActiveRuns": 0}},
-        {"runs": {"allowEverything": True}},
-        {"rbac": {"people": {"create": "yes"}}},
+        *(("stage", {"stage": "align", **values}) for values in REFUSED_BY_STAGE),
+        *(("selfalign", values) for values in REFUSED_BY_PLATFORM),
     ],
     ids=str,
 )
-def test_platform_values_are_refused(values: dict[str, Any]) -> None:
+def test_wrong_values_are_refused(chart: str, values: dict[str, Any]) -> None:
     with pytest.raises(HelmFailed, match="at '"):
-        render("selfalign", "selfalign", values)
+        render(chart, "selfalign-align", values)
 
 
 def test_nothing_of_the_configuration_is_required_of_values() -> None:
