@@ -9,12 +9,10 @@ from typing import Literal
 
 from selfalign import __version__
 from selfalign.errors import ConfigurationError
-from selfalign.pipeline import STAGES
 
 Variant = Literal["gpu", "cpu"]
 VARIANTS: tuple[Variant, ...] = ("gpu", "cpu")
 LOCAL_REGISTRY = "localhost/selfalign"  # never pushed; a node must have the images already
-IMAGES = (*(stage.name for stage in STAGES), "controller")
 # What an image is made of beside its base. A change of it changes the tag.
 _CODE = ("selfalign", "images", "pyproject.toml", "constraints.txt", ".dockerignore")
 

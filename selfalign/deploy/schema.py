@@ -18,7 +18,7 @@ from selfalign.pipeline import STAGES
 
 CHARTS = ("stage", "selfalign")
 _MARK = "# @schema "
-_TYPES = {"bool": "boolean", "int": "integer", "str": "string"}
+_TYPES = {"bool": "boolean", "int": "integer", "str": "string", "list": "array"}
 _SCALARS = [{"type": "string"}, {"type": "integer"}, {"type": "number"}, {"type": "boolean"}]
 _NAMES = {"propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}}
 # https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/
@@ -76,8 +76,7 @@ def schema_text(root: Path, chart: str) -> str:
 def _node(node: Any, lines: list[str]) -> dict[str, Any]:
     """The schema of a YAML node: objects are closed, an empty one takes anything."""
     if not isinstance(node, yaml.MappingNode):
-        value = yaml.safe_load(yaml.serialize(node))
-        return {"type": _TYPES.get(type(value).__name__, "array")}
+        return {"type": _TYPES[type(yaml.safe_load(yaml.serialize(node))).__name__]}
     if not node.value:
         return {"type": "object"}
     properties = {}
@@ -89,7 +88,7 @@ def _node(node: Any, lines: list[str]) -> dict[str, Any]:
 
 
 def _mark(key: Any, lines: list[str]) -> dict[str, Any]:
-    """What the comment above a key says; keys within `{...}` have none."""
+    """The `# @schema` above a key, as a schema; keys within `{...}` have none."""
     number = key.start_mark.line
     if not lines[number].lstrip().startswith(f"{key.value}:"):
         return {}
@@ -97,8 +96,8 @@ def _mark(key: Any, lines: list[str]) -> dict[str, Any]:
         number -= 1
         comment = lines[number].strip()
         if comment.startswith(_MARK):
-            told = yaml.safe_load(comment.removeprefix(_MARK))
-            return {"$ref": f"#/$defs/{told}"} if isinstance(told, str) else dict(told)
+            mark = yaml.safe_load(comment.removeprefix(_MARK))
+            return {"$ref": f"#/$defs/{mark}"} if isinstance(mark, str) else dict(mark)
     return {}
 
 

@@ -13,11 +13,9 @@ from pathlib import Path
 import pydantic
 import pytest
 
-from selfalign.deploy import images
-
 ROOT = Path(__file__).resolve().parents[2]
 BASES = ("base-cpu", "base-generation", "base-training")
-ALL = (*images.IMAGES, *BASES)
+IMAGES = (*(stage.name for stage in STAGES), "controller")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 PINS = (ROOT / "images/constraints-images.txt").read_text("utf-8").splitlines()
 
@@ -34,7 +32,7 @@ def _arguments(image: str, instruction: str) -> list[str]:
     return [argument for name, argument in _instructions(image) if name == instruction]
 
 
-@pytest.mark.parametrize("image", ALL)
+@pytest.mark.parametrize("image", [*IMAGES, *BASES])
 def test_images_are_unprivileged_pinned_and_hold_no_secret(image: str) -> None:
     first, second = _instructions(image)[:2]
     name, _, default = first[1].partition("=")
@@ -65,7 +63,7 @@ def test_bases_make_that_user_and_load_no_code_from_where_it_writes(base: str) -
     assert "PYTHONDONTWRITEBYTECODE=1" in environment
 
 
-@pytest.mark.parametrize("image", images.IMAGES)
+@pytest.mark.parametrize("image", IMAGES)
 def test_the_stage_is_process_one_and_its_image_adds_nothing_but_the_code(image: str) -> None:
     (entrypoint,) = _arguments(image, "ENTRYPOINT")
     assert json.loads(entrypoint) == ["selfalign", image]
@@ -86,7 +84,9 @@ def test_only_what_images_copy_is_sent_to_the_builder() -> None:
     lines = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
     patterns = [line for line in lines if line and not line.startswith("#")]
     assert patterns[0] == "*"
-    copies = [argument.split()[:-1] for name in ALL for argument in _arguments(name, "COPY")]
+    copies = [
+        argument.split()[:-1] for name in [*IMAGES, *BASES] for argument in _arguments(name, "COPY")
+    ]
     copied = {source for sources in copies for source in sources}
     assert {line[1:] for line in patterns if line.startswith("!")} == copied
 
