@@ -13,6 +13,8 @@ from pathlib import Path
 import pydantic
 import pytest
 
+from selfalign.pipeline import STAGES
+
 ROOT = Path(__file__).resolve().parents[2]
 BASES = ("base-cpu", "base-generation", "base-training")
 IMAGES = (*(stage.name for stage in STAGES), "controller")
