@@ -73,7 +73,8 @@ def _run_schema() -> Manifest:
         if "properties" not in schema:
             return schema
         properties = {name: closed(child) for name, child in schema["properties"].items()}
-        return {**schema, "properties": properties, "additionalProperties": False}
+        unknown = schema.get("x-kubernetes-preserve-unknown-fields", False)
+        return {**schema, "properties": properties, "additionalProperties": unknown}
 
     return closed(version["schema"]["openAPIV3Schema"])
 
