@@ -266,7 +266,7 @@ def test_what_a_run_was_created_with_is_immutable() -> None:
         f"(!has(self.{field}) || self.{field} == oldSelf.{field})"
         for field in ("config", "queueName", "priority")
     }
-    # Of keys that the schema does not name, `==` compares the number only.
+    # `==` compares only the number of the keys that the schema does not name.
     assert set(spec["properties"]["config"]["properties"]) == set(RunConfig.model_fields)
 
 
