@@ -100,7 +100,7 @@ def test_one_image_needs_only_its_own_base(build: Build) -> None:
     _, calls, _ = build("promote", BUILDER="mybuild", BUILD_FLAGS="--network host")
     base, promote = (call.split() for call in calls)
     assert base[1].startswith("localhost/selfalign/base-cpu:")
-    assert base[2:] == [str(ROOT), "-f", "images/base-cpu/Dockerfile", "--network", "host"]
+    assert base[2:] == [str(ROOT), "-f", f"{ROOT}/images/base-cpu/Dockerfile", "--network", "host"]
     assert promote[1] == "localhost/selfalign/promote:t"
     _, calls, _ = build("align", BUILDER="mybuild")
     assert len(calls) == 2  # gpu: on an image from outside
@@ -133,7 +133,7 @@ def test_docker_builds_and_pushes_and_finds_a_base_again(build: Build) -> None:
     assert [call.split()[1] for call in calls[1:]] == ["image", "build", "push"]
     base = calls[1].split()[-1]
     assert calls[2] == (
-        "docker build -t localhost:5000/x/promote:t -f images/promote/Dockerfile "
+        f"docker build -t localhost:5000/x/promote:t -f {ROOT}/images/promote/Dockerfile "
         f"--build-arg BASE={base} ."
     )
     assert calls[3] == "docker push localhost:5000/x/promote:t"
