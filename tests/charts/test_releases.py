@@ -38,12 +38,9 @@ def _stages() -> list[dict[str, Any]]:
     return [releases.stage_values(ROOT, stage.name, variant="gpu") for stage in STAGES]
 
 
-def test_later_values_win_key_by_key_and_lists_are_replaced() -> None:
+def test_later_values_win_key_by_key_and_the_image_over_all(tmp_path: Path) -> None:
     layers = [{"a": {"b": 1, "c": [1, 2]}, "d": 1}, {"a": {"c": [3]}}, {"a": {"b": None}, "d": {}}]
     assert helm.merge_values(layers) == {"a": {"b": None, "c": [3]}, "d": {}}
-
-
-def test_a_users_file_wins_over_the_stages_and_the_image_over_both(tmp_path: Path) -> None:
     mine = _write(tmp_path / "mine.yaml", {"retries": 7, "image": {"tag": "mine"}})
     image = {"registry": "r", "tag": "t"}
     values = releases.stage_values(ROOT, "align", variant="cpu", files=[mine], image=image)
@@ -63,7 +60,7 @@ def test_a_shared_file_brings_its_own_section_only_and_a_configuration_all(tmp_p
     assert whole["align"]["engine"]["kind"] == "vllm"
 
 
-MOUNTED = {**COMPLETE, "base_model": {"path": "/models/base"}}
+MOUNTED: dict[str, Any] = {**COMPLETE, "base_model": {"path": "/models/base"}}
 LOCAL = {**COMPLETE, "seeds": {"directory": "seeds"}, "evaluate": {"hhh": "task.json"}}
 ODD_BATCH = {"stage": "clone", "config": {"clone": {"micro_batch_size": 7}}}
 
@@ -90,23 +87,13 @@ def test_a_configuration_that_no_run_could_use_is_refused(
     assert releases.check_platform_config({"config": mounted}, _stages()).store == COMPLETE["store"]
 
 
-@pytest.mark.parametrize(
-    ("owner", "own", "noted"),
-    [
-        (None, True, None),  # nobody made it yet
-        ("nights/selfalign", True, None),
-        ("days/selfalign", False, "belongs to the release days/selfalign"),
-        ("", False, "was not made by Helm"),
-    ],
-)
-def test_a_resource_of_somebody_else_is_left_alone(
-    owner: str | None, own: bool, noted: str | None
-) -> None:
+@pytest.mark.parametrize("owner", [None, "nights/selfalign", "days/selfalign", ""])
+def test_a_resource_of_somebody_else_is_left_alone(owner: str | None) -> None:
     values: dict[str, Any] = {}
     note = releases.leave_resource_alone(values, owner, "nights")
-    assert values["crd"].get("create", True) is own
-    assert (noted is None) == (note is None)
-    assert noted is None or noted in str(note)
+    notes = {"days/selfalign": "belongs to the release days/selfalign", "": "not made by Helm"}
+    assert values["crd"] == ({} if owner not in notes else {"create": False})
+    assert note is None if owner not in notes else notes[str(owner)] in str(note)
     assert releases.leave_resource_alone({"crd": {"create": False}}, "", "nights") is None
 
 
@@ -275,27 +262,20 @@ def test_the_variables_that_are_read_are_exported_and_explained() -> None:
     assert [name for name in exported if name not in explained] == []
 
 
-class _Store:
-    """A store whose listing fails."""
-
-    def __init__(self, error: SelfAlignError) -> None:
-        self._error = error
-
-    def list(self, prefix: str) -> list[str]:
-        raise self._error
-
-
 def test_a_missing_bucket_is_refused_and_an_unreachable_store_only_noted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("SELFALIGN_TEST_REGION", "")
-    monkeypatch.delenv("SELFALIGN_TEST_REGION")
-    for error in (ConfigurationError("no bucket"), StoreUnavailable("no route"), StoreDenied("no")):
-        monkeypatch.setattr(releases, "open_store", lambda url, error=error: _Store(error))
-        if isinstance(error, ConfigurationError):
-            with pytest.raises(ConfigurationError, match="no bucket"):
-                releases.check_bucket("s3://nowhere", {})
-        else:
-            doubt = releases.check_bucket("s3://there", {"SELFALIGN_TEST_REGION": "eu"})
-            assert doubt == error.message
-    assert os.environ["SELFALIGN_TEST_REGION"] == "eu"
+    def failing(error: SelfAlignError) -> None:
+        def fail(url: str) -> Any:
+            raise error
+
+        monkeypatch.setattr(releases, "open_store", fail)
+
+    monkeypatch.setattr(os, "environ", {})
+    failing(ConfigurationError("no bucket"))
+    with pytest.raises(ConfigurationError, match="no bucket"):
+        releases.check_bucket("s3://nowhere", {})
+    for error in (StoreUnavailable("no route"), StoreDenied("no access")):
+        failing(error)
+        assert releases.check_bucket("s3://there", {"AWS_REGION": "eu"}) == error.message
+    assert os.environ == {"AWS_REGION": "eu"}
