@@ -24,7 +24,9 @@ export STAGE NAMESPACE RUN CONFIG VALUES STAGE_VALUES VARIANT REGISTRY IMAGE_TAG
   BUILD_FLAGS PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS BASE_CPU BASE_GENERATION \
   BASE_TRAINING CHECK_LOGIN CHECK_BUCKET
 
-CLUSTER_TOOLS := $(VENV)/.installed-s3+cluster$(if $(HELM)$(shell command -v helm),,+helm)
+# An environment for development has all of it.
+CLUSTER_TOOLS := $(or $(wildcard $(VENV)/.installed-models+s3+cluster+dev),\
+  $(VENV)/.installed-s3+cluster$(if $(HELM)$(shell command -v helm),,+helm))
 HELM ?= $(or $(shell command -v helm),$(PYTHON) -m selfalign.deploy.helm)
 DEPLOY = $(PYTHON) -m selfalign.deploy
 STAGES = $(patsubst jobs/%.yaml,%,$(wildcard jobs/*.yaml))
