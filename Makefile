@@ -47,8 +47,10 @@ lock: ## pin every dependency anew in constraints.txt
 	@rm -rf .venv-lock && $(PYTHON311) -m venv .venv-lock
 	@.venv-lock/bin/python -m pip install --quiet torch==2.13.0
 	@.venv-lock/bin/python -m pip install --quiet -e ".[models,s3,cluster,dev]"
-	@.venv-lock/bin/python -m pip freeze --exclude-editable > constraints.txt && rm -rf .venv-lock
+	@# A local version (torch's +cpu) is on one index only.
+	@.venv-lock/bin/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > constraints.txt
+	@rm -rf .venv-lock
 
 .PHONY: clean
-clean: ## remove the virtual environment and the demo's output
-	rm -rf $(VENV) $(DEMO_OUT)
+clean: ## remove the virtual environment, the demo's output and written values
+	rm -rf $(VENV) $(DEMO_OUT) .deploy

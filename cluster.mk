@@ -1,6 +1,6 @@
-# The cluster's targets, included by the Makefile. Each is a line: checks and work are in
-# selfalign/deploy (`python -m selfalign.deploy --help`), which reads these variables from its
-# environment. `make` itself ends with 2 whatever failed; the failure's exit code is in its line.
+# The cluster's targets, included by the Makefile. selfalign/deploy checks and writes the values of
+# the releases to .deploy/NAMESPACE/, images/build builds, helm installs. `make` itself ends with 2
+# whatever failed; the failure's exit code is in its line.
 #
 #   STAGE        stage of the pipeline, e.g. align
 #   NAMESPACE    of the cluster (default selfalign)
@@ -13,41 +13,67 @@
 #   IMAGE_TAG    default: code version and commit
 #   PUSH=0       build only           SKIP_BUILD=1  deploy what is in the registry
 #   BUILDER      docker, podman, buildah or a command (called with TAG CONTEXT FLAGS...)
-#   BUILD_FLAGS  for every build, e.g. "--build-arg PIP_EXTRA_INDEX_URL=<index of CPU torch>"
+#   BUILD_FLAGS  for every build, e.g. "--network host"
+#   PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS   where builds find packages, e.g. CPU torch
 #   BASE_CPU BASE_GENERATION BASE_TRAINING   other images to build on
 #   CHECK_LOGIN=0, CHECK_BUCKET=0            leave a check out
+#   HELM         path of Helm 4 (default: helm on PATH, else the engine in helm-python-sdk)
 NAMESPACE ?= selfalign
 VARIANT ?= gpu
-export STAGE NAMESPACE RUN CONFIG VALUES STAGE_VALUES VARIANT REGISTRY IMAGE_TAG PUSH SKIP_BUILD \
-  BUILDER BUILD_FLAGS BASE_CPU BASE_GENERATION BASE_TRAINING CHECK_LOGIN CHECK_BUCKET
+export STAGE NAMESPACE RUN CONFIG VALUES STAGE_VALUES VARIANT REGISTRY IMAGE_TAG PUSH BUILDER \
+  BUILD_FLAGS PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS BASE_CPU BASE_GENERATION \
+  BASE_TRAINING CHECK_LOGIN CHECK_BUCKET
 
+# An environment for development has all of it.
+CLUSTER_TOOLS := $(or $(wildcard $(VENV)/.installed-models+s3+cluster+dev),\
+  $(VENV)/.installed-s3+cluster$(if $(HELM)$(shell command -v helm),,+helm))
+HELM ?= $(or $(shell command -v helm),$(PYTHON) -m selfalign.deploy.helm)
 DEPLOY = $(PYTHON) -m selfalign.deploy
-CLUSTER_TOOLS = $(VENV)/.installed-s3+cluster
+STAGES = $(patsubst jobs/%.yaml,%,$(wildcard jobs/*.yaml))
+RELEASES = .deploy/$(NAMESPACE)
+build = IMAGE_TAG=$${IMAGE_TAG:-$$($(DEPLOY) tag)}; export IMAGE_TAG; images/build $(1)
+unless_skipped = $(if $(filter-out 0 false no,$(SKIP_BUILD)),true,$(1))
+install = $(HELM) upgrade --install $(1) charts/$(2) --namespace $(NAMESPACE) -f $(RELEASES)/$(1).yaml
 
 .PHONY: chart
 chart: $(VENV)/.installed-models+s3+cluster+dev ## lint, render and strictly validate the charts with every ci/ and jobs/ file
 	@$(DEPLOY) schema --check
-	@$(DEPLOY) chart
+	@$(PYTHON) -m pytest -q -m "not cluster" tests/charts
 
 .PHONY: chart-schema
-chart-schema: $(CLUSTER_TOOLS) ## write charts/*/values.schema.json from the configuration models
+chart-schema: $(CLUSTER_TOOLS) ## write charts/*/values.schema.json from values.yaml and the configuration models
 	@$(DEPLOY) schema
 
 .PHONY: images
 images: $(CLUSTER_TOOLS) ## build all images, push with REGISTRY=; VARIANT=cpu for clusters without GPUs
-	@$(DEPLOY) image
+	@$(call build)
 
 .PHONY: image
 image: $(CLUSTER_TOOLS) ## build one image: STAGE=align, or STAGE=controller
-	@$(DEPLOY) image --need-name $(STAGE)
+	@$(call build,$(or $(STAGE),$(error STAGE is missing; give one of: $(STAGES) controller)))
+
+.PHONY: namespace
+namespace: $(CLUSTER_TOOLS) ## make NAMESPACE, enforcing Pod Security restricted; for a Secret that must be there before deploy
+	@$(DEPLOY) namespace
 
 .PHONY: deploy
 deploy: $(CLUSTER_TOOLS) ## images, platform and all stages onto the cluster: CONFIG=resolved.yaml REGISTRY= NAMESPACE=
-	@$(DEPLOY) platform
+	@$(HELM) --help >/dev/null
+	@$(DEPLOY) prepare --out $(RELEASES)
+	@$(call unless_skipped,$(call build))
+	@$(DEPLOY) namespace
+	@$(call install,selfalign,selfalign) >$(RELEASES)/notes.txt
+	@for stage in $(STAGES); do \
+	  $(call install,selfalign-$$stage,stage) >/dev/null; echo "deployed selfalign-$$stage"; done
+	@cat $(RELEASES)/notes.txt
 
 .PHONY: deploy-stage
 deploy-stage: $(CLUSTER_TOOLS) ## one stage: STAGE= [IMAGE_TAG= NAMESPACE= VALUES=]; with RUN=<id> start and follow it
-	@$(DEPLOY) stage
+	@$(HELM) --help >/dev/null
+	@$(DEPLOY) prepare --out $(RELEASES) --stage "$(STAGE)"
+	@$(call unless_skipped,$(call build,$(STAGE)))
+	@$(DEPLOY) namespace
+	@$(call install,selfalign-$(STAGE),stage)
 	@$(if $(RUN),$(PYTHON) -m selfalign cluster start-stage $(STAGE) --run $(RUN) --namespace $(NAMESPACE))
 
 .PHONY: run
@@ -57,7 +83,8 @@ run: $(CLUSTER_TOOLS) ## start a run on the cluster now [RUN=<its name> CONFIG=<
 
 .PHONY: nightly-now
 nightly-now: $(CLUSTER_TOOLS) ## submit the nightly run now, as its CronJob would
-	@$(DEPLOY) nightly-now
+	@$(DEPLOY) preflight
+	@kubectl -n $(NAMESPACE) create job selfalign-nightly-$$(date -u +%Y%m%d-%H%M%S) --from=cronjob/selfalign-nightly
 
 .PHONY: status
 status: $(CLUSTER_TOOLS) ## runs on the cluster: stage, progress, cause and next action [RUN=]
@@ -71,7 +98,12 @@ logs: $(CLUSTER_TOOLS) ## follow a stage's log on the cluster: STAGE= [RUN=]
 
 .PHONY: undeploy
 undeploy: $(CLUSTER_TOOLS) ## remove controller and stages from the cluster; the store and the runs stay
-	@$(DEPLOY) undeploy
+	@$(DEPLOY) preflight
+	@for release in selfalign $(STAGES:%=selfalign-%); do \
+	  $(HELM) uninstall $$release --namespace $(NAMESPACE) --ignore-not-found; done
+	@echo "kept: the store, the AlignmentRun resource and these runs (kubectl -n $(NAMESPACE) delete" \
+	  "alignmentruns --all removes them):"
+	@kubectl -n $(NAMESPACE) get alignmentruns --ignore-not-found
 
 .PHONY: cluster-test
 cluster-test: $(VENV)/.installed-models+s3+cluster+dev ## the tests on the node of KUBECONFIG's cluster, with images of VARIANT=cpu

@@ -1,5 +1,5 @@
-"""Build images, render charts, install releases: what `make` calls from a checkout.
+"""Values, schemas and checks of releases: what the Makefile calls before `helm` and `images/build`.
 
-`python -m selfalign.deploy --help`. It works on charts/, jobs/ and images/ of the checkout, with
-the tools a person has (helm, kubectl, docker or podman or buildah), and stays out of the images.
+It works on charts/, jobs/ and images/ of the checkout with the user's own tools (helm, kubectl,
+docker or podman or buildah), and is no part of the images.
 """

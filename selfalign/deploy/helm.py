@@ -1,71 +1,33 @@
-"""Helm behind one seam: the `helm` command, or else the SDK wheel that carries the same engine.
+"""`helm` for machines that lack it: the commands that the Makefile uses, by Helm's own engine.
 
-Protocol `Helm`: lint, template, upgrade, uninstall. The SDK (PyPI helm-python-sdk) is alpha: fine
-for tests and for machines without the command, not for production clusters.
+    python -m selfalign.deploy.helm upgrade --install RELEASE CHART --namespace NAME -f FILE
+
+The engine comes from the wheel helm-python-sdk (extra `helm`). The wheel is alpha software: use it
+for tests and trials, and the real command for production clusters.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping, Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import click
 import yaml
 
 from selfalign.errors import ConfigurationError, SelfAlignError
 
 Values = Mapping[str, Any]
-_ERROR = 3  # severity of a lint message in the SDK: 1 information, 2 warning, 3 error
+
+_namespace = click.option("--namespace", "-n", required=True)
+_values = click.option("--values", "-f", "files", multiple=True, type=click.Path(path_type=Path))
+_chart = click.argument("chart", type=click.Path(path_type=Path, exists=True))
 
 
 class HelmFailed(SelfAlignError):
     """Helm refused; the message is Helm's own."""
-
-
-class Helm(Protocol):
-    """What this project asks of Helm."""
-
-    @property
-    def name(self) -> str:
-        """What it is, for messages."""
-        ...
-
-    def lint(self, chart: Path, values: Values) -> list[str]:
-        """What is wrong with a chart under these values; empty when nothing is."""
-        ...
-
-    def template(self, chart: Path, release: str, namespace: str, values: Values) -> str:
-        """The rendered manifests, as YAML documents. Raises HelmFailed."""
-        ...
-
-    def upgrade(self, chart: Path, release: str, namespace: str, values: Values) -> str:
-        """Install or upgrade a release; its notes. Raises HelmFailed."""
-        ...
-
-    def uninstall(self, release: str, namespace: str) -> bool:
-        """Remove a release; False when there is none. Raises HelmFailed."""
-        ...
-
-
-def open_helm() -> Helm:
-    """The helm command where there is one, else the SDK. Raises ConfigurationError without both."""
-    if command := os.environ.get("HELM") or shutil.which("helm"):
-        return HelmCommand(command)
-    if find_spec("helm_python") is not None:
-        return HelmSdk()
-    raise ConfigurationError(
-        "helm: not found on PATH",
-        remedy="install Helm 4 (https://helm.sh/docs/intro/install), name it with HELM=<path>, or "
-        "for a trial `pip install helm-python-sdk`",
-    )
 
 
 def merge_values(layers: Sequence[Values]) -> dict[str, Any]:
@@ -81,115 +43,106 @@ def merge_values(layers: Sequence[Values]) -> dict[str, Any]:
     return merged
 
 
-@dataclass(frozen=True, slots=True)
-class HelmCommand:
-    """The `helm` command."""
-
-    name: str
-
-    def lint(self, chart: Path, values: Values) -> list[str]:
-        with _values_file(values) as file:
-            result = _run([self.name, "lint", "--strict", str(chart), "-f", file])
-        if result.returncode == 0:
-            return []
-        lines = (result.stdout + result.stderr).splitlines()
-        return [line for line in lines if "[ERROR]" in line or "[WARNING]" in line] or lines
-
-    def template(self, chart: Path, release: str, namespace: str, values: Values) -> str:
-        with _values_file(values) as file:
-            return self._checked(
-                "template", release, str(chart), "--namespace", namespace, "-f", file
-            )
-
-    def upgrade(self, chart: Path, release: str, namespace: str, values: Values) -> str:
-        with _values_file(values) as file:
-            return self._checked(
-                "upgrade", "--install", release, str(chart), "--namespace", namespace, "-f", file
-            )
-
-    def uninstall(self, release: str, namespace: str) -> bool:
-        listed = self._checked("list", "--namespace", namespace, "--all", "--short")
-        if release not in listed.split():
-            return False
-        self._checked("uninstall", release, "--namespace", namespace)
-        return True
-
-    def _checked(self, *arguments: str) -> str:
-        result = _run([self.name, *arguments])
-        if result.returncode != 0:
-            raise HelmFailed(f"helm {arguments[0]}: {_last_lines(result.stderr)}")
-        return result.stdout
-
-
-class HelmSdk:
-    """Helm's own engine in the helm-python-sdk wheel."""
-
-    def __init__(self) -> None:
-        self._sdk: Any = import_module("helm_python")
-        self.name = f"helm-python-sdk {self._sdk.__version__}"
-
-    def lint(self, chart: Path, values: Values) -> list[str]:
-        report = self._sdk.lint(chart, dict(values), strict=True)
-        findings = [m["error"] for m in report["messages"] if m["severity"] >= _ERROR]
-        return [*findings, *(error for error in report["errors"] if error not in findings)]
-
-    def template(self, chart: Path, release: str, namespace: str, values: Values) -> str:
-        with self._loaded(chart) as loaded:
-            try:
-                loaded.validate_schema(dict(values))
-                rendered = loaded.render(dict(values), name=release, namespace=namespace)
-            except self._sdk.HelmError as e:
-                raise HelmFailed(f"helm template {chart.name}: {e}") from e
-        documents = [text for name, text in sorted(rendered.items()) if name.endswith(".yaml")]
-        return "\n---\n".join(documents)
-
-    def upgrade(self, chart: Path, release: str, namespace: str, values: Values) -> str:
-        with self._config(namespace) as config:
-            try:
-                if config.list(all_states=True, name_filter=f"^{release}$"):
-                    config.upgrade(chart, release, dict(values), namespace=namespace)
-                else:
-                    config.install(chart, release, dict(values), namespace=namespace)
-                return str(config.get_all(release)["info"].get("notes", ""))
-            except self._sdk.HelmError as e:
-                raise HelmFailed(f"helm upgrade --install {release}: {e}") from e
-
-    def uninstall(self, release: str, namespace: str) -> bool:
-        with self._config(namespace) as config:
-            try:
-                config.uninstall(release)
-            except self._sdk.HelmNotFoundError:
-                return False
-            except self._sdk.HelmError as e:
-                raise HelmFailed(f"helm uninstall {release}: {e}") from e
-        return True
-
-    def _loaded(self, chart: Path) -> Any:
-        try:
-            return self._sdk.Chart.load(chart)
-        except self._sdk.HelmError as e:
-            raise HelmFailed(f"{chart}: {e}") from e
-
-    def _config(self, namespace: str) -> Any:
-        return self._sdk.Config(namespace=namespace)
-
-
-@contextmanager
-def _values_file(values: Values) -> Iterator[str]:
-    with tempfile.TemporaryDirectory(prefix="selfalign-") as directory:
-        path = Path(directory) / "values.yaml"
-        path.write_text(yaml.safe_dump(dict(values), sort_keys=False), "utf-8")
-        yield str(path)
-
-
-def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def render(chart: Path, release: str, namespace: str, values: Values) -> dict[str, str]:
+    """File of the chart -> its rendered text. Raises HelmFailed."""
+    sdk = _sdk()
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError as e:
+        with sdk.Chart.load(chart) as loaded:
+            loaded.validate_schema(dict(values))
+            rendered = loaded.render(dict(values), name=release, namespace=namespace)
+            return dict(sorted(rendered.items()))
+    except sdk.HelmError as e:
+        raise HelmFailed(f"helm template {chart.name}: {e}") from e
+
+
+def upgrade(chart: Path, release: str, namespace: str, values: Values) -> str:
+    """Install or upgrade a release; its notes. Raises HelmFailed."""
+    sdk = _sdk()
+    try:
+        with sdk.Config(namespace=namespace) as config:
+            known = config.list(all_states=True, name_filter=f"^{release}$")
+            apply = config.upgrade if known else config.install
+            apply(chart, release, dict(values), namespace=namespace)
+            return str(config.get_all(release)["info"].get("notes", ""))
+    except sdk.HelmError as e:
+        raise HelmFailed(f"helm upgrade --install {release}: {e}") from e
+
+
+def _sdk() -> Any:
+    try:
+        return import_module("helm_python")
+    except ImportError as e:
         raise ConfigurationError(
-            f"{command[0]}: cannot be run: {e.strerror}", remedy="correct HELM, or install Helm 4"
+            "helm is not on PATH, and helm-python-sdk is not installed",
+            remedy="install Helm 4 (https://helm.sh/docs/intro/install), name it with HELM=<path>, "
+            "or for a trial `pip install helm-python-sdk`",
         ) from e
 
 
-def _last_lines(text: str, count: int = 12) -> str:
-    return "\n".join(text.strip().splitlines()[-count:])
+def read_values(path: Path) -> dict[str, Any]:
+    """A values file. Raises ConfigurationError naming the file and the line."""
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as e:
+        raise ConfigurationError(
+            f"{path}: {e.strerror}", remedy="give an existing file of values"
+        ) from e
+    except yaml.YAMLError as e:
+        raise ConfigurationError(f"{path}: not valid YAML: {e}", remedy="correct it") from e
+    if not isinstance(values, dict | None):
+        raise ConfigurationError(
+            f"{path}: expected a mapping of values, got {type(values).__name__}"
+        )
+    return values or {}
+
+
+@click.group()
+def helm() -> None:
+    """The part of `helm` that this project's Makefile needs."""
+
+
+@helm.command("upgrade")
+@click.option("--install", is_flag=True, required=True)
+@click.argument("release")
+@_chart
+@_namespace
+@_values
+def upgrade_command(
+    install: bool, release: str, chart: Path, namespace: str, files: tuple[Path, ...]
+) -> None:
+    """Install or upgrade RELEASE, and print its notes."""
+    values = merge_values([read_values(path) for path in files])
+    click.echo(upgrade(chart, release, namespace, values))
+
+
+@helm.command("uninstall")
+@click.option("--ignore-not-found", is_flag=True)
+@click.argument("release")
+@_namespace
+def uninstall_command(ignore_not_found: bool, release: str, namespace: str) -> None:
+    """Remove RELEASE."""
+    sdk = _sdk()
+    try:
+        with sdk.Config(namespace=namespace) as config:
+            config.uninstall(release, ignore_not_found=ignore_not_found)
+    except sdk.HelmError as e:
+        raise HelmFailed(f"helm uninstall {release}: {e}") from e
+    click.echo(f'release "{release}" uninstalled')
+
+
+def run(command: click.Command) -> None:
+    """Run a command; an error ends the process with its message, remedy and exit code."""
+    try:
+        command.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except SelfAlignError as error:
+        click.echo(click.style("error: ", fg="red", bold=True) + str(error), err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    run(helm)

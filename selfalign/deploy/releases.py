@@ -1,4 +1,4 @@
-"""Values of the platform's and the stages' releases, and their installation.
+"""Values of the platform's and the stages' releases, and what is refused before they are installed.
 
 Layers, later ones winning: CONFIG (a run configuration), jobs/<stage>.yaml, jobs/variants/cpu.yaml
 where VARIANT=cpu, files of the user's, the image.
@@ -11,10 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from selfalign.config import RunConfig
-from selfalign.deploy.helm import Helm, Values, merge_values
+from selfalign.deploy.helm import Values, merge_values, read_values
 from selfalign.deploy.images import Variant
 from selfalign.errors import ConfigurationError, StoreDenied, StoreUnavailable
 from selfalign.identity import DATA_FIELDS
@@ -43,23 +41,6 @@ def require_stage(name: str | None) -> str:
     return name
 
 
-def read_values(path: Path) -> dict[str, Any]:
-    """A values file. Raises ConfigurationError naming the file and the line."""
-    try:
-        values = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as e:
-        raise ConfigurationError(
-            f"{path}: {e.strerror}", remedy="give an existing file of values"
-        ) from e
-    except yaml.YAMLError as e:
-        raise ConfigurationError(f"{path}: not valid YAML: {e}", remedy="correct it") from e
-    if not isinstance(values, dict | None):
-        raise ConfigurationError(
-            f"{path}: expected a mapping of values, got {type(values).__name__}"
-        )
-    return values or {}
-
-
 def stage_values(
     root: Path,
     stage: str,
@@ -84,7 +65,10 @@ def stage_values(
     if image:
         layers.append({"image": image})
     values = merge_values(layers)
-    _keep_own_sections(values, stage, complete=config is not None)
+    if config is None:  # a file shared by all stages brings other stages' sections along
+        others = set(BY_NAME) - {stage}
+        own = {k: v for k, v in (values.get("config") or {}).items() if k not in others}
+        values["config"] = own
     return values
 
 
@@ -137,7 +121,7 @@ def leave_resource_alone(values: dict[str, Any], owner: str | None, namespace: s
 
     Args:
         values: of the platform; changed where the resource is not this release's.
-        owner: as `cluster.resource_owner` tells.
+        owner: as `cluster.resource_owner` returns it.
 
     Returns:
         What a person should know, or None where this release makes or upgrades the resource.
@@ -152,36 +136,6 @@ def leave_resource_alone(values: dict[str, Any], owner: str | None, namespace: s
         "one: kubectl apply --server-side --force-conflicts -f "
         "charts/selfalign/files/alignmentruns.selfalign.io.yaml"
     )
-
-
-def deploy_stage(helm: Helm, root: Path, stage: str, namespace: str, values: Values) -> str:
-    """Install or upgrade a stage's release; Helm's notes."""
-    return helm.upgrade(root / "charts" / "stage", release_name(stage), namespace, values)
-
-
-def deploy_platform(helm: Helm, root: Path, namespace: str, values: Values) -> str:
-    """Install or upgrade the platform; Helm's notes."""
-    return helm.upgrade(root / "charts" / "selfalign", PLATFORM, namespace, values)
-
-
-def undeploy(helm: Helm, namespace: str) -> list[str]:
-    """Remove every release of the pipeline; the names of those that were there."""
-    releases = [PLATFORM, *(release_name(stage.name) for stage in STAGES)]
-    return [name for name in releases if helm.uninstall(name, namespace)]
-
-
-def image_values(registry: str, tag: str) -> dict[str, str]:
-    """Values that name the images just built."""
-    return {"registry": registry, "tag": tag}
-
-
-def _keep_own_sections(values: dict[str, Any], stage: str, *, complete: bool) -> None:
-    """Drop other stages' sections, which a file shared by all stages brings along."""
-    if complete:
-        return
-    others = set(BY_NAME) - {stage}
-    config = {k: v for k, v in (values.get("config") or {}).items() if k not in others}
-    values["config"] = config
 
 
 def _require_reachable(config: RunConfig) -> None:

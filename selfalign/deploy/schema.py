@@ -1,6 +1,8 @@
-"""values.schema.json of both charts, generated from the models of values and configuration.
+"""values.schema.json of both charts, generated from values.yaml and the configuration models.
 
-Writes charts/<chart>/values.schema.json; reads nothing.
+The type of a value is that of its default. `# @schema` above a key narrows it: the name of a
+definition below, or keywords of JSON schema, which replace the default's type where they give one.
+Reads charts/<chart>/values.yaml; writes charts/<chart>/values.schema.json.
 """
 
 from __future__ import annotations
@@ -9,24 +11,51 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+import yaml
 
 from selfalign.config import RunConfig
-from selfalign.deploy.values import PlatformValues, StageValues
+from selfalign.pipeline import STAGES
 
-CHARTS: dict[str, type[BaseModel]] = {"stage": StageValues, "selfalign": PlatformValues}
-# Keywords of pydantic and of this project that mean nothing to a validator. Defaults of values
-# stand in values.yaml alone; those of the configuration stay, for editors to show.
-_NOISE = frozenset({"title", "identity"})
+CHARTS = ("stage", "selfalign")
+_MARK = "# @schema "
+_TYPES = {"bool": "boolean", "int": "integer", "str": "string", "list": "array"}
+_SCALARS = [{"type": "string"}, {"type": "integer"}, {"type": "number"}, {"type": "boolean"}]
+_NAMES = {"propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}}
+# https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/
+_QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
+_DEFINITIONS: dict[str, Any] = {
+    "Quantity": {"type": "string", "pattern": _QUANTITY},
+    "Labels": {"type": "object", "additionalProperties": {"type": "string"}},
+    "Names": {"type": "array", "items": {"type": "string", "minLength": 1}},
+    "Paths": {
+        "type": "array",
+        "items": {"type": "string", "pattern": r"^(\*|[a-z0-9_]+)(\.(\*|[a-z0-9_]+))*$"},
+    },
+    "Objects": {"type": "array", "items": {"type": "object"}},
+    "Ports": {
+        "type": "array",
+        "minItems": 1,
+        "items": {"type": "integer", "minimum": 1, "maximum": 65535},
+    },
+    "Environment": {
+        "type": "object",
+        **_NAMES,
+        "additionalProperties": {"anyOf": [*_SCALARS, {"type": "object"}]},
+    },
+    "PlainEnvironment": {"type": "object", **_NAMES, "additionalProperties": {"anyOf": _SCALARS}},
+}
 
 
-def values_schema(values: type[BaseModel]) -> dict[str, Any]:
+def values_schema(root: Path, chart: str) -> dict[str, Any]:
     """The JSON schema of a chart's values; unknown keys are refused at every level."""
-    schema = _clean(values.model_json_schema(), _NOISE | {"default"})
-    config = _clean(RunConfig.model_json_schema(), _NOISE)
-    definitions = {**schema.pop("$defs"), **_partial(config)}
-    schema["properties"]["config"] = {"$ref": "#/$defs/RunConfig"}
-    schema["properties"]["global"] = {"type": "object", "description": "Helm's own; not used"}
+    text = (root / "charts" / chart / "values.yaml").read_text("utf-8")
+    schema = _node(yaml.compose(text), text.splitlines())
+    properties = schema["properties"]
+    properties["config"] = {"$ref": "#/$defs/RunConfig"}
+    properties["global"] = {"type": "object", "description": "Helm's own; not used"}
+    if chart == "stage":
+        properties["stage"]["enum"] = ["", *(stage.name for stage in STAGES)]
+    definitions = {**_DEFINITIONS, **_partial(_clean(RunConfig.model_json_schema()))}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,
@@ -39,20 +68,37 @@ def schema_path(root: Path, chart: str) -> Path:
     return root / "charts" / chart / "values.schema.json"
 
 
-def schema_text(chart: str) -> str:
+def schema_text(root: Path, chart: str) -> str:
     """The file's content."""
-    return json.dumps(values_schema(CHARTS[chart]), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(values_schema(root, chart), indent=2, ensure_ascii=False) + "\n"
 
 
-def write_schemas(root: Path) -> list[Path]:
-    """Write every chart's schema; the paths of those that changed."""
-    changed = []
-    for chart in CHARTS:
-        path, text = schema_path(root, chart), schema_text(chart)
-        if not path.is_file() or path.read_text("utf-8") != text:
-            path.write_text(text, "utf-8")
-            changed.append(path)
-    return changed
+def _node(node: Any, lines: list[str]) -> dict[str, Any]:
+    """The schema of a YAML node: objects are closed, an empty one takes anything."""
+    if not isinstance(node, yaml.MappingNode):
+        return {"type": _TYPES[type(yaml.safe_load(yaml.serialize(node))).__name__]}
+    if not node.value:
+        return {"type": "object"}
+    properties = {}
+    for key, child in node.value:
+        narrowed = _mark(key, lines)
+        replaced = "type" in narrowed or "$ref" in narrowed
+        properties[key.value] = narrowed if replaced else {**_node(child, lines), **narrowed}
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _mark(key: Any, lines: list[str]) -> dict[str, Any]:
+    """The `# @schema` above a key, as a schema; keys within `{...}` have none."""
+    number = key.start_mark.line
+    if not lines[number].lstrip().startswith(f"{key.value}:"):
+        return {}
+    while number and lines[number - 1].lstrip().startswith("#"):
+        number -= 1
+        comment = lines[number].strip()
+        if comment.startswith(_MARK):
+            mark = yaml.safe_load(comment.removeprefix(_MARK))
+            return {"$ref": f"#/$defs/{mark}"} if isinstance(mark, str) else dict(mark)
+    return {}
 
 
 def _partial(config: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +106,7 @@ def _partial(config: dict[str, Any]) -> dict[str, Any]:
 
     Members of lists stay whole, because Helm and the controller replace lists and never merge them.
     """
-    definitions = config.pop("$defs")
+    definitions: dict[str, Any] = config.pop("$defs")
     definitions["RunConfig"] = config
     members = {
         definition.get("items", {}).get("$ref", "").removeprefix("#/$defs/")
@@ -70,20 +116,19 @@ def _partial(config: dict[str, Any]) -> dict[str, Any]:
     for name, definition in definitions.items():
         if name not in members:
             definition.pop("required", None)
-    return dict(definitions)
+    return definitions
 
 
-def _clean(value: Any, noise: frozenset[str], *, names: bool = False) -> Any:
-    """Without noise; `names` when the keys of `value` are names of properties, not keywords."""
+def _clean(value: Any, *, names: bool = False) -> Any:
+    """Without keywords that mean nothing to a validator.
+
+    Args:
+        names: the keys of `value` are names of properties, not keywords.
+    """
     if isinstance(value, dict):
-        clean = {
-            key: _clean(child, noise, names=not names and key in ("properties", "$defs"))
+        return {
+            key: _clean(child, names=not names and key in ("properties", "$defs"))
             for key, child in value.items()
-            if names or key not in noise
+            if names or key not in ("title", "identity")
         }
-        if not names and "patternProperties" in clean:
-            clean.setdefault("additionalProperties", False)  # pydantic leaves the others open
-        return clean
-    if isinstance(value, list):
-        return [_clean(child, noise) for child in value]
-    return value
+    return [_clean(child) for child in value] if isinstance(value, list) else value

@@ -1,76 +1,121 @@
-"""Charts rendered once per set of values by Helm's own engine."""
+"""Charts rendered once per set of values by Helm's own engine; the strict check of manifests."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from selfalign.deploy import charts, releases
-from selfalign.deploy.helm import Helm, open_helm
-from selfalign.deploy.manifests import documents
-from selfalign.errors import ConfigurationError
+from selfalign.deploy import helm, releases
+from selfalign.deploy.images import VARIANTS
 from selfalign.pipeline import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
+CRD = ROOT / "charts/selfalign/files/alignmentruns.selfalign.io.yaml"
 NAMESPACE = "somewhere"
+# The oldest version supported (KEP-3998, KEP-3939 and podReplacementPolicy stable) and the newest
+# one that kubernetes-validate knows.
+VERSIONS = ("1.34", "1.37")
+# Kinds of other projects, whose schemas no package ships; they are installed only where asked for.
+UNCHECKED_GROUPS = frozenset({"monitoring.coreos.com"})
 Manifest = dict[str, Any]
-Render = Callable[..., list[Manifest]]
 
 
-@pytest.fixture(scope="session")
-def helm() -> Helm:
+def renderings() -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """File, chart, release and values: every file in ci/, every stage in every variant."""
+    for path in sorted((ROOT / "charts").glob("*/ci/*-values.yaml")):
+        chart, values = path.parts[-3], helm.read_values(path)
+        release = releases.release_name(values["stage"]) if chart == "stage" else chart
+        yield "/".join(path.parts[-4:]), chart, release, values
+    for stage in STAGES:
+        for variant in VARIANTS:
+            values = releases.stage_values(ROOT, stage.name, variant=variant)
+            name = f"jobs/{stage.name}.yaml, {variant}"
+            yield name, "stage", releases.release_name(stage.name), values
+
+
+RENDERINGS = list(renderings())
+
+
+def check(manifest: Manifest, version: str = VERSIONS[0]) -> list[str]:
+    """What Kubernetes' own schemas find wrong: unknown fields and wrong types."""
+    import jsonschema
+    import kubernetes_validate
+
+    group = manifest["apiVersion"].rpartition("/")[0]
+    if group in UNCHECKED_GROUPS:
+        return []
+    if group == "selfalign.io":
+        found = jsonschema.Draft202012Validator(_run_schema()).iter_errors(manifest)
+        return [f"{error.json_path}: {error.message}" for error in found]
     try:
-        return open_helm()
-    except ConfigurationError as error:
-        pytest.skip(f"{error.message}; pip install helm-python-sdk")
+        kubernetes_validate.validate(manifest, version, strict=True)
+    except kubernetes_validate.ValidationError as error:
+        return [f"{error.json_path}: {error.message}"]
+    except kubernetes_validate.SchemaNotFoundError as error:
+        return [error.message]
+    return []
 
 
 @cache
-def _rendered(helm: Helm, chart: str, release: str, values: str) -> list[Manifest]:
-    text = helm.template(ROOT / "charts" / chart, release, NAMESPACE, json.loads(values))
-    return documents(text)
+def _run_schema() -> Manifest:
+    """The AlignmentRun's schema as strict field validation reads it: the rest is unknown."""
+    version = yaml.safe_load(CRD.read_text("utf-8"))["spec"]["versions"][0]
+
+    def closed(schema: Manifest) -> Manifest:
+        if "items" in schema:
+            return {**schema, "items": closed(schema["items"])}
+        if "properties" not in schema:
+            return schema
+        properties = {name: closed(child) for name, child in schema["properties"].items()}
+        unknown = schema.get("x-kubernetes-preserve-unknown-fields", False)
+        return {**schema, "properties": properties, "additionalProperties": unknown}
+
+    return closed(version["schema"]["openAPIV3Schema"])
 
 
-@pytest.fixture(scope="session")
-def render(helm: Helm) -> Render:
-    """Render a chart: render("stage", "selfalign-align", values)."""
-
-    def rendered(chart: str, release: str, values: Mapping[str, Any]) -> list[Manifest]:
-        return _rendered(helm, chart, release, json.dumps(values))
-
-    return rendered
+@cache
+def _rendered(chart: str, release: str, values: str) -> list[Manifest]:
+    files = helm.render(ROOT / "charts" / chart, release, NAMESPACE, json.loads(values))
+    texts = [text for name, text in files.items() if name.endswith(".yaml")]
+    return [manifest for text in texts for manifest in yaml.safe_load_all(text) if manifest]
 
 
-@pytest.fixture(scope="session")
-def render_stage(render: Render) -> Callable[..., list[Manifest]]:
+def render(chart: str, release: str, values: Mapping[str, Any]) -> list[Manifest]:
+    """Render a chart, once per set of values."""
+    return _rendered(chart, release, json.dumps(values))
+
+
+def render_stage(stage: str, variant: Any = "gpu", **values: Any) -> list[Manifest]:
     """Render a stage as it is deployed: render_stage("align", nodes=2)."""
-
-    def rendered(stage: str, variant: Any = "gpu", **values: Any) -> list[Manifest]:
-        merged = releases.stage_values(ROOT, stage, variant=variant)
-        return render("stage", releases.release_name(stage), {**merged, **values})
-
-    return rendered
+    merged = releases.stage_values(ROOT, stage, variant=variant)
+    return render("stage", releases.release_name(stage), {**merged, **values})
 
 
-@pytest.fixture(scope="session")
-def render_platform(render: Render) -> Callable[..., list[Manifest]]:
+def render_platform(**values: Any) -> list[Manifest]:
     """Render the platform: render_platform(nightly={"enabled": False})."""
-    return lambda **values: render("selfalign", "selfalign", values)
+    return render("selfalign", "selfalign", values)
 
 
-@pytest.fixture(scope="session")
-def everything(render: Render) -> list[Manifest]:
+@pytest.fixture(name="render_stage")
+def render_stage_fixture() -> Callable[..., list[Manifest]]:
+    return render_stage
+
+
+@pytest.fixture(name="render_platform")
+def render_platform_fixture() -> Callable[..., list[Manifest]]:
+    return render_platform
+
+
+@cache
+def everything() -> list[Manifest]:
     """Every manifest of every file of values there is."""
-    return [
-        manifest
-        for rendering in charts.renderings(ROOT)
-        for manifest in render(rendering.chart.name, rendering.release, rendering.values)
-    ]
+    return [m for _, *rendering in RENDERINGS for m in render(*rendering)]
 
 
 @pytest.fixture(params=[stage.name for stage in STAGES])

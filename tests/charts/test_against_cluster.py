@@ -5,175 +5,166 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from selfalign.deploy import cluster, releases
-from selfalign.deploy.helm import Helm
-from selfalign.deploy.manifests import UNCHECKED_GROUPS
-from selfalign.pipeline import STAGES
-from tests.charts.conftest import ROOT, Manifest, Render, job_of, only, pod_of
+from selfalign.deploy import releases
+from selfalign.deploy.cluster import RESOURCE, ensure_namespace, kubectl
+from selfalign.deploy.helm import upgrade
+from tests.charts.conftest import (
+    CRD,
+    ROOT,
+    UNCHECKED_GROUPS,
+    Manifest,
+    everything,
+    pod_of,
+    render_platform,
+)
 
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.skipif(not os.environ.get("KUBECONFIG"), reason="KUBECONFIG is not set"),
 ]
-CRD = "alignmentruns.selfalign.io"
 
 
-def _kubectl(*arguments: str, stdin: Any = None) -> subprocess.CompletedProcess[str]:
-    text = None if stdin is None else json.dumps(stdin)
-    return subprocess.run(
-        ["kubectl", "--request-timeout=30s", *arguments],
-        input=text, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+def _apply(verb: str, namespace: str, manifests: list[Manifest], *flags: str) -> list[str]:
+    """What the API server says is wrong with manifests."""
+    stream = json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests})
+    moved = stream.replace('"somewhere"', f'"{namespace}"')
+    answer = kubectl(verb, "-f", "-", "-n", namespace, "--validate=strict", *flags, stdin=moved)
+    lines = [line.strip() for line in answer.stderr.splitlines() if line.strip()]
+    problems = [line for line in lines if "(AlreadyExists)" not in line]
+    return problems if answer.returncode else []
 
 
-@contextmanager
-def _restricted_namespace() -> Iterator[str]:
-    name = f"charts-{uuid.uuid4().hex[:8]}"
-    assert cluster.ensure_namespace(name)
-    yield name
-    _kubectl("delete", "namespace", name, "--wait=false")
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def namespace() -> Iterator[str]:
-    """A namespace of our own that enforces Pod Security restricted."""
-    with _restricted_namespace() as name:
-        yield name
-
-
-@pytest.fixture(scope="module")
-def roles(render: Render) -> Iterator[str]:
-    """Another one, with the platform's accounts and what they may do."""
+    """A namespace that enforces Pod Security restricted, with the platform's accounts."""
+    name = f"charts-{uuid.uuid4().hex[:8]}"
+    assert ensure_namespace(name)
     kinds = ("Role", "RoleBinding", "ServiceAccount")
-    found = [m for m in render("selfalign", "selfalign", {}) if m["kind"] in kinds]
-    with _restricted_namespace() as name:
-        items = json.loads(json.dumps(found).replace('"somewhere"', f'"{name}"'))
-        applied = _kubectl(
-            "apply", "-f", "-", stdin={"apiVersion": "v1", "kind": "List", "items": items}
-        )
-        assert applied.returncode == 0, applied.stderr
-        yield name
+    found = [m for m in render_platform() if m["kind"] in kinds]
+    assert _apply("apply", name, found) == []
+    yield name
+    kubectl("delete", "namespace", name, "--wait=false")
 
 
 @pytest.fixture(scope="module")
-def crd_values() -> dict[str, Any]:
-    """The resource is cluster-wide: it is left alone where it is somebody's already."""
-    return {"crd": {"create": _kubectl("get", "crd", CRD).returncode != 0}}
+def resource() -> Iterator[bool]:
+    """The AlignmentRun resource; True when it was not there before."""
+    missing = kubectl("get", "crd", RESOURCE).returncode != 0
+    if missing:
+        applied = kubectl("apply", "--server-side", "-f", str(CRD))
+        assert applied.returncode == 0, applied.stderr
+        kubectl("wait", "--for=condition=Established", f"crd/{RESOURCE}", "--timeout=30s")
+    yield missing
+    if missing:
+        kubectl("delete", "crd", RESOURCE)
 
 
-def test_the_api_server_takes_every_manifest_strictly(everything: list[Manifest]) -> None:
-    known = [m for m in everything if m["apiVersion"].partition("/")[0] not in UNCHECKED_GROUPS]
-    moved = json.loads(json.dumps(known).replace('"somewhere"', '"default"'))
-    assert cluster.dry_run(moved, "default") == []
+def test_the_api_server_takes_every_manifest_strictly(resource: bool) -> None:
+    known = [m for m in everything() if m["apiVersion"].partition("/")[0] not in UNCHECKED_GROUPS]
+    assert _apply("create", "default", known, "--dry-run=server") == []
+    misspelt = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x"}, "dta": {}}
+    (problem,) = _apply("create", "default", [misspelt], "--dry-run=server")
+    assert 'unknown field "dta"' in problem
 
 
-def test_the_api_server_refuses_what_it_does_not_know() -> None:
-    body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x"}, "dta": {}}
-    assert any('unknown field "dta"' in problem for problem in cluster.dry_run([body], "default"))
-
-
-def test_every_pod_is_admitted_under_restricted(everything: list[Manifest], roles: str) -> None:
+def test_every_pod_is_admitted_under_restricted(namespace: str) -> None:
     pods = []
-    for number, manifest in enumerate(everything):
+    for number, manifest in enumerate(everything()):
         if (spec := pod_of(manifest)) is None:
             continue
-        pod = dict(spec)
-        pod.pop("priorityClassName", None)  # of clusters that have it
-        pod.pop("runtimeClassName", None)
+        cluster_wide = ("priorityClassName", "runtimeClassName")  # of clusters that have them
+        pod = {key: value for key, value in spec.items() if key not in cluster_wide}
         name = f"{manifest['metadata']['name']}-{number}"
         pods.append({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": pod})
-    assert len(pods) > len(STAGES)
-    assert cluster.dry_run(pods, roles) == []
+    assert _apply("create", namespace, pods, "--dry-run=server") == []
+    bare = {"containers": [{"name": "x", "image": "x:1"}], "serviceAccountName": "selfalign-stage"}
+    refused = _apply("create", namespace, [{**pods[0], "spec": bare}], "--dry-run=server")
+    assert "violates PodSecurity" in refused[-1]
 
 
-def test_a_pod_without_the_charts_settings_is_refused_there(roles: str) -> None:
-    pod = {"containers": [{"name": "x", "image": "x:1"}], "serviceAccountName": "selfalign-stage"}
-    body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": pod}
-    (problem,) = cluster.dry_run([body], roles)
-    assert "violates PodSecurity" in problem
-
-
-def test_install_upgrade_and_uninstall_keep_the_resource_and_its_runs(
-    helm: Helm, namespace: str, crd_values: dict[str, Any]
-) -> None:
-    stage = releases.stage_values(ROOT, "align", variant="cpu")
-    releases.deploy_platform(helm, ROOT, namespace, crd_values)
-    notes = releases.deploy_stage(helm, ROOT, "align", namespace, stage)
-    assert f"make deploy-stage STAGE=align NAMESPACE={namespace}" in notes
-
-    run = {"apiVersion": "selfalign.io/v1alpha1", "kind": "AlignmentRun"}
-    named = {**run, "metadata": {"name": "kept"}, "spec": {"config": {"align": {"x": {"y": 1}}}}}
-    created = _kubectl("create", "-n", namespace, "-f", "-", "-o", "json", stdin=named)
-    assert created.returncode == 0, created.stderr
-    assert json.loads(created.stdout)["spec"] == {
-        "config": {"align": {"x": {"y": 1}}}, "maxAttempts": 3, "suspend": False,
-    }  # fmt: skip
-    long = {**run, "metadata": {"name": "n" * 41}, "spec": {}}
-    refused = _kubectl("create", "-n", namespace, "-f", "-", stdin=long)
-    assert "a run's name is at most 40" in refused.stderr
-
-    upgraded = {**stage, "image": {"tag": "another"}, "config": {"align": {"num_shards": 3}}}
-    releases.deploy_stage(helm, ROOT, "align", namespace, upgraded)
-    found = _kubectl("get", "cronjob", "selfalign-align", "-n", namespace, "-o", "json")
-    template = json.loads(found.stdout)["spec"]["jobTemplate"]["spec"]
-    assert template["template"]["spec"]["containers"][0]["image"].endswith(":another")
-    assert template["completions"] == 3
-    releases.deploy_platform(helm, ROOT, namespace, {**crd_values, "nightly": {"suspend": True}})
-
-    assert releases.undeploy(helm, namespace) == ["selfalign", "selfalign-align"]
-    assert cluster.remaining_runs(namespace) == ["alignmentrun.selfalign.io/kept"]
-    if crd_values["crd"]["create"]:
-        _kubectl("delete", "crd", CRD)
-
-
-def test_a_job_can_be_made_from_a_template_by_hand(
-    render_stage: Callable[..., list[Manifest]], roles: str
-) -> None:
-    manifests = render_stage("instruct", variant="cpu")
-    body = {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {"name": "by-hand", "labels": only(manifests, "CronJob")["metadata"]["labels"]},
-        "spec": job_of(manifests),
-    }
-    assert cluster.dry_run([body], roles) == []
+def _run(name: str, spec: dict[str, Any]) -> Manifest:
+    kind = {"apiVersion": "selfalign.io/v1alpha1", "kind": "AlignmentRun"}
+    return {**kind, "metadata": {"name": name}, "spec": spec}
 
 
 @pytest.mark.parametrize(
-    ("account", "verb", "resource", "allowed"),
+    ("name", "spec", "refusal"),
     [
-        ("controller", "create", "batch/jobs", True),
-        ("controller", "update", "selfalign.io/alignmentruns/status", True),
-        ("controller", "update", "selfalign.io/alignmentruns", False),
-        ("controller", "get", "/secrets", False),
-        ("controller", "delete", "/pods", False),
-        ("controller", "get", "/pods/log", False),
-        ("submit", "create", "selfalign.io/alignmentruns", True),
-        ("submit", "delete", "selfalign.io/alignmentruns", False),
-        ("submit", "create", "batch/jobs", False),
-        ("stage", "get", "/pods", False),
-        ("promote", "get", "/configmaps", False),
+        ("n" * 41, {}, "a run's name is at most 40"),
+        ("x", {"maxAttempts": 11}, "should be less than or equal to 10"),
+        ("x", {"ttlSecondsAfterFinished": 31536001}, "should be less than or equal to 31536000"),
+        ("x", {"priority": "Not A Class"}, "should match"),
+        ("x", {"more": 1}, "unknown field"),
     ],
 )
-def test_accounts_may_do_what_they_need_and_no_more(
-    roles: str, account: str, verb: str, resource: str, allowed: bool
+def test_a_wrong_run_is_refused(
+    resource: bool, namespace: str, name: str, spec: dict[str, Any], refusal: str
 ) -> None:
-    group, name, *sub = resource.split("/")
-    asked = {"namespace": roles, "verb": verb, "group": group, "resource": name}
-    review = {
-        "apiVersion": "authorization.k8s.io/v1",
-        "kind": "SubjectAccessReview",
-        "spec": {
-            "user": f"system:serviceaccount:{roles}:selfalign-{account}",
-            "resourceAttributes": {**asked, "subresource": sub[0] if sub else ""},
-        },
-    }
-    answer = _kubectl("create", "-f", "-", "-o", "json", stdin=review)
-    assert json.loads(answer.stdout)["status"]["allowed"] is allowed
+    assert refusal in " ".join(_apply("create", namespace, [_run(name, spec)]))
+
+
+def test_what_a_run_was_created_with_cannot_be_changed(resource: bool, namespace: str) -> None:
+    asked = {"config": {"align": {"sampling": {"top_p": 0.5}}}, "queueName": "nights"}
+    assert _apply("create", namespace, [_run("fixed", asked)]) == []
+    stored = kubectl("get", "alignmentrun/fixed", "-n", namespace, "-o", "json").stdout
+    assert json.loads(stored)["spec"] == {**asked, "maxAttempts": 3, "suspend": False}
+
+    def patch(spec: dict[str, Any]) -> str:
+        body = json.dumps({"spec": spec})
+        what = ("patch", "alignmentrun/fixed", "-n", namespace, "--type=merge", "-p", body)
+        return kubectl(*what).stderr
+
+    changed = {"align": {"sampling": {"top_p": 0.6}}}
+    other = {"align": None, "clone": {"epochs": 1}}  # as many keys as before
+    for spec in ({"config": changed}, {"config": {"seed": 1}}, {"config": other}, {"config": None}):
+        assert "config is immutable" in patch(spec)
+    for spec in ({"queueName": "days"}, {"queueName": None}):
+        assert "queueName is immutable" in patch(spec)
+    assert "priority is immutable" in patch({"priority": "high"})
+    assert patch({"suspend": True, "maxAttempts": 2, "ttlSecondsAfterFinished": 60}) == ""
+
+
+def test_install_upgrade_and_uninstall_keep_the_resource_and_its_runs(
+    resource: bool, tmp_path: Path
+) -> None:
+    name = f"charts-{uuid.uuid4().hex[:8]}"
+    ensure_namespace(name)
+    own = {"crd": {"create": False}}
+    stage = releases.stage_values(ROOT, "align", variant="cpu")
+    upgrade(ROOT / "charts/selfalign", "selfalign", name, own)
+    notes = upgrade(ROOT / "charts/stage", "selfalign-align", name, stage)
+    assert f"make deploy-stage STAGE=align NAMESPACE={name}" in notes
+    assert _apply("create", name, [_run("kept", {})]) == []
+    changed = {**stage, "image": {"tag": "another"}, "config": {"align": {"num_shards": 3}}}
+    upgrade(ROOT / "charts/stage", "selfalign-align", name, changed)
+    found = kubectl("get", "cronjob", "selfalign-align", "-n", name, "-o", "json").stdout
+    template = json.loads(found)["spec"]["jobTemplate"]["spec"]
+    assert template["template"]["spec"]["containers"][0]["image"].endswith(":another")
+    assert template["completions"] == 3
+
+    def checksum() -> str:
+        query = "jsonpath={.spec.template.metadata.annotations.checksum/credentials}"
+        deployment = ("deployment", "selfalign-controller", "-n", name)
+        return kubectl("get", *deployment, "-o", query).stdout
+
+    before = checksum()
+    kubectl("create", "secret", "generic", "selfalign-store", "-n", name, "--from-literal=A=b")
+    upgrade(ROOT / "charts/selfalign", "selfalign", name, {**own, "nightly": {"suspend": True}})
+    assert before != checksum() != ""
+
+    command = ["make", "-C", str(ROOT), "undeploy", f"NAMESPACE={name}", "CLUSTER_TOOLS="]
+    undeployed = subprocess.run(
+        [*command, f"PYTHON={sys.executable}"], capture_output=True, text=True, check=False
+    )
+    assert undeployed.returncode == 0, undeployed.stderr
+    assert "kept" in kubectl("get", "alignmentruns", "-n", name, "-o", "name").stdout
+    assert kubectl("get", "deployments,cronjobs", "-n", name, "-o", "name").stdout == ""
+    kubectl("delete", "namespace", name, "--wait=false")

@@ -13,14 +13,12 @@ from selfalign.controller.job import build_job
 from selfalign.controller.outcome import Observed
 from selfalign.controller.resources import AlignmentRunSpec
 from selfalign.controller.status import Observation, failed_status, next_status
-from selfalign.deploy.manifests import VERSIONS, check
 from selfalign.errors import ConfigurationError
 from selfalign.pipeline import BY_NAME, STAGES
 from selfalign.run.decide import Attempt, Start
 from selfalign.run.plan import PlannedStage
-from tests.charts.conftest import ROOT, Manifest, environment, of_kind, only
+from tests.charts.conftest import CRD, VERSIONS, Manifest, check, environment, of_kind, only
 
-CRD = ROOT / "charts/selfalign/files/alignmentruns.selfalign.io.yaml"
 RUN: Manifest = {
     "apiVersion": "selfalign.io/v1alpha1",
     "kind": "AlignmentRun",
@@ -43,7 +41,7 @@ def test_the_controllers_job_of_every_template_is_valid(
 ) -> None:
     job = _job(render_stage(stage, variant=variant), stage, queueName="nights", priority="low")
     for version in VERSIONS:
-        assert check(job, version, ROOT) == []
+        assert check(job, version) == []
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert container["args"][:2] == ["--config", "/etc/selfalign/config.yaml"]
     assert container["args"][2:4] == ["--run", "r" * 40]
@@ -117,5 +115,5 @@ def test_the_resource_keeps_every_field_the_controller_writes() -> None:
     going = next_status(RUN, seen, moment)
     ended = failed_status({**RUN, "status": going}, ConfigurationError("no"), moment)
     for status in (going, ended):
-        assert [str(p) for p in check({**RUN, "status": status}, VERSIONS[0], ROOT)] == []
+        assert check({**RUN, "status": status}) == []
     assert {"attempts", "stages", "conditions", "progress", "stage", "message"} <= set(ended)

@@ -1,138 +1,127 @@
-"""The platform: controller, nightly run, permissions, policies, alerts."""
+"""The platform: controller, nightly run, what runs may do, permissions, policies, alerts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import yaml
 
 from selfalign import __version__
-from selfalign.deploy.manifests import VERSIONS, check
-from tests.charts.conftest import ROOT, Manifest, environment, job_of, of_kind, only, pod_of
+from selfalign.config import RunConfig
+from tests.charts.conftest import (
+    CRD,
+    ROOT,
+    Manifest,
+    check,
+    environment,
+    job_of,
+    of_kind,
+    only,
+    pod_of,
+    render_platform,
+    render_stage,
+)
 
-RenderPlatform = Callable[..., list[Manifest]]
-CRD = ROOT / "charts/selfalign/files/alignmentruns.selfalign.io.yaml"
-
+READ = "get list watch"
 # Every permission has a reason; a new one is added here with its own.
-CONTROLLER_MAY = {
-    ("selfalign.io", "alignmentruns"): {"get", "list", "watch", "delete"},  # delete: TTL
-    ("selfalign.io", "alignmentruns/status"): {"update"},
-    ("selfalign.io", "alignmentruns/finalizers"): {"update"},  # blockOwnerDeletion
-    ("batch", "jobs"): {"get", "list", "watch", "create"},  # get: adopt one's own on a conflict
-    ("batch", "cronjobs"): {"list", "watch"},  # the stages' templates
-    ("", "configmaps"): {"get", "create"},  # configuration of platform, stages and run
-    ("", "pods"): {"list"},  # why pending, exit codes
-    ("", "events"): {"create", "list", "patch"},  # list: a Job without pods (quota)
-    ("coordination.k8s.io", "leases"): {"create", "get", "update"},
+VIEWER_MAY = {
+    "selfalign.io/alignmentruns": READ,
+    "batch/jobs": READ,
+    "/pods": READ,
+    "/events": READ,
+    "/pods/log": "get",
+    "/configmaps selfalign-config": "get",  # where the store is
 }
-SUBMISSION_MAY = {
-    ("selfalign.io", "alignmentruns"): {"create", "list"},  # list: refuse an overlap
-    ("", "configmaps"): {"get"},
-    ("", "events"): {"create", "patch"},  # patch: told once more
+PERMISSIONS = {
+    "controller": {
+        "selfalign.io/alignmentruns": "get list watch delete",  # delete: TTL
+        "selfalign.io/alignmentruns/status": "update",
+        "selfalign.io/alignmentruns/finalizers": "update",  # blockOwnerDeletion
+        "batch/jobs": "get list watch create",  # get: adopt one's own on a conflict
+        "batch/cronjobs": "list watch",  # the stages' templates
+        "/configmaps": "get create",  # get without names: runs' ConfigMaps have the runs' names
+        "/pods": "list",  # why pending, exit codes
+        "/events": "create list patch",  # list: a Job without pods (quota)
+        "coordination.k8s.io/leases": "create",  # RBAC knows no name before there is one
+        "coordination.k8s.io/leases selfalign-controller": "get update",
+    },
+    "submit": {
+        "selfalign.io/alignmentruns": "create list",  # list: refuse an overlap
+        "/configmaps selfalign-config": "get",
+        "/events": "create patch",  # patch: the same refusal once more
+    },
+    "viewer": VIEWER_MAY,
+    "run-creator": {**VIEWER_MAY, "selfalign.io/alignmentruns": f"{READ} create patch delete"},
 }
 
 
-def _permissions(role: Manifest) -> dict[tuple[str, str], set[str]]:
-    may: dict[tuple[str, str], set[str]] = {}
-    for rule in role["rules"]:
-        for group in rule["apiGroups"]:
-            for resource in rule["resources"]:
-                may.setdefault((group, resource), set()).update(rule["verbs"])
-    return may
+@pytest.mark.parametrize("role", PERMISSIONS)
+def test_no_role_has_a_permission_to_spare(role: str) -> None:
+    may: dict[str, list[str]] = {}
+    for rule in only(render_platform(), "Role", f"selfalign-{role}")["rules"]:
+        for resource in rule["resources"]:
+            what = f"{rule['apiGroups'][0]}/{resource} {' '.join(rule.get('resourceNames', []))}"
+            may.setdefault(what.strip(), []).extend(rule["verbs"])
+    assert {what: " ".join(verbs) for what, verbs in may.items()} == PERMISSIONS[role]
 
 
-def test_one_controller_at_a_time(render_platform: RenderPlatform) -> None:
-    deployment = only(render_platform(), "Deployment")
+def test_only_controller_and_submission_are_bound_and_each_account_has_its_own_identity() -> None:
+    identity = {"annotations": {"example.com/id": "x"}}
+    manifests = render_platform(serviceAccounts={"stage": identity})
+    bindings = of_kind(manifests, "RoleBinding")
+    bound = {subject["name"] for binding in bindings for subject in binding["subjects"]}
+    assert bound == {"selfalign-controller", "selfalign-submit"}
+    accounts = {m["metadata"]["name"]: m for m in of_kind(manifests, "ServiceAccount")}
+    assert set(accounts) == bound | {"selfalign-stage", "selfalign-promote"}
+    assert not any(account["automountServiceAccountToken"] for account in accounts.values())
+    assert identity.items() <= accounts["selfalign-stage"]["metadata"].items()
+    assert "annotations" not in accounts["selfalign-promote"]["metadata"]
+    roles = of_kind(render_platform(rbac={"people": {"create": False}}), "Role")
+    assert {role["metadata"]["name"] for role in roles} == bound
+
+
+def test_one_controller_at_a_time_probed_and_scraped_on_its_port() -> None:
+    manifests = render_platform()
+    deployment, service = only(manifests, "Deployment"), only(manifests, "Service")
     assert deployment["spec"]["replicas"] == 1
     assert deployment["spec"]["strategy"] == {"type": "Recreate"}
-    assert deployment["spec"]["selector"]["matchLabels"].items() <= (
-        deployment["spec"]["template"]["metadata"]["labels"].items()
-    )
-
-
-def test_controller_is_probed_and_scraped_on_its_port(render_platform: RenderPlatform) -> None:
-    manifests = render_platform()
-    pod = pod_of(only(manifests, "Deployment"))
-    assert pod is not None
-    (container,) = pod["containers"]
+    labels = deployment["spec"]["template"]["metadata"]["labels"].items()
+    assert deployment["spec"]["selector"]["matchLabels"].items() <= labels
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
     assert container["command"] == ["selfalign", "controller"]
     assert container["ports"] == [{"name": "http", "containerPort": 8080}]
     for probe in ("startupProbe", "livenessProbe"):
         assert container[probe]["httpGet"] == {"path": "/healthz", "port": "http"}
     assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
-    service = only(manifests, "Service")
-    labels = only(manifests, "Deployment")["spec"]["template"]["metadata"]["labels"]
-    assert service["spec"]["selector"].items() <= labels.items()
+    assert service["spec"]["selector"].items() <= labels
     assert service["spec"]["ports"][0]["targetPort"] == "http"
+    memory = {kind: sizes["memory"] for kind, sizes in container["resources"].items()}
+    assert memory == {"requests": "128Mi", "limits": "256Mi"}
+    source = environment(deployment["spec"]["template"]["spec"])["SELFALIGN_NAMESPACE"]
+    assert source == {"fieldRef": {"fieldPath": "metadata.namespace"}}
 
 
-def test_controller_has_no_permission_to_spare(render_platform: RenderPlatform) -> None:
-    role = only(render_platform(), "Role", "selfalign-controller")
-    assert _permissions(role) == CONTROLLER_MAY
+def test_controller_starts_anew_when_what_it_reads_once_changes() -> None:
+    def annotations(**environment: str) -> Any:
+        template = only(render_platform(environment=environment), "Deployment")["spec"]["template"]
+        return template["metadata"]["annotations"]
+
+    first, second = annotations(A="1"), annotations(A="2")
+    assert first["checksum/environment"] != second["checksum/environment"]
+    # What a Secret does to this one, a cluster shows: test_against_cluster.py.
+    assert first["checksum/credentials"] == second["checksum/credentials"]
 
 
-def test_submission_has_no_permission_to_spare(render_platform: RenderPlatform) -> None:
-    role = only(render_platform(), "Role", "selfalign-submit")
-    assert _permissions(role) == SUBMISSION_MAY
-    configmaps = next(rule for rule in role["rules"] if rule["resources"] == ["configmaps"])
-    assert configmaps["resourceNames"] == ["selfalign-config"]
-
-
-def test_the_lease_that_may_be_changed_is_the_controllers(render_platform: RenderPlatform) -> None:
-    role = only(render_platform(), "Role", "selfalign-controller")
-    rules = [rule for rule in role["rules"] if rule["resources"] == ["leases"]]
-    unnamed = [rule["verbs"] for rule in rules if "resourceNames" not in rule]
-    assert unnamed == [["create"]]  # a create has no name yet, for RBAC
-    assert [r["resourceNames"] for r in rules if "resourceNames" in r] == [["selfalign-controller"]]
-
-
-def test_permissions_are_namespaced_and_name_what_they_grant(everything: list[Manifest]) -> None:
-    assert {m["kind"] for m in everything} & {"ClusterRole", "ClusterRoleBinding"} == set()
-    for role in of_kind(everything, "Role"):
-        for rule in role["rules"]:
-            assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
-            assert "secrets" not in rule["resources"]
-
-
-def test_stages_have_no_permission_on_the_cluster_at_all(render_platform: RenderPlatform) -> None:
-    manifests = render_platform()
-    bound = {
-        subject["name"]
-        for binding in of_kind(manifests, "RoleBinding")
-        for subject in binding["subjects"]
-    }
-    assert bound == {"selfalign-controller", "selfalign-submit"}
-    accounts = {m["metadata"]["name"]: m for m in of_kind(manifests, "ServiceAccount")}
-    assert set(accounts) == bound | {"selfalign-stage", "selfalign-promote"}
-    assert not any(account["automountServiceAccountToken"] for account in accounts.values())
-
-
-def test_accounts_carry_their_own_cloud_identity(render_platform: RenderPlatform) -> None:
-    manifests = render_platform(serviceAccounts={"stage": {"annotations": {"example.com/id": "x"}}})
-    assert only(manifests, "ServiceAccount", "selfalign-stage")["metadata"]["annotations"] == {
-        "example.com/id": "x"
-    }
-    assert "annotations" not in only(manifests, "ServiceAccount", "selfalign-promote")["metadata"]
-
-
-def test_nightly_submission_never_overlaps_itself_and_gives_up_a_missed_start(
-    render_platform: RenderPlatform,
-) -> None:
+def test_nightly_submission_is_bounded_and_never_overlaps_itself() -> None:
     manifests = render_platform(nightly={"schedule": "30 2 * * *", "timeZone": "Europe/Berlin"})
-    spec = only(manifests, "CronJob", "selfalign-nightly")["spec"]
-    assert spec["schedule"] == "30 2 * * *"
-    assert spec["timeZone"] == "Europe/Berlin"
-    assert spec["concurrencyPolicy"] == "Forbid"
+    cronjob = only(manifests, "CronJob", "selfalign-nightly")
+    spec = cronjob["spec"]
+    assert (spec["schedule"], spec["timeZone"]) == ("30 2 * * *", "Europe/Berlin")
+    assert (spec["concurrencyPolicy"], spec["suspend"]) == ("Forbid", False)
     assert spec["startingDeadlineSeconds"] > 0
-    assert spec["suspend"] is False
-
-
-def test_nightly_submission_is_bounded_and_refusals_are_not_retried(
-    render_platform: RenderPlatform,
-) -> None:
-    job = job_of(render_platform(), "selfalign-nightly")
+    assert "selfalign.io/" not in str(cronjob["metadata"]["labels"])  # is no stage's template
+    job = job_of(manifests, "selfalign-nightly")
     assert job["activeDeadlineSeconds"] > 0
     assert job["podReplacementPolicy"] == "Failed"
     rules = job["podFailurePolicy"]["rules"]
@@ -140,93 +129,73 @@ def test_nightly_submission_is_bounded_and_refusals_are_not_retried(
     (container,) = job["template"]["spec"]["containers"]
     assert container["command"] == ["selfalign", "submit", "--nightly"]
     assert rules[1]["onExitCodes"]["containerName"] == container["name"]
-
-
-def test_nightly_can_be_paused_and_left_out(render_platform: RenderPlatform) -> None:
-    paused = only(render_platform(nightly={"suspend": True}), "CronJob")
-    assert paused["spec"]["suspend"] is True
+    assert only(render_platform(nightly={"suspend": True}), "CronJob")["spec"]["suspend"] is True
     assert of_kind(render_platform(nightly={"enabled": False}), "CronJob") == []
 
 
-def test_nightly_is_no_stage_template(render_platform: RenderPlatform) -> None:
-    labels = str(only(render_platform(), "CronJob")["metadata"]["labels"])
-    assert "selfalign.io/" not in labels
-
-
-def test_platform_configuration_is_where_the_controller_looks(
-    render_platform: RenderPlatform,
-) -> None:
+def test_configuration_and_policy_are_where_the_controller_looks() -> None:
     config = {"store": "s3://bucket/x", "base_model": {"path": "/models/b", "revision": "1"}}
-    manifests = render_platform(config=config)
-    data = only(manifests, "ConfigMap", "selfalign-config")["data"]["config.yaml"]
-    assert yaml.safe_load(data) == config
+    manifests = render_platform(config=config, runs={"queues": ["nights"], "maxShards": 8})
+    data = only(manifests, "ConfigMap", "selfalign-config")["data"]
+    assert yaml.safe_load(data["config.yaml"]) == config
+    policy = yaml.safe_load(data["policy.yaml"])
+    assert policy.pop("overrides")
+    lists = {"baseModels": [], "priorityClasses": [], "queues": ["nights"]}
+    assert policy == {**lists, "maxActiveRuns": 4, "maxShards": 8, "maxConfigBytes": 65536}
 
 
-def test_store_settings_reach_stages_and_controller_by_one_map(
-    render_platform: RenderPlatform, render_stage: Callable[..., list[Manifest]]
-) -> None:
+def _paths(schema: Manifest, definitions: Manifest, path: str = "") -> list[str]:
+    """Dotted paths of every field of the run configuration."""
+    target = next((s["$ref"] for s in [schema, *schema.get("anyOf", [])] if "$ref" in s), "#/")
+    resolved = definitions.get(target.rpartition("/")[2], schema)
+    below = [
+        found
+        for name, child in resolved.get("properties", {}).items()
+        for found in _paths(child, definitions, f"{path}.{name}".removeprefix("."))
+    ]
+    return below or [path]
+
+
+def _covers(pattern: str, path: str) -> bool:
+    parts, asked = pattern.split("."), path.split(".")
+    return len(parts) <= len(asked) and all(
+        part in ("*", other) for part, other in zip(parts, asked, strict=False)
+    )
+
+
+def test_runs_may_change_sizes_and_sampling_and_never_where_things_are() -> None:
+    data = only(render_platform(), "ConfigMap", "selfalign-config")["data"]
+    overrides = yaml.safe_load(data["policy.yaml"])["overrides"]
+    schema = RunConfig.model_json_schema()
+    paths = _paths(schema, schema["$defs"])
+    assert all(any(_covers(pattern, path) for path in paths) for pattern in overrides)
+    allowed = {path for path in paths if any(_covers(pattern, path) for pattern in overrides)}
+    sizes = {"seed", "align.num_shards", "instruct.records_per_part", "instruct.general_requests"}
+    assert sizes | {"elaborate.sampling.temperature", "clone.lora.r"} <= allowed
+    forbidden = {"store", "promote.rules", "base_model", "seeds", "engine", "align.engine"}
+    forbidden |= {f"evaluate.{file}" for file in ("engine", "heldout", "hhh", "truthfulqa")}
+    forbidden |= {"clone.deepspeed", "engrave.deepspeed", "engrave.num_processes"}
+    assert [path for path in allowed if path.startswith(tuple(forbidden))] == []
+
+
+def test_store_settings_reach_stages_and_controller_by_one_map() -> None:
     manifests = render_platform(environment={"AWS_REGION": "eu-west-1", "SELFALIGN_S3_PART_MIB": 8})
     settings = only(manifests, "ConfigMap", "selfalign-environment")
     assert settings["data"] == {"AWS_REGION": "eu-west-1", "SELFALIGN_S3_PART_MIB": "8"}
-    for pod in (
-        pod_of(only(manifests, "Deployment")),
-        pod_of(only(render_stage("align"), "CronJob")),
-    ):
+    for workload in (only(manifests, "Deployment"), only(render_stage("align"), "CronJob")):
+        pod = pod_of(workload)
         assert pod is not None
         sources = pod["containers"][0]["envFrom"]
         assert sources[0]["configMapRef"]["name"] == "selfalign-environment"
         assert sources[1]["secretRef"] == {"name": "selfalign-store", "optional": True}
 
 
-def test_controller_starts_anew_when_the_environment_changes(
-    render_platform: RenderPlatform,
-) -> None:
-    def checksum(**environment: str) -> Any:
-        template = only(render_platform(environment=environment), "Deployment")["spec"]["template"]
-        return template["metadata"]["annotations"]["checksum/environment"]
-
-    assert checksum(A="1") != checksum(A="2")
-
-
-def test_stage_pods_are_denied_everything_that_no_release_allows(
-    render_platform: RenderPlatform, render_stage: Callable[..., list[Manifest]]
-) -> None:
+def test_what_no_release_allows_is_denied_and_the_controller_reaches_what_it_needs() -> None:
     deny = only(render_platform(), "NetworkPolicy", "selfalign-stages-deny")["spec"]
-    assert deny["podSelector"]["matchExpressions"] == [
-        {"key": "selfalign.io/stage", "operator": "Exists"}
-    ]
-    assert deny["policyTypes"] == ["Ingress", "Egress"]
-    assert "ingress" not in deny
-    assert "egress" not in deny
+    (selector,) = deny.pop("podSelector")["matchExpressions"]
+    assert deny == {"policyTypes": ["Ingress", "Egress"]}
     pods = job_of(render_stage("align"))["template"]["metadata"]["labels"]
-    assert "selfalign.io/stage" in pods
-
-
-def test_a_stage_reaches_names_and_the_store_only(
-    render_stage: Callable[..., list[Manifest]], stage: str
-) -> None:
-    manifests = render_stage(stage)
-    policy = only(manifests, "NetworkPolicy")["spec"]
-    pods = job_of(manifests)["template"]["metadata"]["labels"]
-    assert policy["podSelector"]["matchLabels"].items() <= pods.items()
-    assert policy["policyTypes"] == ["Ingress", "Egress"]
-    assert policy["ingress"] == []
-    ports = [port["port"] for rule in policy["egress"] for port in rule["ports"]]
-    assert ports == [53, 53, 443]
-
-
-def test_training_nodes_reach_each_other_and_nobody_else(
-    render_stage: Callable[..., list[Manifest]],
-) -> None:
-    policy = only(render_stage("clone", nodes=2), "NetworkPolicy")["spec"]
-    peers = [{"podSelector": policy["podSelector"]}]
-    assert policy["ingress"] == [{"from": peers}]
-    assert {"to": peers} in policy["egress"]
-
-
-def test_controller_reaches_names_api_server_and_store_only(
-    render_platform: RenderPlatform,
-) -> None:
+    assert (selector["operator"], selector["key"] in pods) == ("Exists", True)
     policy = only(render_platform(), "NetworkPolicy", "selfalign-controller")["spec"]
     ports = [[port["port"] for port in rule["ports"]] for rule in policy["egress"]]
     assert ports == [[53, 53], [443, 6443], [443]]
@@ -236,9 +205,18 @@ def test_controller_reaches_names_api_server_and_store_only(
     assert policy["ingress"][0]["ports"] == [{"port": "http", "protocol": "TCP"}]
 
 
-def test_alerts_are_on_time_since_the_last_success(render_platform: RenderPlatform) -> None:
-    rule = only(render_platform(prometheusRule={"enabled": True}), "PrometheusRule")
-    alerts = {alert["alert"]: alert for alert in rule["spec"]["groups"][0]["rules"]}
+def test_prometheus_scrapes_the_controller_and_alerts_on_time_since_the_last_success() -> None:
+    assert not [m for m in render_platform() if "monitoring.coreos.com" in m["apiVersion"]]
+    asked = {"serviceMonitor": {"enabled": True, "labels": {"release": "p"}}}
+    manifests = render_platform(**asked, prometheusRule={"enabled": True})
+    monitor, service = only(manifests, "ServiceMonitor"), only(manifests, "Service")
+    assert monitor["metadata"]["labels"]["release"] == "p"
+    selector = monitor["spec"]["selector"]["matchLabels"]
+    assert selector.items() <= service["metadata"]["labels"].items()
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert (endpoint["path"], endpoint["port"]) == ("/metrics", service["spec"]["ports"][0]["name"])
+    rules = only(manifests, "PrometheusRule")["spec"]["groups"][0]["rules"]
+    alerts = {alert["alert"]: alert for alert in rules}
     assert alerts["SelfAlignNoSuccess"]["expr"] == (
         'time() - max(selfalign_last_success_timestamp_seconds{namespace="somewhere"}) > 129600'
     )
@@ -247,36 +225,14 @@ def test_alerts_are_on_time_since_the_last_success(render_platform: RenderPlatfo
     assert "absent(" in alerts["SelfAlignControllerDown"]["expr"]
 
 
-def test_prometheus_finds_the_controllers_service(render_platform: RenderPlatform) -> None:
-    manifests = render_platform(serviceMonitor={"enabled": True, "labels": {"release": "p"}})
-    monitor, service = only(manifests, "ServiceMonitor"), only(manifests, "Service")
-    assert monitor["metadata"]["labels"]["release"] == "p"
-    assert (
-        monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
-    )
-    (endpoint,) = monitor["spec"]["endpoints"]
-    assert endpoint["path"] == "/metrics"
-    assert endpoint["port"] == service["spec"]["ports"][0]["name"]
-
-
-def test_nothing_of_other_projects_is_installed_unasked(render_platform: RenderPlatform) -> None:
-    assert not [m for m in render_platform() if "monitoring.coreos.com" in m["apiVersion"]]
-
-
-def test_the_resource_is_upgraded_by_helm_and_outlives_it(render_platform: RenderPlatform) -> None:
+def test_the_resource_is_upgraded_by_helm_outlives_it_and_shows_how_a_run_stands() -> None:
     installed = only(render_platform(), "CustomResourceDefinition")
-    source = yaml.safe_load(CRD.read_text("utf-8"))
-    assert installed["spec"] == source["spec"]
+    assert installed["spec"] == yaml.safe_load(CRD.read_text("utf-8"))["spec"]
     assert installed["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
     assert of_kind(render_platform(crd={"create": False}), "CustomResourceDefinition") == []
-
-
-def test_kubectl_get_tells_the_story() -> None:
-    version = yaml.safe_load(CRD.read_text("utf-8"))["spec"]["versions"][0]
-    columns = [(c["name"], c.get("priority", 0)) for c in version["additionalPrinterColumns"]]
-    assert columns == [
-        ("Stage", 0), ("Progress", 0), ("Verdict", 0), ("Status", 0), ("Age", 0), ("Message", 1),
-    ]  # fmt: skip
+    (version,) = installed["spec"]["versions"]
+    columns = [column["name"] for column in version["additionalPrinterColumns"]]
+    assert columns == ["Stage", "Progress", "Verdict", "Status", "Age", "Message"]
     assert version["subresources"] == {"status": {}}
 
 
@@ -284,29 +240,34 @@ def test_kubectl_get_tells_the_story() -> None:
     ("spec", "problem"),
     [
         ({"config": {"align": {"anything": 1}}, "maxAttempts": 2, "suspend": True}, None),
-        ({"ttlSecondsAfterFinished": 0, "queueName": "nights"}, None),
+        ({"ttlSecondsAfterFinished": 0, "queueName": "nights", "priority": "team.low"}, None),
         ({"maxAttempt": 2}, "'maxAttempt' was unexpected"),
         ({"maxAttempts": 0}, "less than the minimum"),
+        ({"maxAttempts": 11}, "greater than the maximum"),
+        ({"ttlSecondsAfterFinished": 31536001}, "greater than the maximum"),
         ({"queueName": "Not A Name"}, "does not match"),
+        ({"queueName": "q" * 64}, "is too long"),
+        ({"priority": "Not A Class"}, "does not match"),
         ({"config": []}, "is not of type 'object'"),
+        ({"config": {str(n): n for n in range(33)}}, "too many properties"),
     ],
 )
 def test_a_run_is_checked_when_it_is_created(spec: Manifest, problem: str | None) -> None:
-    run = {
-        "apiVersion": "selfalign.io/v1alpha1",
-        "kind": "AlignmentRun",
-        "metadata": {"name": "tonight", "labels": {"a": "b"}},
-        "spec": spec,
-    }
-    problems = [str(found) for found in check(run, VERSIONS[0], ROOT)]
+    kind = {"apiVersion": "selfalign.io/v1alpha1", "kind": "AlignmentRun"}
+    problems = check({**kind, "metadata": {"name": "tonight"}, "spec": spec})
     assert problems == [] if problem is None else problem in problems[0]
 
 
-def test_platform_finds_its_namespace_by_the_downward_api(render_platform: RenderPlatform) -> None:
-    pod = pod_of(only(render_platform(), "Deployment"))
-    assert pod is not None
-    source = environment(pod)["SELFALIGN_NAMESPACE"]
-    assert source == {"fieldRef": {"fieldPath": "metadata.namespace"}}
+def test_what_a_run_was_created_with_is_immutable() -> None:
+    version = yaml.safe_load(CRD.read_text("utf-8"))["spec"]["versions"][0]
+    spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    assert {rule["fieldPath"]: rule["rule"] for rule in spec["x-kubernetes-validations"]} == {
+        f".{field}": f"has(self.{field}) == has(oldSelf.{field}) && "
+        f"(!has(self.{field}) || self.{field} == oldSelf.{field})"
+        for field in ("config", "queueName", "priority")
+    }
+    # `==` compares only the number of the keys that the schema does not name.
+    assert set(spec["properties"]["config"]["properties"]) == set(RunConfig.model_fields)
 
 
 @pytest.mark.parametrize("chart", ["stage", "selfalign"])

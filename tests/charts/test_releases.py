@@ -1,31 +1,32 @@
-"""Deployment: what the values are made of, and what is refused before anything is installed."""
+"""Deployment: what the values are made of, what is refused before anything is installed, and what
+the Makefile calls.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from selfalign.deploy import __main__ as command
-from selfalign.deploy import releases
-from selfalign.deploy.helm import Helm, HelmCommand, HelmFailed, merge_values
-from selfalign.errors import ConfigurationError, SelfAlignError
+from selfalign.deploy import helm, releases
+from selfalign.errors import ConfigurationError, SelfAlignError, StoreDenied, StoreUnavailable
 from selfalign.pipeline import STAGES
-from tests.charts.conftest import ROOT
+from tests.charts.conftest import ROOT, render
 
 COMPLETE: dict[str, Any] = {
     "store": "s3://bucket/prefix",
     "base_model": {"path": "store:inputs/base_model/abc"},
     "seeds": {"directory": "store:inputs/seeds/def"},
 }
+RELEASES = ["selfalign", *(releases.release_name(stage.name) for stage in STAGES)]
 
 
 def _write(path: Path, values: Any) -> Path:
@@ -37,110 +38,75 @@ def _stages() -> list[dict[str, Any]]:
     return [releases.stage_values(ROOT, stage.name, variant="gpu") for stage in STAGES]
 
 
-def test_later_values_win_key_by_key_and_lists_are_replaced() -> None:
-    merged = merge_values(
-        [{"a": {"b": 1, "c": [1, 2]}, "d": 1}, {"a": {"c": [3]}}, {"a": {"b": None}, "d": {"e": 0}}]
-    )
-    assert merged == {"a": {"b": None, "c": [3]}, "d": {"e": 0}}
-
-
-def test_a_users_file_wins_over_the_stages_and_the_image_over_both(tmp_path: Path) -> None:
+def test_later_values_win_key_by_key_and_the_image_over_all(tmp_path: Path) -> None:
+    layers = [{"a": {"b": 1, "c": [1, 2]}, "d": 1}, {"a": {"c": [3]}}, {"a": {"b": None}, "d": {}}]
+    assert helm.merge_values(layers) == {"a": {"b": None, "c": [3]}, "d": {}}
     mine = _write(tmp_path / "mine.yaml", {"retries": 7, "image": {"tag": "mine"}})
-    values = releases.stage_values(
-        ROOT, "align", variant="cpu", files=[mine], image={"registry": "r", "tag": "t"}
-    )
-    assert values["retries"] == 7
-    assert values["image"] == {"registry": "r", "tag": "t"}
-    assert values["gpus"] == 0
-    assert values["indexed"] is True
+    image = {"registry": "r", "tag": "t"}
+    values = releases.stage_values(ROOT, "align", variant="cpu", files=[mine], image=image)
+    assert (values["retries"], values["image"]) == (7, image)
+    assert (values["gpus"], values["indexed"]) == (0, True)
 
 
-def test_a_shared_file_brings_each_stage_its_own_section_only(tmp_path: Path) -> None:
+def test_a_shared_file_brings_its_own_section_only_and_a_configuration_all(tmp_path: Path) -> None:
     config = {"align": {"num_shards": 9}, "clone": {"epochs": 2.0}, "seed": 3}
     shared = _write(tmp_path / "shared.yaml", {"config": config})
-    values = releases.stage_values(ROOT, "align", variant="gpu", files=[shared])
-    assert set(values["config"]) == {"align", "seed"}
-    assert values["config"]["align"]["num_shards"] == 9
+    own = releases.stage_values(ROOT, "align", variant="gpu", files=[shared])["config"]
+    assert set(own) == {"align", "seed"}
+    assert own["align"]["num_shards"] == 9
+    complete = _write(tmp_path / "run.yaml", {**COMPLETE, "clone": {"epochs": 2.0}})
+    whole = releases.stage_values(ROOT, "align", variant="gpu", config=complete)["config"]
+    assert {**COMPLETE, "clone": {"epochs": 2.0}}.items() <= whole.items()
+    assert whole["align"]["engine"]["kind"] == "vllm"
 
 
-def test_a_configuration_makes_a_stages_release_complete(tmp_path: Path) -> None:
-    config = _write(tmp_path / "run.yaml", {**COMPLETE, "clone": {"epochs": 2.0}})
-    values = releases.stage_values(ROOT, "align", variant="gpu", config=config)
-    assert values["config"]["store"] == "s3://bucket/prefix"
-    assert values["config"]["clone"] == {"epochs": 2.0}
-    assert values["config"]["align"]["engine"]["kind"] == "vllm"
-
-
-def test_a_platform_without_a_bucket_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"config\.store is None.*s3://bucket/prefix"):
-        releases.check_platform_config({"config": {"base_model": {"path": "x"}}}, _stages())
-
-
-def test_a_local_store_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"config\.store is './store'"):
-        releases.check_platform_config({"config": {**COMPLETE, "store": "./store"}}, _stages())
+MOUNTED: dict[str, Any] = {**COMPLETE, "base_model": {"path": "/models/base"}}
+LOCAL = {**COMPLETE, "seeds": {"directory": "seeds"}, "evaluate": {"hhh": "task.json"}}
+ODD_BATCH = {"stage": "clone", "config": {"clone": {"micro_batch_size": 7}}}
 
 
 @pytest.mark.parametrize(
-    ("owner", "own", "noted"),
+    ("config", "stages", "expected"),
     [
-        (None, True, None),  # nobody made it yet
-        ("nights/selfalign", True, None),
-        ("days/selfalign", False, "belongs to the release days/selfalign"),
-        ("", False, "was not made by Helm"),
+        ({"base_model": {"path": "x"}}, [], "config.store is None, expected s3://bucket/prefix"),
+        ({**COMPLETE, "store": "./store"}, [], "config.store is './store'"),
+        (LOCAL, [], "seeds.directory: seeds; evaluate.hhh: task.json"),
+        (MOUNTED, [], "base_model.path: /models/base"),
+        (COMPLETE, [ODD_BATCH], "not a multiple of micro_batch_size 7"),
     ],
+    ids=["no store", "local store", "local files", "no revision", "a stage's section"],
 )
-def test_a_resource_of_somebody_else_is_left_alone(
-    owner: str | None, own: bool, noted: str | None
+def test_a_configuration_that_no_run_could_use_is_refused(
+    config: dict[str, Any], stages: list[dict[str, Any]], expected: str
 ) -> None:
-    values: dict[str, Any] = {}
-    note = releases.leave_resource_alone(values, owner, "nights")
-    assert values["crd"].get("create", True) is own
-    assert (noted is None) == (note is None)
-    assert noted is None or noted in str(note)
-    assert releases.leave_resource_alone({"crd": {"create": False}}, "", "nights") is None
-
-
-def test_files_on_this_machine_are_refused_by_name() -> None:
-    config = {**COMPLETE, "seeds": {"directory": "seeds"}, "evaluate": {"hhh": "task.json"}}
     with pytest.raises(ConfigurationError) as caught:
-        releases.check_platform_config({"config": config}, _stages())
-    assert "seeds.directory: seeds; evaluate.hhh: task.json" in caught.value.message
-    assert "inputs push" in str(caught.value.remedy)
-
-
-def test_a_mounted_base_model_needs_a_revision() -> None:
-    mounted = {**COMPLETE, "base_model": {"path": "/models/base"}}
-    with pytest.raises(ConfigurationError, match=r"base_model\.path: /models/base"):
-        releases.check_platform_config({"config": mounted}, _stages())
-    mounted["base_model"] = {"path": "/models/base", "revision": "1"}
+        releases.check_platform_config({"config": config}, [*_stages(), *stages])
+    assert expected in caught.value.message
+    assert caught.value.remedy
+    mounted = {**COMPLETE, "base_model": {"path": "/models/base", "revision": "1"}}
     assert releases.check_platform_config({"config": mounted}, _stages()).store == COMPLETE["store"]
 
 
-def test_stages_sections_are_checked_with_the_platforms() -> None:
-    wrong = {"stage": "clone", "config": {"clone": {"micro_batch_size": 7}}}
-    with pytest.raises(ConfigurationError, match="not a multiple of micro_batch_size 7"):
-        releases.check_platform_config({"config": COMPLETE}, [*_stages(), wrong])
-
-
-def _invoke(monkeypatch: pytest.MonkeyPatch, *arguments: str, **environment: str) -> Result:
-    for name in ("KUBECONFIG", "STAGE", "VALUES", "CONFIG", "NAMESPACE", "VARIANT", "IMAGE_TAG"):
-        monkeypatch.delenv(name, raising=False)
-    return CliRunner().invoke(command.deploy, arguments, env=environment)
+@pytest.mark.parametrize("owner", [None, "nights/selfalign", "days/selfalign", ""])
+def test_a_resource_of_somebody_else_is_left_alone(owner: str | None) -> None:
+    values: dict[str, Any] = {}
+    note = releases.leave_resource_alone(values, owner, "nights")
+    notes = {"days/selfalign": "belongs to the release days/selfalign", "": "not made by Helm"}
+    assert values["crd"] == ({} if owner not in notes else {"create": False})
+    assert note is None if owner not in notes else notes[str(owner)] in str(note)
+    assert releases.leave_resource_alone({"crd": {"create": False}}, "", "nights") is None
 
 
 @pytest.mark.parametrize(
     ("arguments", "environment", "expected"),
     [
-        (["stage"], {}, "STAGE is missing"),
-        (["stage"], {"STAGE": "algin"}, "STAGE is 'algin', which is no stage"),
-        (["stage", "align"], {"VALUES": "/nowhere.yaml"}, "/nowhere.yaml: No such file"),
-        (["stage", "align"], {"KUBECONFIG": "/nowhere"}, "no kubeconfig: /nowhere does not exist"),
-        (["undeploy"], {"HOME": "/nowhere"}, "no kubeconfig: /nowhere/.kube/config"),
-        (["platform"], {}, "config.store is None"),
-        (["image", "algin"], {}, "there is no image 'algin'"),
-        (["image", "--need-name"], {}, "STAGE is missing"),
-        (["image", "align"], {"BUILDER": "no-such-builder"}, "which is no command here"),
+        (["prepare", "--stage", ""], {}, "STAGE is missing"),
+        (["prepare", "--stage", "algin"], {}, "STAGE is 'algin', which is no stage"),
+        (["prepare", "--stage", "align"], {"VALUES": "/nowhere.yaml"}, "/nowhere.yaml: No such"),
+        (["prepare", "--stage", "align"], {"KUBECONFIG": "/nowhere"}, "no kubeconfig: /nowhere do"),
+        (["namespace"], {"HOME": "/nowhere"}, "no kubeconfig: /nowhere/.kube/config"),
+        (["prepare"], {}, "config.store is None"),
+        (["preflight", "--need-stage"], {}, "STAGE is missing"),
     ],
     ids=str,
 )
@@ -150,136 +116,166 @@ def test_what_is_missing_is_said_before_any_work(
     environment: dict[str, str],
     expected: str,
 ) -> None:
-    result = _invoke(monkeypatch, *arguments, **{"IMAGE_TAG": "t", **environment})
+    for name in ("KUBECONFIG", "STAGE", "VALUES", "CONFIG", "NAMESPACE", "VARIANT", "IMAGE_TAG"):
+        monkeypatch.delenv(name, raising=False)
+    out = ["--out", "/nowhere"] if arguments[0] == "prepare" else []
+    env = {"IMAGE_TAG": "t", **environment}
+    result = CliRunner().invoke(command.deploy, [*arguments, *out], env=env)
     assert isinstance(result.exception, SelfAlignError)
     assert expected in result.exception.message
     assert result.exception.remedy
 
 
-def test_no_helm_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    from selfalign.deploy import helm as module
-
-    monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.delenv("HELM", raising=False)
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(ConfigurationError, match="helm: not found on PATH") as caught:
-        module.open_helm()
+def test_without_helm_and_its_engine_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "helm_python", None)
+    with pytest.raises(ConfigurationError, match="helm is not on PATH") as caught:
+        helm.render(ROOT / "charts/stage", "x", "n", {})
     assert "install Helm 4" in str(caught.value.remedy)
 
 
-@pytest.fixture
-def recorded_helm(tmp_path: Path) -> tuple[HelmCommand, Path]:
-    """A `helm` that records its arguments and the values it was given."""
-    log = tmp_path / "log"
-    script = tmp_path / "helm"
-    script.write_text(
-        "#!/bin/sh\n"
-        f'echo "$@" >> {log}\n'
-        f'for last in "$@"; do :; done; [ -f "$last" ] && cat "$last" >> {log}\n'
-        'case "$1 $2" in "template broken") echo "Error: no" >&2; exit 1;; '
-        '"list --namespace") echo selfalign-align;; *) echo "kind: ConfigMap";; esac\n'
-    )
-    script.chmod(0o755)
-    return HelmCommand(str(script)), log
+def test_what_helm_says_is_the_message() -> None:
+    with pytest.raises(helm.HelmFailed, match=r"(?s)^helm template stage: .*'shards' not"):
+        render("stage", "x", {"stage": "align", "shards": 2})
 
 
-def test_the_helm_command_gets_release_namespace_and_values(
-    recorded_helm: tuple[HelmCommand, Path],
-) -> None:
-    helm, log = recorded_helm
-    releases.deploy_stage(helm, ROOT, "align", "nights", {"stage": "align"})
-    called, values = log.read_text().splitlines()
-    assert called.startswith(
-        f"upgrade --install selfalign-align {ROOT}/charts/stage --namespace nights -f "
-    )
-    assert values == "stage: align"
-    assert helm.template(ROOT / "charts/stage", "r", "n", {}) == "kind: ConfigMap\n"
+def test_notes_give_the_next_command() -> None:
+    def notes(chart: str, values: dict[str, Any]) -> str:
+        rendered = helm.render(ROOT / "charts" / chart, "selfalign-align", "nights", values)
+        return next(text for name, text in rendered.items() if name.endswith("NOTES.txt"))
 
-
-def test_what_helm_says_is_the_message(recorded_helm: tuple[HelmCommand, Path]) -> None:
-    with pytest.raises(HelmFailed, match="helm template: Error: no"):
-        recorded_helm[0].template(ROOT / "charts/stage", "broken", "n", {})
-
-
-def test_undeploy_removes_the_releases_there_are(recorded_helm: tuple[HelmCommand, Path]) -> None:
-    helm, log = recorded_helm
-    assert releases.undeploy(helm, "nights") == ["selfalign-align"]
-    uninstalled = [line for line in log.read_text().splitlines() if line.startswith("uninstall")]
-    assert uninstalled == ["uninstall selfalign-align --namespace nights"]
-
-
-def _notes(helm: Helm, chart: str, release: str, values: dict[str, Any]) -> str:
-    sdk = pytest.importorskip("helm_python", reason="pip install helm-python-sdk")
-    with sdk.Chart.load(ROOT / "charts" / chart) as loaded:
-        rendered: dict[str, str] = loaded.render(values, name=release, namespace="nights")
-    return next(text for name, text in rendered.items() if name.endswith("NOTES.txt"))
-
-
-def test_notes_tell_the_next_command(helm: Helm) -> None:
-    stage = _notes(helm, "stage", "selfalign-align", {"stage": "align"})
+    stage = notes("stage", {"stage": "align"})
     assert "make deploy-stage STAGE=align NAMESPACE=nights RUN=<run>" in stage
     assert "create job --from=cronjob/selfalign-align" in stage
-    platform = _notes(helm, "selfalign", "selfalign", {"config": COMPLETE})
+    platform = notes("selfalign", {"config": COMPLETE})
     assert "make run NAMESPACE=nights" in platform
     assert "s3://bucket/prefix" in platform
-    empty = _notes(helm, "selfalign", "selfalign", {})
-    assert "make deploy CONFIG=resolved.yaml NAMESPACE=nights" in empty
+    assert "make deploy CONFIG=resolved.yaml NAMESPACE=nights" in notes("selfalign", {})
+
+
+Make = Callable[..., tuple[int, list[str]]]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Run a target with recorded tools: its exit code, and what it called or printed, by line."""
+    log, tools = tmp_path / "log", tmp_path / "tools"
+    tools.mkdir()
+    # The cluster answers; it has neither the namespace nor the resource.
+    missing = 'case "$*" in *"get namespace"*|*"get crd"*) exit 1;; esac'
+    for name in ("helm", "kubectl", "build"):
+        (tools / name).write_text(f'#!/bin/sh\necho "{name} $*" >> {log}\n{missing}\n')
+        (tools / name).chmod(0o755)
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.touch()
+
+    def call(target: str, **variables: str) -> tuple[int, list[str]]:
+        settings = {"NAMESPACE": "nights", "IMAGE_TAG": "t1", "CHECK_BUCKET": "0", **variables}
+        settings |= {"CLUSTER_TOOLS": "", "PYTHON": sys.executable}
+        settings |= {"RELEASES": str(tmp_path / "releases")}
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+        environment |= {"PATH": f"{tools}:{os.environ['PATH']}", "KUBECONFIG": str(kubeconfig)}
+        arguments = [target, *(f"{name}={value}" for name, value in settings.items())]
+        result = subprocess.run(
+            ["make", "--no-print-directory", "-C", str(ROOT), *arguments],
+            env={**environment, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        called = log.read_text().splitlines() if log.is_file() else []
+        return result.returncode, called + (result.stdout + result.stderr).splitlines()
+
+    return call
+
+
+def _upgrade(release: str, directory: Path) -> str:
+    chart = "selfalign" if release == "selfalign" else "stage"
+    values = directory / f"{release}.yaml"
+    return f"helm upgrade --install {release} charts/{chart} --namespace nights -f {values}"
+
+
+def test_make_deploy_checks_builds_and_installs_in_this_order(make: Make, tmp_path: Path) -> None:
+    config = _write(tmp_path / "resolved.yaml", COMPLETE)
+    mine = _write(tmp_path / "cluster.yaml", {"nightly": {"suspend": True}})
+    shared = _write(tmp_path / "stages.yaml", {"queueName": "gpus"})
+    builder = str(tmp_path / "tools/build")
+    files = {"CONFIG": str(config), "VALUES": str(mine), "STAGE_VALUES": str(shared)}
+    images = {"VARIANT": "cpu", "BUILDER": builder, "REGISTRY": "r.example.com/x", "PUSH": "0"}
+    code, lines = make("deploy", **files, **images)
+    assert code == 0, lines
+    called = [line for line in lines if line.startswith(("helm", "kubectl", "build"))]
+    assert called[1].endswith("get --raw /readyz")
+    first_build = next(i for i, line in enumerate(called) if line.startswith("build"))
+    made = next(i for i, line in enumerate(called) if line.endswith("create -f -"))
+    installs = [line for line in called if line.startswith("helm upgrade")]
+    assert 1 < first_build < made < called.index(installs[0])
+    directory = tmp_path / "releases"
+    assert installs[0] == _upgrade("selfalign", directory)
+    assert sorted(installs) == sorted(_upgrade(release, directory) for release in RELEASES)
+    platform = yaml.safe_load((directory / "selfalign.yaml").read_text())
+    assert platform["config"] == COMPLETE
+    assert platform["nightly"] == {"suspend": True}
+    stage = yaml.safe_load((directory / "selfalign-align.yaml").read_text())
+    assert stage["image"] == {"registry": "r.example.com/x", "tag": "t1"}
+    assert (stage["gpus"], stage["queueName"]) == (0, "gpus")
+
+
+def test_make_deploy_stage_builds_and_installs_one_stage(make: Make, tmp_path: Path) -> None:
+    code, lines = make("deploy-stage", STAGE="align", SKIP_BUILD="1")
+    assert code == 0, lines
+    assert _upgrade("selfalign-align", tmp_path / "releases") in lines
+    assert sum(line.startswith("helm upgrade") for line in lines) == 1
+    assert not [line for line in lines if line.startswith("build")]
+
+
+def test_make_stops_at_a_refused_configuration_before_anything_is_built(
+    make: Make, tmp_path: Path
+) -> None:
+    code, lines = make("deploy", BUILDER=str(tmp_path / "tools/build"), PUSH="0")
+    assert code == 2
+    assert any("config.store is None" in line for line in lines)
+    assert not [line for line in lines if line.startswith(("build", "helm upgrade"))]
+
+
+def test_make_undeploy_removes_every_release_and_nothing_else(make: Make) -> None:
+    code, lines = make("undeploy")
+    assert code == 0, lines
+    removed = [line.split()[2] for line in lines if line.startswith("helm uninstall")]
+    assert sorted(removed) == sorted(RELEASES)
+    assert not [line for line in lines if "delete" in line and line.startswith("kubectl")]
 
 
 def test_make_targets_explain_themselves_and_exist() -> None:
     lines = (ROOT / "cluster.mk").read_text("utf-8").splitlines()
-    targets = {line.partition(":")[0] for line in lines if ": " in line and " ## " in line}
-    assert targets == {
-        "chart", "chart-schema", "images", "image", "deploy", "deploy-stage", "run",
-        "nightly-now", "status", "logs", "undeploy", "cluster-test",
-    }  # fmt: skip
+    explained = {line.partition(":")[0] for line in lines if ": " in line and " ## " in line}
     phony = {line.removeprefix(".PHONY: ") for line in lines if line.startswith(".PHONY")}
-    assert phony == targets
+    assert phony == explained
+    assert {"chart", "images", "deploy", "deploy-stage", "run", "status", "logs"} < explained
 
 
-def test_the_documented_variables_are_exported_and_read() -> None:
+def test_the_variables_that_are_read_are_exported_and_explained() -> None:
     text = (ROOT / "cluster.mk").read_text("utf-8")
     exported = set(text.partition("export ")[2].partition("\n\n")[0].replace("\\", "").split())
-    read = {
-        option.envvar
-        for sub in command.deploy.commands.values()
-        for option in sub.params
-        if isinstance(option.envvar, str)
-    }
-    assert read <= exported
-    assert exported - read == {"RUN"}  # of the commands that are not of selfalign.deploy
+    options = [option for sub in command.deploy.commands.values() for option in sub.params]
+    assert {option.envvar for option in options if isinstance(option.envvar, str)} <= exported
+    explained = text.partition("NAMESPACE ?=")[0]
+    assert [name for name in exported if name not in explained] == []
 
 
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The endpoint of an S3 server process that has the bucket `there`."""
-    for name in [name for name in os.environ if name.startswith(("AWS_", "SELFALIGN_S3_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "dummy")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "dummy")
-    # What the check sets by itself must not outlive the test.
-    for name in ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "SELFALIGN_S3_MAX_ATTEMPTS"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    server = subprocess.Popen(
-        [sys.executable, str(ROOT / "tests/store/moto_process.py")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
-    assert server.stdout is not None
-    url = server.stdout.readline().strip()
-    put = urllib.request.Request(f"{url}/there", method="PUT")
-    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(put).close()
-    yield url
-    server.communicate(input="")
+def test_a_missing_bucket_is_refused_and_an_unreachable_store_only_noted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def failing(error: SelfAlignError) -> None:
+        def fail(url: str) -> Any:
+            raise error
 
+        monkeypatch.setattr(releases, "open_store", fail)
 
-def test_a_missing_bucket_is_refused_and_an_unreachable_store_only_noted(s3: str) -> None:
-    environment = {"AWS_ENDPOINT_URL_S3": s3, "AWS_REGION": "eu-west-1"}
-    assert releases.check_bucket("s3://there/prefix", environment) is None
-    with pytest.raises(SelfAlignError, match="nowhere") as caught:
-        releases.check_bucket("s3://nowhere/prefix", environment)
-    assert not caught.value.retryable
-    os.environ["AWS_ENDPOINT_URL_S3"] = "http://127.0.0.1:9"
-    doubt = releases.check_bucket("s3://there/prefix", {"SELFALIGN_S3_MAX_ATTEMPTS": 1})
-    assert doubt is not None
-    assert "127.0.0.1:9" in doubt
+    monkeypatch.setattr(os, "environ", {})
+    failing(ConfigurationError("no bucket"))
+    with pytest.raises(ConfigurationError, match="no bucket"):
+        releases.check_bucket("s3://nowhere", {})
+    for error in (StoreUnavailable("no route"), StoreDenied("no access")):
+        failing(error)
+        assert releases.check_bucket("s3://there", {"AWS_REGION": "eu"}) == error.message
+    assert os.environ == {"AWS_REGION": "eu"}

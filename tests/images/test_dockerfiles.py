@@ -7,19 +7,19 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pydantic
 import pytest
-import yaml
 
-from selfalign.deploy import images
-from selfalign.pipeline import BY_NAME, STAGES
+from selfalign.pipeline import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 BASES = ("base-cpu", "base-generation", "base-training")
-ALL = (*images.IMAGES, *BASES)
-USER = "10001:10001"
+IMAGES = (*(stage.name for stage in STAGES), "controller")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+PINS = (ROOT / "images/constraints-images.txt").read_text("utf-8").splitlines()
 
 
 def _instructions(image: str) -> list[tuple[str, str]]:
@@ -34,152 +34,112 @@ def _arguments(image: str, instruction: str) -> list[str]:
     return [argument for name, argument in _instructions(image) if name == instruction]
 
 
-@pytest.fixture(params=ALL)
-def image(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
-
-
-def test_base_is_a_build_argument(image: str) -> None:
+@pytest.mark.parametrize("image", [*IMAGES, *BASES])
+def test_images_are_unprivileged_pinned_and_hold_no_secret(image: str) -> None:
     first, second = _instructions(image)[:2]
-    assert first[0] == "ARG"
-    assert first[1].partition("=")[0] == "BASE"
-    assert second == ("FROM", "${BASE}")
+    name, _, default = first[1].partition("=")
+    assert (first[0], name, second) == ("ARG", "BASE", ("FROM", "${BASE}"))
+    assert bool(re.fullmatch(r"\S+:(?!latest)\S+", default)) is (image in BASES)
+    user, group = _arguments(image, "USER")[-1].split(":")
+    for template in ("stage/templates/_pod.tpl", "selfalign/templates/_helpers.tpl"):
+        text = (ROOT / "charts" / template).read_text("utf-8")
+        assert f"runAsUser: {user}\n" in text
+        assert f"runAsGroup: {group}\n" in text
+    sources = {"PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"}
+    asked = {argument.partition("=")[0] for argument in _arguments(image, "ARG")}
+    for install in re.findall(r"pip install [^&;]*", " ".join(_arguments(image, "RUN"))):
+        assert "--no-deps" in install or ("-c pins.txt" in install and sources <= asked)
+    names = " ".join(argument for name, argument in _instructions(image) if name in ("ARG", "ENV"))
+    assert not re.search(r"SECRET|TOKEN|PASSWORD|ACCESS_KEY", names, re.IGNORECASE)
+    assert _arguments(image, "ADD") == []
 
 
-def test_bases_from_outside_are_pinned_by_tag() -> None:
-    defaults = {base: _arguments(base, "ARG")[0].partition("=")[2] for base in BASES}
-    assert defaults["base-cpu"] == "python:3.11-slim"
-    for reference in defaults.values():
-        tag = reference.partition(":")[2]
-        assert tag
-        assert tag != "latest"
+@pytest.mark.parametrize("base", BASES)
+def test_bases_make_that_user_and_load_no_code_from_where_it_writes(base: str) -> None:
+    commands = " ".join(_arguments(base, "RUN"))
+    assert "mkdir -p /cache /scratch && chown selfalign:selfalign /cache /scratch" in commands
+    assert "groupadd --gid 10001" in commands
+    assert "useradd --uid 10001 --gid 10001" in commands
+    environment = " ".join(_arguments(base, "ENV"))
+    assert "PYTHONNOUSERSITE=1" in environment
+    assert "PYTHONDONTWRITEBYTECODE=1" in environment
 
 
-def test_processes_run_as_the_user_that_the_charts_name(image: str) -> None:
-    assert _arguments(image, "USER")[-1] == USER
-    pod = (ROOT / "charts/stage/templates/_pod.tpl").read_text("utf-8")
-    platform = (ROOT / "charts/selfalign/templates/_helpers.tpl").read_text("utf-8")
-    for template in (pod, platform):
-        assert f"runAsUser: {USER.partition(':')[0]}" in template
-        assert f"runAsGroup: {USER.partition(':')[2]}" in template
-
-
-def test_bases_make_that_user_and_the_directories_it_writes() -> None:
-    for base in BASES:
-        commands = " ".join(_arguments(base, "RUN"))
-        assert "mkdir -p /cache /scratch && chown selfalign:selfalign /cache /scratch" in commands
-        assert "groupadd --gid 10001" in commands
-        assert "useradd --uid 10001 --gid 10001" in commands
-
-
-def test_the_stage_is_process_one_so_that_signals_reach_it() -> None:
-    for name in images.IMAGES:
-        (entrypoint,) = _arguments(name, "ENTRYPOINT")
-        assert json.loads(entrypoint) == ["selfalign", name]
-        assert json.loads(_arguments(name, "CMD")[0]) == ["--help"]
-
-
-def test_stage_images_add_nothing_but_the_code() -> None:
-    for stage in STAGES:
-        assert len(_arguments(stage.name, "RUN")) == 1
-        assert "--no-deps" in _arguments(stage.name, "RUN")[0]
-        sources = [argument.split()[:-1] for argument in _arguments(stage.name, "COPY")]
-        assert sources == [["pyproject.toml", "README.md", "LICENSE"], ["selfalign"]]
+@pytest.mark.parametrize("image", IMAGES)
+def test_the_stage_is_process_one_and_its_image_adds_nothing_but_the_code(image: str) -> None:
+    (entrypoint,) = _arguments(image, "ENTRYPOINT")
+    assert json.loads(entrypoint) == ["selfalign", image]
+    assert json.loads(_arguments(image, "CMD")[0]) == ["--help"]
+    sources = [argument.split()[:-1] for argument in _arguments(image, "COPY")]
+    assert sources[-2:] == [["pyproject.toml", "README.md", "LICENSE"], ["selfalign"]]
+    assert "--no-deps" in _arguments(image, "RUN")[-1]
+    assert len(_arguments(image, "RUN")) == 1 or image == "controller"
 
 
 def test_light_images_install_no_heavy_stack() -> None:
     for name in ("base-cpu", "controller", "curate", "promote"):
         extras = re.findall(r"requirements\.py ([a-z0-9 ]+)", " ".join(_arguments(name, "RUN")))
         assert set(" ".join(extras).split()) <= {"s3", "cluster"}
-        assert images.parent(name, "gpu") in (None, "base-cpu")
-        assert images.parent(name, "cpu") in (None, "base-cpu")
-
-
-def test_every_install_is_pinned(image: str) -> None:
-    for command in _arguments(image, "RUN"):
-        for install in re.findall(r"pip install [^&;]*", command):
-            assert "-c pins.txt" in install or "--no-deps" in install
-
-
-def test_no_secrets_no_remote_files(image: str) -> None:
-    names = " ".join(argument for name, argument in _instructions(image) if name in ("ARG", "ENV"))
-    assert not re.search(r"SECRET|TOKEN|PASSWORD|ACCESS_KEY", names, re.IGNORECASE)
-    assert _arguments(image, "ADD") == []
 
 
 def test_only_what_images_copy_is_sent_to_the_builder() -> None:
     lines = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
     patterns = [line for line in lines if line and not line.startswith("#")]
     assert patterns[0] == "*"
-    sent = {line[1:] for line in patterns if line.startswith("!")}
-    copied = {
-        source
-        for name in ALL
-        for argument in _arguments(name, "COPY")
-        for source in argument.split()[:-1]
-    }
-    assert sent == copied
+    copies = [
+        argument.split()[:-1] for name in [*IMAGES, *BASES] for argument in _arguments(name, "COPY")
+    ]
+    copied = {source for sources in copies for source in sources}
+    assert {line[1:] for line in patterns if line.startswith("!")} == copied
 
 
-def test_stages_of_one_workload_share_a_base() -> None:
-    for stage in STAGES:
-        base = images.parent(stage.name, "gpu")
-        assert base == images.BASE_OF_WORKLOAD[BY_NAME[stage.name].workload]
-        comment = (ROOT / "images" / stage.name / "Dockerfile").read_text("utf-8")
-        assert f"BASE is {base} " in comment
-        assert stage.summary in comment
-
-
-def _run_requirements(directory: Path, *extras: str) -> tuple[list[str], dict[str, str]]:
-    for name in ("pyproject.toml", "constraints.txt"):
-        shutil.copy(ROOT / name, directory)
-    for name in ("requirements.py", "constraints-images.txt"):
-        shutil.copy(ROOT / "images" / name, directory)
-    subprocess.run(
-        [sys.executable, str(directory / "requirements.py"), *extras], check=True, cwd=directory
-    )
+def _run_requirements(
+    directory: Path, *extras: str, project: str | None = None
+) -> tuple[set[str], dict[str, str]]:
+    """Names that requirements.py asks for, and pins."""
+    for path in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / path, directory)
+    for path in ("requirements.py", "constraints-images.txt"):
+        shutil.copy(ROOT / "images" / path, directory)
+    if project:
+        (directory / "pyproject.toml").write_text(project)
+        (directory / "constraints.txt").write_text("pydantic==999.1\n")
+    command = [sys.executable, str(directory / "requirements.py"), *extras]
+    subprocess.run(command, check=True, cwd=directory)
     wanted = (directory / "requirements.txt").read_text("utf-8").splitlines()
     pins = (directory / "pins.txt").read_text("utf-8").splitlines()
-    return wanted, dict(pin.split("==") for pin in pins)
-
-
-def test_requirements_are_the_projects_own(tmp_path: Path) -> None:
-    wanted, _ = _run_requirements(tmp_path, "s3", "cluster")
     names = {re.split(r"[<>=\[]", line)[0] for line in wanted}
-    assert {"pydantic", "boto3", "kubernetes", "setuptools"} <= names
-    assert "torch" not in names
+    return names, dict(pin.split("==") for pin in pins)
 
 
-def test_what_the_base_has_keeps_its_version(tmp_path: Path) -> None:
-    _, pins = _run_requirements(tmp_path, "s3")
+def test_requirements_are_the_projects_own_and_the_base_keeps_what_fits(tmp_path: Path) -> None:
+    wanted, pins = _run_requirements(tmp_path, "s3", "cluster")
+    assert {"pydantic", "boto3", "kubernetes", "setuptools"} <= wanted
+    assert "torch" not in wanted
     assert pins["pydantic"] == pydantic.VERSION
-    assert f"bitsandbytes=={pins['bitsandbytes']}" in (
-        (ROOT / "images/constraints-images.txt").read_text("utf-8").splitlines()
-    )
+    assert f"bitsandbytes=={pins['bitsandbytes']}" in PINS
+    project = '[project]\ndependencies = ["pydantic>=999"]\noptional-dependencies = {}\n'
+    build = "[build-system]\nrequires = []\n"
+    assert _run_requirements(tmp_path, project=build + project)[1]["pydantic"] == "999.1"
 
 
-def test_a_base_too_old_for_the_project_does_not_keep_its_version(tmp_path: Path) -> None:
-    _run_requirements(tmp_path)
-    project = tmp_path / "pyproject.toml"
-    project.write_text(
-        '[build-system]\nrequires = []\n[project]\ndependencies = ["pydantic>=999"]\n'
-        "[project.optional-dependencies]\n"
-    )
-    (tmp_path / "constraints.txt").write_text("pydantic==999.1\n")
-    subprocess.run([sys.executable, str(tmp_path / "requirements.py")], check=True, cwd=tmp_path)
-    pins = (tmp_path / "pins.txt").read_text("utf-8").splitlines()
-    assert "pydantic==999.1" in pins
-    assert f"pydantic=={pydantic.VERSION}" not in pins
+@pytest.mark.parametrize("extra", ["deepspeed", "qlora", "vllm"])
+def test_what_constraints_leave_out_is_pinned_for_images_within_the_extras_bounds(
+    extra: str,
+) -> None:
+    from packaging.requirements import Requirement
+
+    (asked,) = map(Requirement, PROJECT["optional-dependencies"][extra])
+    pins = dict(line.split("==") for line in PINS if "==" in line)
+    assert asked.specifier.contains(pins[asked.name])
+    assert all(s.operator == "==" for s in asked.specifier) or extra == "vllm"
+    if extra == "vllm":
+        alone = (ROOT / "constraints-vllm.txt").read_text("utf-8")
+        assert f"vllm=={pins['vllm']}\n" in alone
+        assert f"ARG BASE=vllm/vllm-openai:v{pins['vllm']}\n" in (
+            (ROOT / "images/base-generation/Dockerfile").read_text("utf-8")
+        )
 
 
-def test_pins_of_images_name_what_the_extras_ask_for() -> None:
-    text = (ROOT / "images/constraints-images.txt").read_text("utf-8")
-    pinned = {line.partition("==")[0] for line in text.splitlines() if "==" in line}
-    assert {"torch", "setuptools", "deepspeed", "bitsandbytes"} <= pinned
-
-
-def test_jobs_files_are_yaml_of_known_stages_only() -> None:
-    for path in (ROOT / "jobs").rglob("*.yaml"):
-        values = yaml.safe_load(path.read_text("utf-8"))
-        assert values.get("stage", "align") in BY_NAME
+def test_constraints_name_no_build_that_one_index_alone_has() -> None:
+    assert "+" not in (ROOT / "constraints.txt").read_text("utf-8")

@@ -63,6 +63,10 @@ imagePullSecrets:
   value: /cache
 - name: HOME
   value: /tmp
+- name: PYTHONNOUSERSITE
+  value: "1"
+- name: PYTHONDONTWRITEBYTECODE
+  value: "1"
 {{- end -}}
 
 {{- define "selfalign.volumeMounts" -}}

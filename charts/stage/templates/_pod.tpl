@@ -106,6 +106,8 @@ volumes:
   value: /cache
 - name: HOME
   value: /home/selfalign
+- name: PYTHONNOUSERSITE
+  value: "1"
 - name: TMPDIR
   value: /scratch
 - name: HF_HOME

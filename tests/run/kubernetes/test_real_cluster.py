@@ -36,8 +36,7 @@ from selfalign.controller.resources import new_run
 from selfalign.controller.submit import Submission
 
 from selfalign.deploy import releases
-from selfalign.deploy.helm import open_helm
-from selfalign.deploy.manifests import documents
+from selfalign.deploy.helm import render
 from selfalign.pipeline import STAGES
 from selfalign.store.base import Store
 
@@ -106,18 +105,16 @@ class Site:
         self._install(platform or platform_values())
 
     def _install(self, platform: dict[str, Any]) -> None:
-        helm = open_helm()
         for account in ("selfalign-stage", "selfalign-promote"):
             self.node.allow(account)
         self.cluster.create("configmaps", config_map(PLATFORM_CONFIG, platform))
         for stage in STAGES:
             values = releases.stage_values(PROJECT, stage.name, variant="cpu")
             release = releases.release_name(stage.name)
-            text = helm.template(PROJECT / "charts/stage", release, self.cluster.namespace, values)
-            for manifest in documents(text):
-                kinds = {"CronJob": "cronjobs", "ConfigMap": "configmaps"}
-                if manifest["kind"] in kinds:
-                    self.cluster.create(kinds[manifest["kind"]], manifest)
+            files = render(PROJECT / "charts/stage", release, self.cluster.namespace, values)
+            for name, kind in (("cronjob", "cronjobs"), ("configmap", "configmaps")):
+                manifest = yaml.safe_load(files[f"selfalign-stage/templates/{name}.yaml"])
+                self.cluster.create(kind, manifest)
 
     @contextlib.contextmanager
     def controller(self, identity: str = "a") -> Iterator[Controller]:
@@ -168,10 +165,16 @@ def as_account(site: Site, kubeconfig: str, account: str, tmp_path: Path) -> Kub
 
     api = config.new_client_from_config(kubeconfig)
     namespace = site.cluster.namespace
-    text = open_helm().template(PROJECT / "charts/selfalign", "selfalign", namespace, {})
+    files = render(PROJECT / "charts/selfalign", "selfalign", namespace, {})
+    manifests = [
+        manifest
+        for name in ("serviceaccounts", "rbac")
+        for manifest in yaml.safe_load_all(files[f"selfalign/templates/{name}.yaml"])
+        if manifest
+    ]
     roles, core = client.RbacAuthorizationV1Api(api), client.CoreV1Api(api)
     site.node.allow(account)
-    for manifest in documents(text):
+    for manifest in manifests:
         if manifest["metadata"]["name"] != account:
             continue
         if manifest["kind"] == "Role":
