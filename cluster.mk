@@ -74,7 +74,7 @@ deploy-stage: $(CLUSTER_TOOLS) ## one stage: STAGE= [IMAGE_TAG= NAMESPACE= VALUE
 	@$(call unless_skipped,$(call build,$(STAGE)))
 	@$(DEPLOY) namespace
 	@$(call install,selfalign-$(STAGE),stage)
-	@$(if $(RUN),$(PYTHON) -m selfalign cluster start-stage $(STAGE) --run $(RUN) --namespace $(NAMESPACE))
+	@$(if $(RUN),$(PYTHON) -m selfalign start-stage $(STAGE) --run $(RUN) --namespace $(NAMESPACE))
 
 .PHONY: run
 run: $(CLUSTER_TOOLS) ## start a run on the cluster now [RUN=<its name> CONFIG=<its own configuration>]
@@ -89,12 +89,12 @@ nightly-now: $(CLUSTER_TOOLS) ## submit the nightly run now, as its CronJob woul
 .PHONY: status
 status: $(CLUSTER_TOOLS) ## runs on the cluster: stage, progress, cause and next action [RUN=]
 	@$(DEPLOY) preflight
-	@$(PYTHON) -m selfalign cluster status $(RUN) --namespace $(NAMESPACE)
+	@$(PYTHON) -m selfalign status $(RUN) --namespace $(NAMESPACE)
 
 .PHONY: logs
 logs: $(CLUSTER_TOOLS) ## follow a stage's log on the cluster: STAGE= [RUN=]
 	@$(DEPLOY) preflight --need-stage
-	@$(PYTHON) -m selfalign cluster logs $(STAGE) --follow --namespace $(NAMESPACE) $(if $(RUN),--run $(RUN))
+	@$(PYTHON) -m selfalign logs $(STAGE) --follow --namespace $(NAMESPACE) $(if $(RUN),--run $(RUN))
 
 .PHONY: undeploy
 undeploy: $(CLUSTER_TOOLS) ## remove controller and stages from the cluster; the store and the runs stay

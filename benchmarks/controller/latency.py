@@ -26,10 +26,11 @@ from selfalign.controller.loop import Controller, Settings
 from selfalign.controller.memory import MemoryCluster
 from selfalign.controller.planner import Planner
 from selfalign.controller.resources import new_run
+from tests.controller.worlds import complete, install, platform_values, publish
+
 from selfalign.pipeline import STAGES
 from selfalign.store.local import LocalStore
 from selfalign.telemetry import configure_logging
-from tests.controller.worlds import complete, install, platform_values, publish
 
 _PATIENCE_SECONDS = 600
 

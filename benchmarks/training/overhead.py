@@ -83,10 +83,7 @@ def bare_seconds_per_step(config: TrainConfig, base: Path, examples: list[Exampl
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, fused=True)
     encoded = encode(
-        examples,
-        AutoTokenizer.from_pretrained(base),
-        eos_token_id=0,
-        max_length=config.max_length,
+        examples, AutoTokenizer.from_pretrained(base), eos_token_id=0, max_length=config.max_length
     )
     batches = MicroBatches(
         encoded.lengths,

@@ -171,10 +171,7 @@ class CorpusWriter:
         """
         rules = self._rules()
         header = self.seeds.render(
-            "align",
-            principles="\n".join(rule.line for rule in rules),
-            exemplars="\0",
-            query="",
+            "align", principles="\n".join(rule.line for rule in rules), exemplars="\0", query=""
         ).split("\0")[0]
         document = []
         for start in (header, "\n\n"):

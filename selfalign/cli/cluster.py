@@ -1,4 +1,4 @@
-"""`selfalign controller`, `selfalign cluster ...`, and the connection to a cluster."""
+"""`selfalign controller`, `selfalign start-stage`, and the connection to a cluster."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from selfalign.cli.options import json_option, print_json
-from selfalign.errors import ConfigurationError, Interrupted, TemporaryError
+from selfalign.errors import ConfigurationError, Interrupted
 from selfalign.pipeline import STAGES
 
 if TYPE_CHECKING:
-    from selfalign.run.executors.kubernetes.cluster import Cluster, Resource
+    from selfalign.run.executors.kubernetes.cluster import Cluster
 
 STAGE_NAME = click.Choice([stage.name for stage in STAGES])
-_WATCH_SECONDS = 300
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -118,106 +116,7 @@ def controller_command(
         server.close()
 
 
-@click.group("cluster", short_help="Runs on a cluster: wait for one, start one stage.")
-def cluster_group() -> None:
-    """Runs on a cluster, by kubeconfig; nothing here needs the store."""
-
-
-@cluster_group.command("wait")
-@click.argument("run", required=False)
-@click.option(
-    "--timeout",
-    "timeout_seconds",
-    type=click.IntRange(min=1),
-    default=None,
-    metavar="SECONDS",
-    help="Give up (exit code 75) after this long.  [default: never]",
-)
-@cluster_options
-@json_option
-def wait_command(
-    run: str | None,
-    timeout_seconds: int | None,
-    namespace: str | None,
-    context: str | None,
-    kubeconfig: str | None,
-    as_json: bool,
-) -> int:
-    """Wait until RUN (default: the newest that has not ended) has ended.
-
-    Exit code 0 when it succeeded, whatever the verdict; else that of the stage that ended it.
-    Ctrl-C stops waiting, not the run.
-    """
-    from selfalign.run.executors.kubernetes.logs import find_run
-
-    cluster = connect_to(namespace, context, kubeconfig)
-    name = find_run(cluster, run)["metadata"]["name"]
-    return wait_for(cluster, name, timeout_seconds=timeout_seconds, as_json=as_json)
-
-
-def wait_for(
-    cluster: Cluster,
-    name: str,
-    *,
-    timeout_seconds: int | None,
-    as_json: bool,
-    clock: Callable[[], float] = time.monotonic,
-) -> int:
-    """Print how a run stands until it has ended; its exit code."""
-    from selfalign.run.executors.kubernetes.logs import find_run
-
-    deadline = None if timeout_seconds is None else clock() + timeout_seconds
-    last = ""
-    while True:
-        left = _WATCH_SECONDS if deadline is None else min(_WATCH_SECONDS, deadline - clock())
-        if left <= 0:
-            raise TemporaryError(
-                f"AlignmentRun {name} has not ended within {timeout_seconds} s; it goes on",
-                remedy=f"see why: selfalign status {name} -n {cluster.namespace}",
-            )
-        for change in cluster.watch("alignmentruns", max(1, int(left))):
-            if change is None or change.resource["metadata"]["name"] != name:
-                continue
-            if change.deleted:
-                raise ConfigurationError(
-                    f"AlignmentRun {name} was deleted while it was waited for",
-                    remedy="submit a new run: it reuses what is finished",
-                )
-            code, line = _standing(cluster, change.resource, as_json)
-            if line != last and not as_json:
-                click.echo(line)
-            last = line
-            if code is not None:
-                return code
-        find_run(cluster, name)  # raises when it was deleted between two watches
-
-
-def _standing(cluster: Cluster, run: Resource, as_json: bool) -> tuple[int | None, str]:
-    """The exit code of a run that has ended, else None, and a line about the run."""
-    from selfalign.run.executors.kubernetes.crd import status_of
-    from selfalign.run.view import word
-
-    status = status_of(run)
-    words = " ".join(filter(None, (status.progress, status.stage, word(status))))
-    line = f"{words}: {status.message}".rstrip(": ")
-    if not status.finished:
-        return None, line
-    code = 0 if status.phase == "Succeeded" else status.exit_code or 1
-    if as_json:
-        print_json(
-            {
-                "run": status.id,
-                "namespace": cluster.namespace,
-                "phase": status.phase,
-                "verdict": status.verdict,
-                "message": status.message,
-                "exit_code": code,
-            }
-        )
-    return code, line
-
-
-@cluster_group.command("start-stage", short_help="Start one stage of a run and follow it.")
+@click.command("start-stage", short_help="Start one stage of a run on a cluster and follow it.")
 @click.argument("stage", type=STAGE_NAME)
 @click.option("--run", required=True, metavar="NAME", help="Of which run.")
 @click.option(

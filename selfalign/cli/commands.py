@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from selfalign.cli.chat import chat_command
-from selfalign.cli.cluster import cluster_group, controller_command
+from selfalign.cli.cluster import controller_command, start_stage_command
 from selfalign.cli.inspect import (
     config_command,
     inputs_group,
@@ -34,7 +34,7 @@ COMMANDS: list[click.Command] = [
     store_group,
     inputs_group,
     submit_command,
-    cluster_group,
+    start_stage_command,
     controller_command,
     *STAGE_COMMANDS,
 ]

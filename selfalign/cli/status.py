@@ -29,14 +29,12 @@ _PROGRESS_LINES, _PROGRESS_PODS = 20, 16  # of a log, and pods, that are read fo
     is_flag=True,
     help=f"On a cluster: the last {_LOG_LINES} log lines of each pod that works, too.",
 )
-@click.option("--all", "every", is_flag=True, help="On a cluster: one line for each run.")
 @store_options
 @cluster_options
 @json_option
 def status_command(
     run_id: str | None,
     with_logs: bool,
-    every: bool,
     config_path: Path,
     overrides: tuple[str, ...],
     store_url: str | None,
@@ -52,10 +50,7 @@ def status_command(
     """
     if store_url is None and (namespace or context or kubeconfig):
         cluster = connect_to(namespace, context, kubeconfig)
-        if every:
-            _show_all(cluster, as_json)
-        else:
-            _show_on_cluster(cluster, run_id, with_logs, as_json)
+        _show_on_cluster(cluster, run_id, with_logs, as_json)
         return
     store = open_from(config_path, overrides, store_url).store
     chosen = run_id or latest_run(store)
@@ -85,8 +80,14 @@ def _show_on_cluster(cluster: Cluster, name: str | None, with_logs: bool, as_jso
     run = logs.find_run(cluster, name)
     status = status_of(run)
     attempts = attempts_of(cluster, run, status.attempts, datetime.now(UTC))
-    status = status.model_copy(update={"attempts": attempts})
-    active = {a.stage for a in attempts if a.condition == "Active"} if not status.finished else ()
+    active = {a.stage: a for a in attempts if a.condition == "Active" and not status.finished}
+    stages = [
+        s.model_copy(update={"done": active[s.name].done, "total": active[s.name].total})
+        if s.name in active
+        else s
+        for s in status.stages
+    ]
+    status = status.model_copy(update={"attempts": attempts, "stages": stages})
     lines = {stage: _stage_logs(cluster, run, stage) for stage in active}
     progress = {s: found for s, log in lines.items() if (found := progress_of(log)) is not None}
     shown = [line for log in lines.values() for pod in log for line in pod[-_LOG_LINES:]]
@@ -124,31 +125,3 @@ def _stage_logs(cluster: Cluster, run: Resource, stage: str) -> list[list[str]]:
     job = logs.latest_job(cluster, run, stage)
     pods = [] if job is None else logs.pods_of_job(cluster, job)[:_PROGRESS_PODS]
     return [list(logs.tail(cluster, pod, _PROGRESS_LINES)) for pod in pods]
-
-
-def _show_all(cluster: Cluster, as_json: bool) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from selfalign.run.executors.kubernetes.crd import status_of
-    from selfalign.run.executors.kubernetes.logs import newest_first
-
-    rows = [
-        {
-            "run": status.id,
-            "phase": word(status),
-            "stage": status.stage,
-            "progress": status.progress,
-            "verdict": status.verdict or "",
-            "message": status.message,
-        }
-        for status in map(status_of, newest_first(cluster)[::-1])
-    ]
-    if as_json:
-        print_json(rows)
-        return
-    columns = ("run", "phase", "stage", "progress", "verdict", "message")
-    table = Table(*columns, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*(escape(value) for value in row.values()))
-    new_console().print(table)

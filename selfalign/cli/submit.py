@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from selfalign.cli.cluster import cluster_options, connect_to, wait_for
+from selfalign.cli.cluster import cluster_options, connect_to
 from selfalign.cli.options import json_option, print_json
 from selfalign.errors import ConfigurationError
 from selfalign.load import load_config, override_values
@@ -67,7 +67,6 @@ if TYPE_CHECKING:
     default=None,
     help="Delete the AlignmentRun (never its artifacts) this long after its end.",
 )
-@click.option("--wait", is_flag=True, help="Wait for its end, as `selfalign cluster wait` does.")
 @cluster_options
 @json_option
 def submit_command(
@@ -81,7 +80,6 @@ def submit_command(
     queue: str | None,
     priority: str | None,
     ttl_seconds: int | None,
-    wait: bool,
     namespace: str | None,
     context: str | None,
     kubeconfig: str | None,
@@ -116,8 +114,6 @@ def submit_command(
         config = _configuration(cluster, config_path, overrides)
         run = submission.submit(name or new_run_id(), config)
     name = run["metadata"]["name"]
-    if wait:
-        return wait_for(cluster, name, timeout_seconds=None, as_json=as_json)
     if as_json:
         print_json({"run": name, "namespace": cluster.namespace})
     else:

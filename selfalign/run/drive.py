@@ -100,13 +100,8 @@ class Driver:
         attempts = [*attempts, *pending]
         after = next_status(status, plan, attempts, actions, iso(self.clock()))
         if suspended and not after.finished:
-            after = after.model_copy(
-                update={
-                    "reason": "Suspended",
-                    "message": "suspended: no further stage starts",
-                    "remedy": "set spec.suspend to false",
-                }
-            )
+            message = "suspended: no further stage starts until spec.suspend is false"
+            after = after.model_copy(update={"reason": "Suspended", "message": message})
         elif delays and not after.finished:
             after = _delayed(after, attempts, delays)
         self.save(after)

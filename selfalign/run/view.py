@@ -153,7 +153,8 @@ def _table(stages: list[StageState], progress: Mapping[str, Progress]) -> Any:
 def _progress(state: StageState, live: Progress | None) -> str:
     if live is not None:
         total = f"/{live.total:,}" if live.total else ""
-        return f"{live.done:,}{total} {live.unit}".rstrip()
+        shards = f", {state.done or 0}/{state.total} shards" if state.total else ""
+        return f"{live.done:,}{total} {live.unit}".rstrip() + shards
     if state.phase in ("Running", "Failed") and state.total:
         done = state.done or 0
         return f"{done:,}/{state.total:,} ({done / state.total:.0%})"

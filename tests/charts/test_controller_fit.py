@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
-
 from selfalign.controller import names
 from selfalign.controller.job import build_job
 from selfalign.controller.outcome import Observed
 from selfalign.controller.resources import AlignmentRunSpec
 from selfalign.controller.status import Observation, failed_status, next_status
+
 from selfalign.errors import ConfigurationError
 from selfalign.pipeline import BY_NAME, STAGES
 from selfalign.run.decide import Attempt, Start

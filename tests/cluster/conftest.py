@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 import yaml
-
 from selfalign.controller.kubernetes_api import connect
+
 from selfalign.deploy import cluster as preflight
 from selfalign.deploy.images import LOCAL_REGISTRY, code_tag
 from selfalign.errors import SelfAlignError

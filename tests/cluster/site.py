@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
 from selfalign.controller.cluster import Conflict, Gone, Resource, name_of
 from selfalign.controller.kubernetes_api import KubernetesCluster
+
 from tests.store.proxy import Proxy, running_proxy
 
 PROJECT = Path(__file__).resolve().parents[2]

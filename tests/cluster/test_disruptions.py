@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-
 from selfalign.controller.cluster import Conflict, Gone, Resource, labels_of, name_of
 from selfalign.controller.names import STAGE_LABEL
+
 from selfalign.errors import SelfAlignError
 from selfalign.pipeline import STAGES
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from selfalign.controller.cluster import labels_of, name_of
+
 from selfalign.pipeline import STAGES, downstream
 
 from .site import BUCKET, Site, kubectl, until

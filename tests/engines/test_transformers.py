@@ -234,9 +234,7 @@ def test_a_rope_that_depends_on_the_batchs_length_ends_at_the_original_one(
         opened(directory, max_length=200)
 
 
-def test_a_model_whose_batches_would_be_wrong_is_refused(
-    make_model: Callable[..., Path],
-) -> None:
+def test_a_model_whose_batches_would_be_wrong_is_refused(make_model: Callable[..., Path]) -> None:
     from transformers import MambaConfig
 
     recurrent = MambaConfig(vocab_size=320, hidden_size=64, num_hidden_layers=2)

@@ -6,11 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfalign.filters.cuts import (
-    cut_at_next_turn,
-    cut_repeated_clause,
-    cut_to_complete_sentence,
-)
+from selfalign.filters.cuts import cut_at_next_turn, cut_repeated_clause, cut_to_complete_sentence
 from selfalign.seeds import Labels
 
 LABELS = Labels("User:", "Assistant (internal thoughts):", "Assistant:")

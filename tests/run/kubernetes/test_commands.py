@@ -16,13 +16,15 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner, Result
-from selfalign.cli.cluster_logs import for_people
-from selfalign.controller.cluster import Resource
-from selfalign.controller.names import PLATFORM_CONFIG
 
 from selfalign.cli import main as command_line
+from selfalign.cli.logs import for_people
 from selfalign.cli.main import cli
 from selfalign.errors import SelfAlignError
+from selfalign.run.executors.kubernetes.cluster import Resource
+from selfalign.run.executors.kubernetes.crd import PLATFORM_CONFIG
+from selfalign.seeds import SEED_FILES
+from selfalign.store.inputs import push
 from selfalign.store.local import LocalStore
 
 from .api_server import ApiServer
@@ -111,7 +113,10 @@ def test_submit_uploads_what_a_configuration_names_and_leaves_defaults_to_the_st
 ) -> None:
     store = LocalStore(tmp_path / "bucket")
     monkeypatch.setattr("selfalign.cli.submit.open_store", lambda _url: store)
-    values = platform_values(store="s3://bucket/x", align={"records_per_part": 64})
+    local = {"directory": str(PROJECT / "seeds")}
+    values = platform_values(store="s3://bucket/x", align={"records_per_part": 64}, seeds=local)
+    platform = config_map(PLATFORM_CONFIG, platform_values(store="s3://bucket/x"))
+    laptop.world.cluster.patch("configmaps", PLATFORM_CONFIG, {"data": platform["data"]})
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(values))
     laptop.run("submit", "--config", str(path), "--name", "toy")
@@ -135,7 +140,7 @@ def test_submit_takes_the_platform_s_store_where_the_file_names_none(
         return LocalStore(tmp_path / "bucket")
 
     monkeypatch.setattr("selfalign.cli.submit.open_store", opener)
-    values = platform_values()
+    values = platform_values(seeds={"directory": str(PROJECT / "seeds")})
     del values["store"]
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(values))
@@ -176,7 +181,7 @@ def test_nightly_is_refused_with_exit_code_2_and_an_event_while_one_goes_on(lapt
     assert first.startswith("nightly-")
     error = laptop.fails("submit", "--nightly")
     assert error.exit_code == 2
-    assert f"{first} is still going on" in error.message
+    assert f"{first} has not ended" in error.message
     assert [reason for reason, _ in laptop.world.events()] == ["NightlyRefused"]
     (event,) = laptop.world.cluster.list("events")
     assert event["involvedObject"]["name"] == first
@@ -203,24 +208,10 @@ def test_a_fresh_seed_is_the_date_and_a_seed_of_one_s_own_wins(laptop: Laptop) -
     assert laptop.world.cluster.get("alignmentruns", "mine")["spec"]["config"] == {"seed": 5}
 
 
-# the top level's commands, with a namespace
-
-
-def test_status_and_logs_of_the_top_level_ask_the_cluster_where_one_is_named(
-    laptop: Laptop, world: World
-) -> None:
-    world.submit()
-    world.step()
-    shown = json.loads(laptop.run("status", "toy", "--json").stdout)
-    assert shown["name"] == "toy"
-    assert shown["next_action"]
-    assert laptop.run("logs", "instruct", "--run", "toy").exit_code == 0
-
-
 def test_report_and_rollback_find_the_platform_s_store(laptop: Laptop, tmp_path: Path) -> None:
     store = tmp_path / "bucket"
     body = config_map(PLATFORM_CONFIG, platform_values(store=str(store)))
-    laptop.world.cluster.replace("configmaps", body)
+    laptop.world.cluster.patch("configmaps", PLATFORM_CONFIG, {"data": body["data"]})
     for command in ("rollback", "report"):
         assert str(store) in laptop.fails(command).message
 
@@ -238,7 +229,7 @@ def test_status_tells_stage_cause_and_next_action(laptop: Laptop, world: World) 
     fail(world.cluster, "toy-instruct-1", world.now, code=2,
          message="general.txt:3: empty line\nremedy: delete the line")  # fmt: skip
     world.step()
-    output = laptop.run("cluster", "status").stdout
+    output = laptop.run("status", "-n", "selfalign").stdout
     assert "run toy in selfalign: Failed, 0/8 stages" in output
     assert "instruct attempt 1: permanent (exit code 2): general.txt:3: empty line" in output
     (cause,) = [line for line in output.splitlines() if line.startswith("cause")]
@@ -256,17 +247,17 @@ def test_status_adds_up_what_the_pods_say(laptop: Laptop, world: World) -> None:
         pod = running_pod(world, "toy-instruct-1", str(index))
         event = {**PROGRESS, "done": done, "total": 20, "eta_seconds": eta}
         world.cluster.logs[pod] = ["not json", json.dumps(event), '{"event": "part.committed"}']
-    view = laptop.json("cluster", "status", "toy", "--logs")
+    view = laptop.json("status", "toy", "-n", "selfalign", "--logs")
     stage = view["stages"][0]
     assert stage["progress"] == {
         "done": 14, "total": 40, "unit": "prompts", "per_second": 4.0, "eta_seconds": 4000.0,
     }  # fmt: skip
-    assert stage["shards"] == "1/3 shards done, 2 active"
-    assert len(stage["lines"]) == 6
-    output = laptop.run("cluster", "status").stdout
-    assert "14/40 prompts, 1/3 shards done, 2 active" in output
+    assert (view["attempts"][0]["done"], view["attempts"][0]["total"]) == (1, 3)
+    assert len(view["lines"]) == 6
+    output = laptop.run("status", "-n", "selfalign").stdout
+    assert "14/40 prompts, 1/3 shards" in output
     assert "1 h 06 min" in output
-    assert "selfalign cluster logs instruct --run toy --follow" in output
+    assert "selfalign logs instruct --run toy -n selfalign --follow" in output
 
 
 def test_status_chooses_the_newest_run_that_goes_on(laptop: Laptop, world: World) -> None:
@@ -275,19 +266,16 @@ def test_status_chooses_the_newest_run_that_goes_on(laptop: Laptop, world: World
     world.submit("second", config={"wrong": 1})
     world.step("first")
     world.step("second")
-    assert laptop.json("cluster", "status")["name"] == "first"
-    assert laptop.json("cluster", "status", "second")["phase"] == "Failed"
-    rows = laptop.json("cluster", "status", "--all")
-    assert [row["run"] for row in rows] == ["first", "second"]
-    assert "second" in laptop.run("cluster", "status", "--all").stdout
+    assert laptop.json("status", "-n", "selfalign")["id"] == "first"
+    assert laptop.json("status", "second", "-n", "selfalign")["phase"] == "Failed"
 
 
 def test_status_of_a_run_that_does_not_exist_names_those_that_do(
     laptop: Laptop, world: World
 ) -> None:
-    assert "selfalign submit" in str(laptop.fails("cluster", "status").remedy)
+    assert "selfalign submit" in str(laptop.fails("status", "-n", "selfalign").remedy)
     world.submit()
-    error = laptop.fails("cluster", "status", "other")
+    error = laptop.fails("status", "other", "-n", "selfalign")
     assert error.remedy == "the latest are toy"
 
 
@@ -295,7 +283,7 @@ def test_status_of_a_run_that_does_not_exist_names_those_that_do(
     ("make", "expected"),
     [
         (lambda world: None, "controller is not running"),
-        (lambda world: world.step(), "to watch it: selfalign cluster logs instruct"),
+        (lambda world: world.step(), "to watch it: selfalign logs instruct"),
         (lambda world: (suspend(world), world.step()), '"suspend":false'),
         (lambda world: world.to_the_end(), "selfalign report toy"),
     ],
@@ -305,7 +293,7 @@ def test_the_next_action_fits_the_situation(
 ) -> None:
     world.submit()
     make(world)
-    assert expected in laptop.json("cluster", "status")["next_action"]
+    assert expected in laptop.json("status", "-n", "selfalign")["next_action"]
 
 
 def suspend(world: World) -> None:
@@ -319,7 +307,7 @@ def suspend(world: World) -> None:
         (4, "access to the store"),
         (71, "batch_size"),
         (74, "cache and scratch"),
-        (1, "log of its Jobs"),
+        (1, "log of its stage"),
     ],
 )
 def test_every_exit_code_has_a_next_action(
@@ -329,7 +317,7 @@ def test_every_exit_code_has_a_next_action(
     world.step()
     fail(world.cluster, "toy-instruct-1", world.now, code=code, message="what happened")
     world.step()
-    view = laptop.json("cluster", "status")
+    view = laptop.json("status", "-n", "selfalign")
     assert words in view["next_action"]
     assert "what happened" in view["message"]
 
@@ -352,8 +340,8 @@ def test_logs_are_passed_on_as_they_are_where_a_program_reads(laptop: Laptop, wo
     for index in ("0", "1"):
         pod = running_pod(world, "toy-instruct-1", index)
         world.cluster.logs[pod] = [f'{{"event": "e{number}", "shard": {index}}}' for number in "12"]
-    assert len(laptop.run("cluster", "logs", "instruct").stdout.splitlines()) == 4
-    lines = laptop.run("cluster", "logs", "instruct", "--tail", "1").stdout.splitlines()
+    assert len(laptop.run("logs", "-n", "selfalign", "instruct").stdout.splitlines()) == 4
+    lines = laptop.run("logs", "-n", "selfalign", "instruct", "--tail", "1").stdout.splitlines()
     assert [json.loads(line)["event"] for line in lines] == ["e2", "e2"]
 
 
@@ -368,7 +356,7 @@ def test_a_log_line_for_people_is_short() -> None:
 def test_logs_of_a_stage_without_a_job_say_why_there_are_none(laptop: Laptop, world: World) -> None:
     world.submit()
     world.step()
-    assert "not its turn yet" in laptop.fails("cluster", "logs", "align").message
+    assert "has not begun" in laptop.fails("logs", "-n", "selfalign", "align").message
 
 
 def follow(laptop: Laptop, *arguments: str, then: Callable[[], None]) -> Result:
@@ -387,7 +375,7 @@ def test_following_ends_with_the_stage_s_exit_code(laptop: Laptop, world: World)
     pod = running_pod(world, "toy-instruct-1", "0", ended=71)
     world.cluster.logs[pod] = ["working", "out of memory"]
     result = follow(
-        laptop, "cluster", "logs", "instruct", "--follow",
+        laptop, "logs", "-n", "selfalign", "instruct", "--follow",
         then=lambda: fail(world.cluster, "toy-instruct-1", world.now, code=71, pods=False),
     )  # fmt: skip
     assert result.return_value == 71
@@ -400,13 +388,13 @@ def test_following_a_job_that_completes_is_0_and_one_that_is_deleted_75(
 ) -> None:
     world.submit()
     world.step()
-    done = follow(laptop, "cluster", "logs", "instruct", "-f",
+    done = follow(laptop, "logs", "-n", "selfalign", "instruct", "-f",
                   then=lambda: complete(world.cluster, "toy-instruct-1", world.now))  # fmt: skip
     assert done.return_value == 0
     world.step(after=60)
     assert world.jobs() == ["toy-instruct-1", "toy-instruct-2"]
     uid = world.cluster.get("jobs", "toy-instruct-2")["metadata"]["uid"]
-    gone = follow(laptop, "cluster", "logs", "instruct", "-f",
+    gone = follow(laptop, "logs", "-n", "selfalign", "instruct", "-f",
                   then=lambda: world.cluster.delete("jobs", "toy-instruct-2", uid=uid))  # fmt: skip
     assert gone.return_value == 75
     assert "was deleted" in gone.stderr
@@ -419,13 +407,13 @@ def test_a_stage_started_by_hand_is_an_attempt_like_any_other(laptop: Laptop, wo
     world.submit(suspend=True)
     world.step()
     assert world.jobs() == []
-    result = laptop.run("cluster", "start-stage", "instruct", "--run", "toy", "--no-follow")
+    result = laptop.run("start-stage", "instruct", "--run", "toy", "--no-follow")
     assert result.return_value == 0
     assert world.jobs() == ["toy-instruct-1"]
     world.finish("toy-instruct-1")
     world.step()
     assert world.stage("instruct")["phase"] == "Done"
-    again = laptop.run("cluster", "start-stage", "instruct", "--run", "toy")
+    again = laptop.run("start-stage", "instruct", "--run", "toy")
     assert "published already" in again.stderr
     assert world.jobs() == ["toy-instruct-1"]
 
@@ -435,17 +423,17 @@ def test_a_stage_that_is_being_worked_on_is_followed_not_started_twice(
 ) -> None:
     world.submit()
     world.step()
-    result = follow(laptop, "cluster", "start-stage", "instruct", "--run", "toy",
+    result = follow(laptop, "start-stage", "instruct", "--run", "toy",
                     then=lambda: world.finish("toy-instruct-1"))  # fmt: skip
     assert result.return_value == 0
-    assert "is at it already" in result.stderr
+    assert "is running already" in result.stderr
     assert world.jobs() == ["toy-instruct-1"]
 
 
 def test_a_stage_whose_inputs_are_missing_is_not_started(laptop: Laptop, world: World) -> None:
     world.submit(suspend=True)
     world.step()
-    error = laptop.fails("cluster", "start-stage", "align", "--run", "toy")
+    error = laptop.fails("start-stage", "align", "--run", "toy")
     assert error.exit_code == 3
     assert world.jobs() == []
 
@@ -453,59 +441,8 @@ def test_a_stage_whose_inputs_are_missing_is_not_started(laptop: Laptop, world: 
 def test_a_stage_of_a_failed_run_says_why_it_failed(laptop: Laptop, world: World) -> None:
     world.submit(config={"wrong": 1})
     world.step()
-    error = laptop.fails("cluster", "start-stage", "align", "--run", "toy")
+    error = laptop.fails("start-stage", "align", "--run", "toy")
     assert "wrong" in error.message
-
-
-# wait
-
-
-def test_wait_ends_with_the_run(laptop: Laptop, world: World) -> None:
-    world.submit()
-    result = follow(laptop, "cluster", "wait", "toy", then=world.to_the_end)
-    assert result.return_value == 0
-    assert "8/8 promote Succeeded: promoted" in result.stdout
-
-
-def test_wait_ends_with_the_exit_code_of_the_stage_that_ended_it(
-    laptop: Laptop, world: World
-) -> None:
-    world.submit()
-    world.step()
-    fail(world.cluster, "toy-instruct-1", world.now, code=3, message="corrupt")
-    world.step()
-    answer = laptop.json("cluster", "wait", "toy")
-    assert (answer["phase"], answer["exit_code"]) == ("Failed", 3)
-    assert "corrupt" in answer["message"]
-
-
-def test_wait_ends_with_2_for_a_run_whose_configuration_is_wrong(
-    laptop: Laptop, world: World
-) -> None:
-    world.submit(config={"wrong": 1})
-    world.step()
-    assert laptop.json("cluster", "wait", "toy")["exit_code"] == 2
-
-
-def test_wait_gives_up_after_its_timeout_and_says_that_the_run_goes_on(
-    laptop: Laptop, world: World
-) -> None:
-    world.submit()
-    error = laptop.fails("cluster", "wait", "toy", "--timeout", "1")
-    assert error.exit_code == 75
-    assert "it goes on" in error.message
-
-
-def test_wait_for_a_run_that_is_deleted_says_so(laptop: Laptop, world: World) -> None:
-    run = world.submit()
-
-    def delete() -> None:
-        world.cluster.delete("alignmentruns", "toy", uid=run["metadata"]["uid"])
-
-    timer = threading.Timer(0.5, delete)
-    timer.start()
-    assert "was deleted" in laptop.fails("cluster", "wait", "toy").message
-    timer.join()
 
 
 # controller
@@ -514,15 +451,15 @@ def test_wait_for_a_run_that_is_deleted_says_so(laptop: Laptop, world: World) ->
 def test_the_controller_serves_drives_and_ends_in_order_on_sigterm(
     laptop: Laptop, world: World, tmp_path: Path
 ) -> None:
-    """A real process: it finds the run, starts its first stage, and hands the lease over."""
+    """A real process: it finds the run, starts its first stage, and ends in order."""
     values = config_map(PLATFORM_CONFIG, platform_values(store=str(tmp_path / "store")))
     world.cluster.patch("configmaps", PLATFORM_CONFIG, {"data": values["data"]})
+    push(LocalStore(tmp_path / "store"), "seeds", PROJECT / "seeds", only=SEED_FILES)
     world.submit()
     process = subprocess.Popen(
         [sys.executable, "-m", "selfalign", "controller", "--kubeconfig", str(laptop.kubeconfig),
-         "--metrics-port", "0", "--workers", "1"],
-        env={**os.environ, "PYTHONPATH": str(PROJECT), "SELFALIGN_LOG": "json",
-             "SELFALIGN_POD_NAME": "controller-0"},
+         "--metrics-port", "0"],
+        env={**os.environ, "PYTHONPATH": str(PROJECT), "SELFALIGN_LOG": "json"},
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stderr is not None
@@ -532,8 +469,6 @@ def test_the_controller_serves_drives_and_ends_in_order_on_sigterm(
             lines.append(json.loads(line))
             if lines[-1]["event"] == "job.created":
                 break
-        lease = world.cluster.get("leases", "selfalign-controller")
-        assert lease["spec"]["holderIdentity"] == "controller-0"
         process.send_signal(signal.SIGTERM)
         lines += [json.loads(line) for line in process.stderr]
         assert process.wait(60) == 0
@@ -544,7 +479,6 @@ def test_the_controller_serves_drives_and_ends_in_order_on_sigterm(
     assert lines[-1]["event"] == "controller.stopped"
     created = next(line for line in lines if line["event"] == "job.created")
     assert (created["run"], created["job"]) == ("toy", "toy-instruct-1")
-    assert world.cluster.get("leases", "selfalign-controller")["spec"]["holderIdentity"] == ""
 
 
 # what a stage leaves for all this

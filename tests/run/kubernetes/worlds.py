@@ -118,7 +118,13 @@ def platform_values(**changes: Any) -> dict[str, Any]:
 def policy_values(**changes: Any) -> dict[str, Any]:
     """What runs may do here."""
     overrides = ["seed", "align", "*.num_shards"]
-    return {"overrides": overrides, "queues": ["night"], "maxActiveRuns": 50, **changes}
+    return {
+        "overrides": overrides,
+        "queues": ["night"],
+        "priorityClasses": ["low"],
+        "maxActiveRuns": 50,
+        **changes,
+    }
 
 
 def template(stage: str, **changes: Any) -> Resource:

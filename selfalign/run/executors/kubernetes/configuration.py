@@ -326,7 +326,7 @@ def _leaves(config: dict[str, Any]) -> list[tuple[str, Any]]:
             open_nodes += [(f"{prefix}{name}", child, depth + 1) for name, child in value.items()]
         elif isinstance(value, list) and any(isinstance(child, dict | list) for child in value):
             open_nodes += [(path, child, depth + 1) for child in value]
-        elif path:
+        elif path and value != {}:
             leaves.append((path, value))
     return leaves
 
