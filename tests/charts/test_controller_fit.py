@@ -7,17 +7,16 @@ from typing import Any
 
 import pytest
 import yaml
-from selfalign.controller import names
-from selfalign.controller.job import build_job
-from selfalign.controller.outcome import Observed
-from selfalign.controller.resources import AlignmentRunSpec
-from selfalign.controller.status import Observation, failed_status, next_status
+from pydantic.alias_generators import to_camel
 
-from selfalign.errors import ConfigurationError
-from selfalign.pipeline import BY_NAME, STAGES
-from selfalign.run.decide import Attempt, Start
-from selfalign.run.plan import PlannedStage
+from selfalign.pipeline import BY_NAME
+from selfalign.run.executors.kubernetes import crd as names
+from selfalign.run.executors.kubernetes.configuration import Policy
+from selfalign.run.executors.kubernetes.crd import AlignmentRunSpec, to_resource_status
+from selfalign.run.executors.kubernetes.job import build_job
+from selfalign.run.record import RunStatus
 from tests.charts.conftest import CRD, VERSIONS, Manifest, check, environment, of_kind, only
+from tests.run.kubernetes.worlds import full_status
 
 RUN: Manifest = {
     "apiVersion": "selfalign.io/v1alpha1",
@@ -30,9 +29,10 @@ RenderStage = Callable[..., list[Manifest]]
 
 def _job(manifests: list[Manifest], stage: str, **spec: Any) -> Manifest:
     asked = AlignmentRunSpec.model_validate(spec)
-    start = Start(stage, "a" * 20, 9999)
     template = only(manifests, "CronJob")
-    return build_job(template, run=RUN, spec=asked, start=start, num_shards=6)
+    return build_job(
+        template, run=RUN, spec=asked, stage=stage, key="a" * 20, number=9999, num_shards=6
+    )
 
 
 @pytest.mark.parametrize("variant", ["gpu", "cpu"])
@@ -82,15 +82,11 @@ def test_names_that_both_spell_are_the_same(
     assert template["metadata"]["labels"][names.KUEUE_QUEUE_LABEL] == "nights"
     assert template["spec"]["template"]["metadata"]["labels"][names.STAGE_LABEL] == "align"
     config = only(manifests, "ConfigMap")
-    assert config["metadata"]["name"] == names.template_config_name(cronjob["metadata"]["name"])
+    assert config["metadata"]["name"] == cronjob["metadata"]["name"] + "-config"
     assert names.CONFIG_FILE in config["data"]
-    assert names.CONFIG_FILE in only(platform, "ConfigMap", names.PLATFORM_CONFIG)["data"]
-    lease = next(
-        rule["resourceNames"]
-        for rule in only(platform, "Role", names.MANAGER)["rules"]
-        if rule["resources"] == ["leases"] and "resourceNames" in rule
-    )
-    assert lease == [names.MANAGER]
+    files = only(platform, "ConfigMap", names.PLATFORM_CONFIG)["data"]
+    assert set(files) == {names.CONFIG_FILE, names.POLICY_FILE}
+    Policy.model_validate(yaml.safe_load(files[names.POLICY_FILE]))
     assert {a["metadata"]["name"] for a in of_kind(platform, "Deployment")} == {names.MANAGER}
     crd = yaml.safe_load(CRD.read_text("utf-8"))["spec"]
     assert (crd["group"], crd["names"]["kind"]) == (names.GROUP, names.KIND)
@@ -107,13 +103,9 @@ def test_the_resource_and_the_controller_know_the_same_spec() -> None:
 def test_the_resource_keeps_every_field_the_controller_writes() -> None:
     # A field that the schema does not name would be dropped by the API server, silently.
     moment = "2026-01-01T00:00:00Z"
-    stages = [PlannedStage(stage, "a" * 20, {}, {}, None) for stage in STAGES]
-    failed = Attempt("instruct", "a" * 20, 1, "Failed", "temporary", 70, "out of memory")
-    active = Attempt("instruct", "a" * 20, 2, "Active")
-    attempts = [Observed(failed, moment, moment, disrupted=True), Observed(active, moment)]
-    seen = Observation(stages, attempts, [], {"curate": "no quota"}, False, parts={"instruct": 3})
-    going = next_status(RUN, seen, moment)
-    ended = failed_status({**RUN, "status": going}, ConfigurationError("no"), moment)
-    for status in (going, ended):
-        assert check({**RUN, "status": status}) == []
-    assert {"attempts", "stages", "conditions", "progress", "stage", "message"} <= set(ended)
+    status = to_resource_status(
+        full_status("r" * 40), {}, accepted=True, generation=1, moment=moment
+    )
+    assert check({**RUN, "status": status}) == []
+    fields = {to_camel(name) for name in RunStatus.model_fields} - {"id", "phase", "updatedAt"}
+    assert fields <= set(status)

@@ -36,15 +36,13 @@ VIEWER_MAY = {
 PERMISSIONS = {
     "controller": {
         "selfalign.io/alignmentruns": "get list watch delete",  # delete: TTL
-        "selfalign.io/alignmentruns/status": "update",
+        "selfalign.io/alignmentruns/status": "patch",
         "selfalign.io/alignmentruns/finalizers": "update",  # blockOwnerDeletion
         "batch/jobs": "get list watch create",  # get: adopt one's own on a conflict
         "batch/cronjobs": "list watch",  # the stages' templates
         "/configmaps": "get create",  # get without names: runs' ConfigMaps have the runs' names
         "/pods": "list",  # why pending, exit codes
         "/events": "create list patch",  # list: a Job without pods (quota)
-        "coordination.k8s.io/leases": "create",  # RBAC knows no name before there is one
-        "coordination.k8s.io/leases selfalign-controller": "get update",
     },
     "submit": {
         "selfalign.io/alignmentruns": "create list",  # list: refuse an overlap
@@ -220,7 +218,7 @@ def test_prometheus_scrapes_the_controller_and_alerts_on_time_since_the_last_suc
     assert alerts["SelfAlignNoSuccess"]["expr"] == (
         'time() - max(selfalign_last_success_timestamp_seconds{namespace="somewhere"}) > 129600'
     )
-    assert "selfalign cluster status" in alerts["SelfAlignNoSuccess"]["annotations"]["description"]
+    assert "selfalign status" in alerts["SelfAlignNoSuccess"]["annotations"]["description"]
     assert alerts["SelfAlignNoRun"]["for"] == "36h"
     assert "absent(" in alerts["SelfAlignControllerDown"]["expr"]
 

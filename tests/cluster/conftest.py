@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 import yaml
-from selfalign.controller.kubernetes_api import connect
 
 from selfalign.deploy import cluster as preflight
 from selfalign.deploy.images import LOCAL_REGISTRY, code_tag
 from selfalign.errors import SelfAlignError
+from selfalign.run.executors.kubernetes.api import connect
 from tests.kill.test_kill import configuration
 
 from .site import BUCKET, PROJECT, S3, SECRET, Site, kubectl

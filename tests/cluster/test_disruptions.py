@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from selfalign.controller.cluster import Conflict, Gone, Resource, labels_of, name_of
-from selfalign.controller.names import STAGE_LABEL
 
 from selfalign.errors import SelfAlignError
 from selfalign.pipeline import STAGES
+from selfalign.run.executors.kubernetes.cluster import Conflict, Gone, Resource, labels_of, name_of
+from selfalign.run.executors.kubernetes.crd import STAGE_LABEL
 
 from .site import Site, kubectl, running_stage_pods
 
@@ -82,7 +82,7 @@ class Storm:
         self._repeat(self._lead_on, 0.5)
         pods.join()
         if not self._ended:
-            told = self.site.cli("cluster", "status", "toy", "-n", self.site.namespace)
+            told = self.site.cli("status", "toy", "-n", self.site.namespace)
             raise AssertionError(f"the run has not ended\n{told.stdout}")
 
     def _repeat(self, what: Callable[[], None], seconds: float) -> None:
@@ -146,7 +146,7 @@ class Storm:
 
     def _kill(self) -> None:
         """Kill a controller that has led for a moment, or nothing would ever move."""
-        if not self.site.controller_leads():
+        if not self.site.controller_is_ready():
             self._next_kill = None
         elif self._next_kill is None:
             self._next_kill = time.monotonic() + self.choose.uniform(0, 4)

@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable, Iterator
 
 import pytest
-from selfalign.controller.cluster import Resource
 
+from selfalign.run.executors.kubernetes.cluster import Resource
 from tests.store.proxy import Fault
 
 from .site import BUCKET, Site, until

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from selfalign.controller.cluster import labels_of, name_of
 
 from selfalign.pipeline import STAGES, downstream
+from selfalign.run.executors.kubernetes.cluster import labels_of, name_of
 
 from .site import BUCKET, Site, kubectl, until
 

@@ -18,7 +18,8 @@ from selfalign.run.executors.kubernetes.cluster import (
     owned_by,
 )
 from selfalign.run.executors.kubernetes.crd import new_run, status_of, to_resource_status
-from selfalign.run.record import Attempt, RunStatus, StageState
+
+from .worlds import full_status
 
 UNKNOWN = {"uid": "00000000-0000-0000-0000-000000000000", "resourceVersion": "1"}
 
@@ -103,49 +104,7 @@ def test_a_new_run_has_no_status_whatever_was_sent(cluster: Cluster) -> None:
 
 def test_the_status_that_the_controller_writes_survives_the_crd_s_schema(cluster: Cluster) -> None:
     moment = "2026-11-01T01:00:00Z"
-    attempt = Attempt(
-        stage="align",
-        key="0123",
-        number=3,
-        condition="Failed",
-        cause="temporary",
-        exit_code=71,
-        message="out of memory",
-        remedy="use less",
-        waiting="w",
-        done=1,
-        total=3,
-        started_at=moment,
-        finished_at=moment,
-        disrupted=True,
-    )
-    stage = StageState(
-        name="align",
-        phase="Failed",
-        key="0123",
-        digest="ab",
-        attempts=2,
-        disruptions=1,
-        done=7,
-        total=9,
-        seconds=2.5,
-        message="out of memory",
-    )
-    status = RunStatus(
-        id="toy",
-        phase="Failed",
-        reason="AttemptsExhausted",
-        message="m",
-        remedy="r",
-        exit_code=71,
-        verdict="NotPromoted",
-        stage="align",
-        progress="2/8",
-        started_at=moment,
-        completed_at=moment,
-        stages=[stage],
-        attempts=[attempt],
-    )
+    status = full_status("toy")
     body = to_resource_status(status, {}, accepted=True, generation=1, moment=moment)
     cluster.patch_status(a_run(cluster), body)
     found = cluster.get("alignmentruns", "toy")

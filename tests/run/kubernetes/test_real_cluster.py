@@ -16,31 +16,37 @@ from typing import Any
 
 import pytest
 import yaml
-from selfalign.controller.cluster import (
+
+from selfalign.deploy import releases
+from selfalign.deploy.helm import render
+from selfalign.pipeline import STAGES
+from selfalign.run.executors.kubernetes.api import KubernetesCluster, connect
+from selfalign.run.executors.kubernetes.cluster import (
     ClusterDenied,
     ClusterRejected,
     Conflict,
     Gone,
     Resource,
+    is_owned_by,
     labels_of,
     name_of,
 )
-from selfalign.controller.job import is_owned_by
-from selfalign.controller.kubernetes_api import KubernetesCluster, connect
-from selfalign.controller.loop import Controller, Settings
-from selfalign.controller.names import PLATFORM_CONFIG
-from selfalign.controller.observe import NightlyOverlap
-from selfalign.controller.outcome import job_end, pods_of
-from selfalign.controller.planner import Planner
-from selfalign.controller.resources import new_run
-from selfalign.controller.submit import Submission
-
-from selfalign.deploy import releases
-from selfalign.deploy.helm import render
-from selfalign.pipeline import STAGES
+from selfalign.run.executors.kubernetes.controller import Controller
+from selfalign.run.executors.kubernetes.crd import PLATFORM_CONFIG, POLICY_FILE, new_run
+from selfalign.run.executors.kubernetes.outcome import job_end, pods_of
+from selfalign.run.executors.kubernetes.reconcile import NightlyOverlap
+from selfalign.run.executors.kubernetes.submit import Submission
 from selfalign.store.base import Store
 
-from .worlds import PROJECT, DictStore, config_map, platform_values, publish
+from .worlds import (
+    PROJECT,
+    DictStore,
+    config_map,
+    platform_values,
+    policy_values,
+    publish,
+    pushed_seeds,
+)
 
 pytestmark = pytest.mark.cluster
 PATIENCE_SECONDS = 180
@@ -101,13 +107,17 @@ class Site:
     ) -> None:
         self.cluster = cluster
         self.store = store or DictStore()
+        for key, data in pushed_seeds()[1].items():
+            self.store.write(key, data)
         self.node = Node(cluster, kubeconfig)
         self._install(platform or platform_values())
 
     def _install(self, platform: dict[str, Any]) -> None:
         for account in ("selfalign-stage", "selfalign-promote"):
             self.node.allow(account)
-        self.cluster.create("configmaps", config_map(PLATFORM_CONFIG, platform))
+        body = config_map(PLATFORM_CONFIG, platform)
+        body["data"][POLICY_FILE] = yaml.safe_dump(policy_values())
+        self.cluster.create("configmaps", body)
         for stage in STAGES:
             values = releases.stage_values(PROJECT, stage.name, variant="cpu")
             release = releases.release_name(stage.name)
@@ -117,9 +127,8 @@ class Site:
                 self.cluster.create(kind, manifest)
 
     @contextlib.contextmanager
-    def controller(self, identity: str = "a") -> Iterator[Controller]:
-        planner = Planner(lambda _url: self.store)
-        controller = Controller(self.cluster, planner, Settings(identity=identity))
+    def controller(self) -> Iterator[Controller]:
+        controller = Controller(self.cluster, lambda _url: self.store)
         thread = threading.Thread(target=controller.run)
         thread.start()
         try:
@@ -221,7 +230,8 @@ def test_exit_code_3_of_a_pod_ends_the_run_with_its_message(site: Site) -> None:
     assert end["reason"] == "PodFailurePolicy"
     (attempt,) = site.status("toy")["attempts"]
     assert (attempt["cause"], attempt["exitCode"]) == ("permanent", 3)
-    assert "seeds.txt: corrupt; remedy: restore it" in site.status("toy")["message"]
+    assert site.status("toy")["message"] == "instruct: seeds.txt: corrupt"
+    assert site.status("toy")["remedy"] == "restore it"
 
 
 def test_an_evicted_pod_and_a_deleted_job_cost_no_attempt(site: Site) -> None:
@@ -240,7 +250,7 @@ def test_an_evicted_pod_and_a_deleted_job_cost_no_attempt(site: Site) -> None:
         until(lambda: site.work("toy"))
     assert site.status("toy")["verdict"] == "Promoted"
     instruct = site.status("toy")["stages"][0]
-    assert (instruct["attempts"], instruct["job"]) == (1, "toy-instruct-2")
+    assert (instruct["attempts"], instruct["disruptions"]) == (1, 1)
 
 
 def test_a_job_that_quota_keeps_without_pods_says_so(site: Site, real_crd: str) -> None:
@@ -283,12 +293,9 @@ def test_a_run_made_anew_at_once_waits_for_the_garbage_collector_and_goes_on(sit
     assert site.status("toy")["verdict"] == "Promoted"
 
 
-def test_a_killed_controller_is_followed_by_one_that_adopts_its_work(site: Site) -> None:
-    with site.controller("a") as first:
+def test_two_controllers_at_once_make_each_job_once(site: Site) -> None:
+    with site.controller(), site.controller():
         site.submit("toy")
-        until(lambda: site.job("toy-instruct-1"))
-        first.lease.release()  # as if its lease had run out
-    with site.controller("b"):
         until(lambda: site.work("toy"))
     assert site.status("toy")["verdict"] == "Promoted"
     assert len(site.cluster.list("jobs", "selfalign.io/run=toy")) == 8

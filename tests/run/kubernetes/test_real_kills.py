@@ -15,11 +15,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from selfalign.controller.cluster import Conflict, Gone, labels_of, name_of
-from selfalign.controller.kubernetes_api import KubernetesCluster
-from selfalign.controller.names import STAGE_LABEL
-from selfalign.controller.outcome import job_end
 
+from selfalign.run.executors.kubernetes.api import KubernetesCluster
+from selfalign.run.executors.kubernetes.cluster import Conflict, Gone, labels_of, name_of
+from selfalign.run.executors.kubernetes.crd import STAGE_LABEL
+from selfalign.run.executors.kubernetes.outcome import job_end
 from selfalign.store.local import LocalStore
 
 from .test_real_cluster import Site
@@ -49,7 +49,6 @@ class Process:
         self.starts += 1
         environment = {
             **os.environ, "PYTHONPATH": str(PROJECT), "SELFALIGN_LOG": "json",
-            "SELFALIGN_POD_NAME": "controller-0",
         }  # fmt: skip
         with self._log.open("a") as log:
             self._process = subprocess.Popen(self._command, env=environment, stderr=log)

@@ -28,6 +28,7 @@ from selfalign.run.executors.kubernetes.crd import (
 )
 from selfalign.run.executors.kubernetes.reconcile import Reconciler
 from selfalign.run.plan import Blocked, plan_from_store
+from selfalign.run.record import Attempt, RunStatus, StageState
 from selfalign.seeds import SEED_FILES
 from selfalign.store.artifact import ArtifactWriter
 from selfalign.store.base import NotFound, PreconditionFailed, Store
@@ -184,6 +185,54 @@ def install(
         section = {"num_shards": 3} if stage.sharded else {}
         values_of_stage = config_map(f"selfalign-{stage.name}-config", {stage.name: section})
         cluster.create("configmaps", values_of_stage)
+
+
+def full_status(name: str) -> RunStatus:
+    """A status in which every field has a value."""
+    moment = "2026-11-01T01:00:00Z"
+    attempt = Attempt(
+        stage="align",
+        key="0123",
+        number=3,
+        condition="Failed",
+        cause="temporary",
+        exit_code=71,
+        message="out of memory",
+        remedy="use less",
+        waiting="w",
+        done=1,
+        total=3,
+        started_at=moment,
+        finished_at=moment,
+        disrupted=True,
+    )
+    stage = StageState(
+        name="align",
+        phase="Failed",
+        key="0123",
+        digest="ab",
+        attempts=2,
+        disruptions=1,
+        done=7,
+        total=9,
+        seconds=2.5,
+        message="out of memory",
+    )
+    return RunStatus(
+        id=name,
+        phase="Failed",
+        reason="AttemptsExhausted",
+        message="m",
+        remedy="r",
+        exit_code=71,
+        verdict="NotPromoted",
+        stage="align",
+        progress="2/8",
+        started_at=moment,
+        completed_at=moment,
+        stages=[stage],
+        attempts=[attempt],
+    )
 
 
 @dataclass
