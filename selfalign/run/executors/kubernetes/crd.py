@@ -55,7 +55,7 @@ class AlignmentRunSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     config: dict[str, Any] = Field(default_factory=dict)
-    max_attempts: int = Field(default=3, alias="maxAttempts", ge=1, le=20)
+    max_attempts: int = Field(default=3, alias="maxAttempts", ge=1, le=10)
     suspend: bool = False
     ttl_seconds_after_finished: int | None = Field(
         default=None, alias="ttlSecondsAfterFinished", ge=0, le=2**31 - 1
