@@ -27,7 +27,7 @@ def test_links_lead_to_files_that_exist(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_that_are_shown_exist(document: Path) -> None:
     text = document.read_text()
-    for name in re.findall(r"(?:^|`)selfalign ([a-z]+)", text, re.MULTILINE):
+    for name in re.findall(r"(?:^|`)selfalign ([a-z][a-z-]*)", text, re.MULTILINE):
         assert name in cli.commands, f"{document.name}: selfalign {name}"
     makefiles = (PROJECT / "Makefile").read_text() + (
         (PROJECT / "cluster.mk").read_text() if (PROJECT / "cluster.mk").exists() else ""

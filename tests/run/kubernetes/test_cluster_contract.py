@@ -77,7 +77,8 @@ def test_a_status_is_written_under_the_version_that_was_read(cluster: Cluster) -
 
 def test_a_status_is_not_written_to_a_namesake(cluster: Cluster) -> None:
     run = a_run(cluster)
-    run["metadata"]["uid"] = UNKNOWN["uid"]
+    cluster.delete("alignmentruns", "toy", uid=run["metadata"]["uid"])
+    a_run(cluster)
     with pytest.raises(Conflict):
         cluster.patch_status(run, {"message": "one"})
 

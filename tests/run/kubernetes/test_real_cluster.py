@@ -230,7 +230,7 @@ def test_exit_code_3_of_a_pod_ends_the_run_with_its_message(site: Site) -> None:
     assert end["reason"] == "PodFailurePolicy"
     (attempt,) = site.status("toy")["attempts"]
     assert (attempt["cause"], attempt["exitCode"]) == ("permanent", 3)
-    assert site.status("toy")["message"] == "instruct: seeds.txt: corrupt"
+    assert site.status("toy")["message"] == "instruct: shard 0: seeds.txt: corrupt"
     assert site.status("toy")["remedy"] == "restore it"
 
 
