@@ -14,7 +14,7 @@ from selfalign.errors import SelfAlignError
 from selfalign.report.collect import ReportData, collect
 from selfalign.report.render import funnel, render_report
 from selfalign.run.record import latest_run
-from selfalign.seeds import file_digests, load_seeds
+from selfalign.seeds import annotation_budget, file_digests, load_seeds
 from selfalign.seeds.loading import PRINCIPLES
 from selfalign.store.base import Store
 from selfalign.store.files import os_errors
@@ -52,30 +52,35 @@ def report_command(
     store_url = store_of_platform(store_url, namespace, context, kubeconfig)
     opened = open_from(config_path, overrides, store_url)
     data = collect(opened.store, run_id or latest_run(opened.store))
+    principles, lines = _of_seeds(opened.store, data)
+    if data.run.annotation_lines is None:  # the controller reads no seeds
+        data.run = data.run.model_copy(update={"annotation_lines": lines})
     if as_json:
         print_json(_as_json(data))
         return
-    html = render_report(data, _principle_names(opened.store, data))
+    html = render_report(data, principles)
     with os_errors("--out", "write"):
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(html, encoding="utf-8")
     click.echo(f"wrote {out}")
 
 
-def _principle_names(store: Store, data: ReportData) -> dict[int, str]:
-    """Names of the rules, where the seeds of the run can still be read, unchanged, from here."""
+def _of_seeds(store: Store, data: ReportData) -> tuple[dict[int, str], int | None]:
+    """Names of the principles and the number of lines that people wrote, where the seeds of the run
+    can still be read, unchanged, from here."""
     aligned = data.manifests.get("aligned_responses")
     if aligned is None:
-        return {}
+        return {}, None
     try:
         config = localise(RunConfig.model_validate(data.run.config), store)
         found = file_digests(config.seeds.directory)[PRINCIPLES]
         if found != aligned.identity["seeds"][PRINCIPLES]:
-            return {}
+            return {}, None
         seeds = load_seeds(config.seeds)
     except (SelfAlignError, ValidationError, KeyError):
-        return {}
-    return {rule.number: rule.name for rule in seeds.principles}
+        return {}, None
+    names = {rule.number: rule.name for rule in seeds.principles}
+    return names, annotation_budget(config.seeds.directory).total
 
 
 def _as_json(data: ReportData) -> dict[str, object]:
