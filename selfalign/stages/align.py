@@ -43,8 +43,11 @@ def align(context: StageContext) -> Manifest | None:
         open_engine=lambda: base_engine(context.store, context.config, config.engine),
         render=lambda text: render_align(seeds, text),
         judge=lambda prompt, completion: filter_aligned(
-            completion.text, completion.finish_reason, prompt=prompt.text, seeds=seeds,
+            completion.text,
+            completion.finish_reason,
+            prompt=prompt.text,
+            seeds=seeds,
             config=config,
         ),
         record=record,
-    )  # fmt: skip
+    )

@@ -38,13 +38,14 @@ def elaborate(context: StageContext) -> Manifest | None:
         context,
         config,
         config.sampling,
-        open_engine=lambda: artifact_engine(
-            context.store, teacher, context.config, config.engine
-        ),
+        open_engine=lambda: artifact_engine(context.store, teacher, context.config, config.engine),
         render=lambda text: render_verbose(seeds, text),
         judge=lambda prompt, completion: filter_verbose(
-            completion.text, completion.finish_reason, prompt=prompt.text, seeds=seeds,
+            completion.text,
+            completion.finish_reason,
+            prompt=prompt.text,
+            seeds=seeds,
             config=config,
         ),
         record=record,
-    )  # fmt: skip
+    )

@@ -20,13 +20,7 @@ from selfalign.stages.models import base_model_location
 from selfalign.store.artifact import read_records
 from selfalign.store.manifest import Counts, FileEntry, Manifest
 from selfalign.telemetry import Progress, log
-from selfalign.training import (
-    Example,
-    TrainResult,
-    is_main_process,
-    train,
-    wait_for_everyone,
-)
+from selfalign.training import Example, TrainResult, is_main_process, train, wait_for_everyone
 
 
 def engrave(context: StageContext) -> Manifest | None:

@@ -7,12 +7,7 @@ Importing this package imports no torch; calling `train` does.
 
 from __future__ import annotations
 
-from selfalign.training.base import (
-    CheckpointSink,
-    Example,
-    TrainingProgress,
-    TrainResult,
-)
+from selfalign.training.base import CheckpointSink, Example, TrainingProgress, TrainResult
 from selfalign.training.finetune import train
 from selfalign.training.launcher import launch_command, needs_launch
 from selfalign.training.ranks import is_main_process, wait_for_everyone

@@ -16,13 +16,7 @@ from contextlib import contextmanager
 
 from selfalign.errors import EngineError, OutOfMemory, SelfAlignError, StorageFull
 
-_DISK = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EIO,
-    errno.EROFS,
-}
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 _MESSAGE_CHARACTERS = 500
 
 

@@ -73,12 +73,7 @@ class StepWatch:
 
 
 def build_trainer(
-    *,
-    model: Any,
-    arguments: Any,
-    examples: EncodedExamples,
-    watch: StepWatch,
-    pad_token_id: int,
+    *, model: Any, arguments: Any, examples: EncodedExamples, watch: StepWatch, pad_token_id: int
 ) -> Any:
     """A transformers.Trainer whose batches, loss and checkpoints are ours."""
     from torch.utils.data import DataLoader

@@ -16,8 +16,12 @@ from selfalign.store.manifest import Counts, Provenance
 def writer(tmp_path: Path) -> ArtifactWriter:
     return ArtifactWriter(
         LocalStore(tmp_path / "store"),
-        artifact="engraved_model", stage="engrave", key="k", identity={}, parents={},
-    )  # fmt: skip
+        artifact="engraved_model",
+        stage="engrave",
+        key="k",
+        identity={},
+        parents={},
+    )
 
 
 def checkpoint(directory: Path, content: str) -> Path:
@@ -47,9 +51,12 @@ def test_a_worker_still_training_after_another_published_leaves_no_checkpoint(
     ahead, behind = StoreCheckpoints(writer), StoreCheckpoints(writer)
     behind.save(5, checkpoint(tmp_path / "local", "behind"))
     writer.publish(
-        shards=[], files=[], counts=Counts(), details={},
+        shards=[],
+        files=[],
+        counts=Counts(),
+        details={},
         provenance=Provenance(started_at="", finished_at=""),
-    )  # fmt: skip
+    )
     ahead.clear()
     behind.save(10, tmp_path / "local")
     assert list(writer.store.list(f"{writer.prefix}checkpoints/")) == []

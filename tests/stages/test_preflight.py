@@ -48,11 +48,7 @@ def checked(path: Path, *overrides: str, until: str | None = None) -> None:
     ],
 )
 def test_a_mistake_is_told_before_anything_runs_if_its_stage_will_run(
-    config_path: Path,
-    override: str,
-    error: type[SelfAlignError],
-    said: str,
-    harmless_until: str,
+    config_path: Path, override: str, error: type[SelfAlignError], said: str, harmless_until: str
 ) -> None:
     (config_path.parent / "broken.jsonl").write_text('{"id": ')
     checked(config_path)

@@ -6,13 +6,7 @@ from typing import Any
 
 import pytest
 
-from selfalign.errors import (
-    ConfigurationError,
-    DataError,
-    EngineError,
-    OutOfMemory,
-    StorageFull,
-)
+from selfalign.errors import ConfigurationError, DataError, EngineError, OutOfMemory, StorageFull
 from selfalign.training import Example
 from selfalign.training.failures import engine_errors
 

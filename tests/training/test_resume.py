@@ -37,11 +37,7 @@ def finish(attempt: Attempt, undisturbed: Run, resumed_from: int | None) -> None
     ],
 )
 def test_a_training_killed_at_any_step_ends_in_the_same_bytes(
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    method: str,
-    step: int,
-    resumed_from: int | None,
+    request: pytest.FixtureRequest, tmp_path: Path, method: str, step: int, resumed_from: int | None
 ) -> None:
     undisturbed: Run = request.getfixturevalue(method)
     reference = undisturbed[0]
