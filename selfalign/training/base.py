@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from selfalign.store.manifest import FileEntry
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -34,16 +36,24 @@ class TrainingProgress(Protocol):
 class CheckpointSink(Protocol):
     """Where checkpoints outlive the worker.
 
-    Only whole checkpoints may ever be returned: `save` publishes all files of the directory or,
-    when the worker dies within it, nothing.
+    A checkpoint exists when `publish` has returned; a worker that dies before leaves nothing that
+    `latest` returns.
     """
 
-    def save(self, step: int, directory: Path) -> None:
-        """Keep a copy of the complete checkpoint in `directory`. Called in the main process."""
+    def upload(self, step: int, directory: Path) -> list[FileEntry]:
+        """Keep a copy of this node's files of a checkpoint. Called in one process of every node."""
+        ...
+
+    def publish(self, step: int, files: list[FileEntry]) -> None:
+        """Make the uploaded files of all nodes the newest checkpoint. Called in the main process.
+
+        Args:
+            files: what `upload` returned on all nodes, each name once.
+        """
         ...
 
     def latest(self, directory: Path) -> int | None:
-        """Fetch the newest complete checkpoint's files into `directory`; None if there is none.
+        """Fetch the newest checkpoint's files into `directory`; None if there is none.
 
         Newest is the one saved last, whatever its step: one that an upgrade made useless must not
         hide those written since. `directory` exists and is empty. Called in one process of every

@@ -70,14 +70,20 @@ class Checkpoints:
     identity: str
 
     def publish(self, step: int, directory: Path) -> None:
-        """Hand a complete local checkpoint to the sink; returns when it is kept."""
+        """Hand a complete local checkpoint to the sink; returns when it is kept.
+
+        Every process writes its own random state and, with ZeRO, its share of the optimiser's, so
+        every node uploads what it has.
+        """
         self.ranks.barrier()  # every process has written its files
-        self.ranks.bring_to_main(directory)
         if self.ranks.main:
             text = json.dumps({"step": step, "identity": self.identity}, indent=1)
             (directory / _IDENTITY_FILE).write_text(text + "\n", encoding="utf-8")
-            self.sink.save(step, directory)
-            _log.info("training.checkpoint_saved", step=step)
+        mine = self.sink.upload(step, directory) if self.ranks.node_leader else []
+        # Where several nodes have a file, the main process's counts.
+        files = {file.name: file for node in reversed(self.ranks.gather(mine)) for file in node}
+        if self.ranks.main:
+            self.sink.publish(step, [files[name] for name in sorted(files)])
         self.ranks.barrier()  # nobody deletes or dies before it is kept
 
     def restore(self, directory: Path) -> Checkpoint | None:

@@ -10,13 +10,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 # What rank 0 does alone (upload a checkpoint, merge, publish) takes longer than the half hour
 # that torch grants a collective. A dead process is noticed by torchrun, not by this.
 _PATIENCE = timedelta(hours=6)
-_CHUNK_BYTES = 64 * 2**20
 
 
 def is_main_process(environ: Mapping[str, str] = os.environ) -> bool:
@@ -103,45 +101,3 @@ class Ranks:
             import torch.distributed as dist
 
             dist.barrier(self.group)
-
-    def bring_to_main(self, directory: Path) -> None:
-        """Copy files of `directory` that only other nodes have to rank 0's. Collective.
-
-        Every process writes its own random state and, with ZeRO, its share of the optimiser's.
-        """
-        if self.nodes == 1:
-            return
-        files = sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file())
-        listings = self.gather(files if self.node_leader else [])
-        present = set(listings[0])
-        for owner, names in enumerate(listings):
-            for name in [name for name in names if name not in present]:
-                present.add(name)
-                if self.rank == owner:
-                    self._send(directory / name)
-                elif self.main:
-                    self._receive(directory / name, owner)
-
-    def _send(self, path: Path) -> None:
-        import torch
-        import torch.distributed as dist
-
-        dist.send(torch.tensor(path.stat().st_size), 0, group=self.group)
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                dist.send(torch.frombuffer(bytearray(chunk), dtype=torch.uint8), 0, self.group)
-
-    def _receive(self, path: Path, owner: int) -> None:
-        import torch
-        import torch.distributed as dist
-
-        size = torch.tensor(0)
-        dist.recv(size, owner, group=self.group)
-        left = int(size)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            while left:
-                chunk = torch.empty(min(left, _CHUNK_BYTES), dtype=torch.uint8)
-                dist.recv(chunk, owner, group=self.group)
-                file.write(chunk.numpy().tobytes())
-                left -= len(chunk)

@@ -10,7 +10,7 @@ from selfalign.errors import ConfigurationError, DataError, EngineError, OutOfMe
 from selfalign.training import Example
 from selfalign.training.failures import engine_errors
 
-from .worlds import CONFIG, LORA, Attempt, build_base
+from .worlds import CONFIG, LORA, Attempt, build_base, newest
 
 
 def changed(**fields: Any) -> Any:
@@ -83,7 +83,7 @@ def test_a_loss_that_is_no_number_names_the_step_and_is_never_saved(
     with pytest.raises(EngineError, match=r"diverged at step 2 of 3: loss .* nan") as failed:
         Attempt(config, base, tmp_path).run()
     assert "lower learning_rate" in (failed.value.remedy or "")
-    assert (tmp_path / "sink" / "newest").read_text() == "1"
+    assert newest(tmp_path, tmp_path / "saved") == 1
 
 
 def test_running_out_of_memory_is_said(base: Path, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_full_disk_is_said_whatever_cannot_be_written(
             Attempt(changed(checkpoint_every_steps=1), base, tmp_path).run()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not (tmp_path / "sink" / "newest").exists()
+    assert newest(tmp_path, tmp_path / "saved") is None
 
 
 def test_other_failures_of_torch_are_engine_errors_and_bugs_stay_bugs() -> None:

@@ -16,7 +16,7 @@ from selfalign.errors import ConfigurationError
 from selfalign.training import TrainResult, is_main_process, launch_command, needs_launch
 from selfalign.training.arguments import deepspeed_config
 
-from .worlds import CONFIG, LORA, Attempt, Failure, files, start
+from .worlds import CONFIG, LORA, Attempt, Failure, files, newest, start
 
 CLUSTER = {
     "SELFALIGN_NUM_NODES": "3",
@@ -76,7 +76,8 @@ def test_two_nodes_train_what_one_process_trains(
     for outcome in stopped:
         assert isinstance(outcome, Failure)
         assert outcome.name == "Interrupted", outcome.trace
-    assert shares <= set(files(tmp_path / "sink" / "whole-21"))
+    assert newest(tmp_path, tmp_path / "saved") == 21
+    assert shares <= set(files(tmp_path / "saved"))
 
     resumed = together(config, attempt.base, tmp_path, {}, {})
     for outcome in resumed:
