@@ -151,7 +151,7 @@ def measure(config: TrainConfig, directory: Path, num_examples: int) -> dict[str
         "bare_torch_seconds_per_step": round(
             bare_seconds_per_step(config, directory / "base", examples), 4
         ),
-        "hardware": result.hardware,
+        "engine": result.engine,
     }
 
 

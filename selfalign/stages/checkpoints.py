@@ -29,7 +29,7 @@ class SavedCheckpoint(StoredModel):
 class SavedCheckpoints(StoredModel):
     """The whole checkpoints, the one that was saved last first."""
 
-    saved: list[SavedCheckpoint] = []
+    saved: list[SavedCheckpoint]
 
 
 class StoreCheckpoints:

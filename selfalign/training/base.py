@@ -71,13 +71,14 @@ class TrainResult:
         examples: examples there were to train on.
         truncated_examples: of these, those cut at `max_length`.
         dropped_examples: how many were left out, by reason: prompt_too_long (it leaves no room for
-            a response), empty_response.
+            a response), empty_response, end_of_sequence_in_text (the text holds that very token).
         trained_tokens: tokens that carried loss, summed over all steps.
         loss_curve: per step: step, loss (mean over the step's tokens, nats), learning_rate, epoch.
         merged: directory of the whole model; loads with transformers and vLLM as it is.
         adapter: directory of the adapter (peft format); None for full fine-tuning.
-        hardware: what it ran on.
-        details: versions of what computed it.
+        adapted_modules: how many modules of each name the adapter changes, e.g. {"q_proj": 32};
+            empty for full fine-tuning.
+        engine: name, version and device of what computed it, and whatever else decides the bytes.
         resumed_from: the step of the checkpoint it continued, if it did.
     """
 
@@ -89,6 +90,6 @@ class TrainResult:
     loss_curve: list[dict[str, float]]
     merged: Path
     adapter: Path | None
-    hardware: dict[str, str] = field(default_factory=dict)
-    details: dict[str, str] = field(default_factory=dict)
+    adapted_modules: dict[str, int] = field(default_factory=dict)
+    engine: dict[str, str] = field(default_factory=dict)
     resumed_from: int | None = None

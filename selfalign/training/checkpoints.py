@@ -26,12 +26,12 @@ _log = structlog.get_logger(__name__)
 _IDENTITY_FILE = "selfalign.json"
 _TRAINER_STATE = "trainer_state.json"
 _EXECUTION_ONLY = {"checkpoint_every_steps", "num_shards"}
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy")
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy")
 
 
 def versions() -> dict[str, str]:
     """Of the packages that decide which bytes come out."""
-    return {package: version(package) for package in PACKAGES}
+    return {package: version(package) for package in _PACKAGES}
 
 
 def training_identity(config: TrainConfig, ranks: Ranks, seed: int, examples_sha256: str) -> str:

@@ -156,6 +156,17 @@ def test_both_trainings_start_from_the_base_model(world: Path) -> None:
     assert "files/loss.jsonl" in names
 
 
+def test_a_trained_model_says_what_trained_it_and_what_the_adapter_changes(world: Path) -> None:
+    import torch
+
+    manifest = run_through(load(world), "engrave")["engraved_model"]
+    engine = manifest.provenance.engine
+    assert (engine["name"], engine["torch"]) == ("transformers", torch.__version__)
+    assert "cpu" in engine["device"] or torch.cuda.is_available()
+    projections = ("k_proj", "o_proj", "q_proj", "v_proj")
+    assert manifest.details["adapted_modules"] == dict.fromkeys(projections, 2)
+
+
 def test_an_engine_that_fails_leaves_what_was_done_and_the_stage_resumes(world: Path) -> None:
     config = load(world)
     store = LocalStore(Path(config.store))

@@ -83,8 +83,8 @@ def test_two_nodes_train_what_one_process_trains(
     for outcome in resumed:
         assert isinstance(outcome, TrainResult), outcome
         assert outcome.resumed_from == 21
-        assert outcome.hardware["processes"] == "2"
-        assert outcome.hardware["nodes"] == "2"
+        assert outcome.engine["processes"] == "2"
+        assert outcome.engine["nodes"] == "2"
     curve = [point["loss"] for point in resumed[0].loss_curve]
     assert curve == pytest.approx([point["loss"] for point in alone.loss_curve], rel=0.02)
     assert set(files(tmp_path / "output")) == set(files(attempt.output))

@@ -180,9 +180,7 @@ class Attempt:
             examples=self.examples,
             output=self.output,
             work=self.root / self.work,
-            checkpoints=MortalSink(
-                sink(self.root / "sink"), self.dies_saving, self.dies_fetching
-            ),
+            checkpoints=MortalSink(sink(self.root / "sink"), self.dies_saving, self.dies_fetching),
             seed=self.seed,
             on_progress=progress,
         )
