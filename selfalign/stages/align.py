@@ -22,7 +22,7 @@ def align(context: StageContext) -> Manifest | None:
     template = template_digest(seeds, "align")
     model = context.identity["base_model"]
 
-    def record(prompt: Prompt, kept: Kept, completion: Completion, seed: int) -> AlignedResponse:
+    def record(prompt: Prompt, kept: Kept, completion: Completion) -> AlignedResponse:
         return AlignedResponse(
             id=prompt.id,
             prompt=prompt.text,
@@ -33,7 +33,7 @@ def align(context: StageContext) -> Manifest | None:
             verdicts=kept.verdicts,
             model=model,
             template=template,
-            seed=seed,
+            seed=context.seed_for(prompt.id),
         )
 
     return answer_prompts(

@@ -22,7 +22,7 @@ def elaborate(context: StageContext) -> Manifest | None:
     template = template_digest(seeds, "verbose")
     teacher = context.parent("engraved_model")
 
-    def record(prompt: Prompt, kept: Kept, completion: Completion, seed: int) -> VerboseResponse:
+    def record(prompt: Prompt, kept: Kept, completion: Completion) -> VerboseResponse:
         return VerboseResponse(
             id=prompt.id,
             prompt=prompt.text,
@@ -31,7 +31,7 @@ def elaborate(context: StageContext) -> Manifest | None:
             verdicts=kept.verdicts,
             model=teacher.digest,
             template=template,
-            seed=seed,
+            seed=context.seed_for(prompt.id),
         )
 
     return answer_prompts(
