@@ -19,7 +19,7 @@ from selfalign.config import TrainConfig
 from selfalign.errors import DataError, EngineError
 from selfalign.records import digest
 from selfalign.training.base import CheckpointSink
-from selfalign.training.ranks import Ranks
+from selfalign.training.processes import Ranks
 
 _log = structlog.get_logger(__name__)
 

@@ -18,13 +18,19 @@ import structlog
 from selfalign.config import TrainConfig
 from selfalign.errors import ConfigurationError
 from selfalign.training import outputs
-from selfalign.training.arguments import forget_deepspeed, numpy_seed, training_arguments
 from selfalign.training.base import CheckpointSink, Example, TrainingProgress, TrainResult
 from selfalign.training.batches import MicroBatches
 from selfalign.training.checkpoints import Checkpoint, Checkpoints, training_identity, versions
 from selfalign.training.examples import EncodedExamples, encode
 from selfalign.training.failures import engine_errors
-from selfalign.training.loop import StepWatch, build_trainer, quiet_libraries
+from selfalign.training.loop import (
+    StepWatch,
+    build_trainer,
+    forget_deepspeed,
+    numpy_seed,
+    quiet_libraries,
+    training_arguments,
+)
 from selfalign.training.model import (
     BaseModel,
     adapted_modules,
@@ -32,8 +38,7 @@ from selfalign.training.model import (
     load_for_training,
     load_tokenizer,
 )
-from selfalign.training.ranks import Ranks
-from selfalign.training.signals import StopRequest
+from selfalign.training.processes import Ranks, StopRequest
 
 _log = structlog.get_logger(__name__)
 

@@ -14,7 +14,7 @@ import pytest
 from selfalign.config import TrainConfig
 from selfalign.errors import ConfigurationError
 from selfalign.training import TrainResult, is_main_process, launch_command, needs_launch
-from selfalign.training.arguments import deepspeed_config
+from selfalign.training.loop import deepspeed_config
 
 from .worlds import CONFIG, LORA, Attempt, Failure, files, newest, start
 
