@@ -85,6 +85,10 @@ class Checkpoints:
         if self.ranks.main:
             self.sink.publish(step, [files[name] for name in sorted(files)])
         self.ranks.barrier()  # nobody deletes or dies before it is kept
+        if self.ranks.node_leader:  # the Trainer would do this on the main process's node alone
+            for old in directory.parent.glob("checkpoint-*"):
+                if old != directory:
+                    shutil.rmtree(old, ignore_errors=True)
 
     def restore(self, directory: Path) -> Checkpoint | None:
         """The newest checkpoint of this very training, fetched into `directory`, or None."""

@@ -25,7 +25,6 @@ from selfalign.training.processes import Ranks, StopRequest
 
 _log = structlog.get_logger(__name__)
 
-LOCAL_CHECKPOINTS = 2  # one whole, one being written
 _GATHER = "stage3_gather_16bit_weights_on_model_save"
 _GPU_ROW_MULTIPLE = 8  # bf16 tensor cores want dimensions that are multiples of 8
 
@@ -75,7 +74,6 @@ def training_arguments(
             logging_steps=1,
             logging_nan_inf_filter=False,  # a loss that is no number must be seen
             save_strategy="no",  # StepWatch says when
-            save_total_limit=LOCAL_CHECKPOINTS,
             report_to="none",
             disable_tqdm=True,
             log_level="error",

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 from selfalign.config import TrainConfig
@@ -53,15 +53,9 @@ def launch_command(
     """
     nodes = _num_nodes(environ)
     command = [
-        sys.executable,
-        "-m",
-        "selfalign.training.torchrun",
-        "--nproc-per-node",
-        str(config.num_processes),
-        "--nnodes",
-        str(nodes),
-        "--max-restarts",
-        "0",  # another attempt is the Job's business
+        *(sys.executable, "-m", "selfalign.training.torchrun"),
+        *("--nproc-per-node", str(config.num_processes), "--nnodes", str(nodes)),
+        *("--max-restarts", "0"),  # another attempt is the Job's business
     ]
     if nodes == 1:
         return [*command, "--standalone", "--", *argv]
@@ -79,18 +73,10 @@ def launch_command(
     port = _integer(environ, "SELFALIGN_MASTER_PORT", minimum=1, default=_DEFAULT_PORT)
     return [
         *command,
-        "--rdzv-backend",
-        "static",  # rank 0 must be where the address points
-        "--rdzv-conf",
-        f"timeout={_RENDEZVOUS_SECONDS}",
-        "--node-rank",
-        str(index),
-        "--master-addr",
-        environ["SELFALIGN_MASTER_ADDR"],
-        "--master-port",
-        str(port),
-        "--",
-        *argv,
+        *("--rdzv-backend", "static"),  # rank 0 must be where the address points
+        *("--rdzv-conf", f"timeout={_RENDEZVOUS_SECONDS}", "--node-rank", str(index)),
+        *("--master-addr", environ["SELFALIGN_MASTER_ADDR"], "--master-port", str(port)),
+        *("--", *argv),
     ]
 
 
@@ -158,11 +144,11 @@ class Ranks:
 
     @property
     def node_leader(self) -> bool:
-        """One process per node: the one that fetches files."""
+        """One process per node: the one that fetches and uploads files."""
         return self.local_rank == 0
 
     def connected(self) -> Ranks:
-        """With a group for what the host tells. Collective; after torch.distributed started."""
+        """With a group over all processes. Collective; call after torch.distributed started."""
         if self.world_size == 1:
             return self
         import torch.distributed as dist
@@ -172,14 +158,8 @@ class Ranks:
 
     def highest(self, value: int) -> int:
         """The maximum over all processes. Collective."""
-        if self.group is None:
-            return value
-        import torch
-        import torch.distributed as dist
-
-        tensor = torch.tensor(value)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.group)
-        return int(tensor)
+        highest: int = max(self.gather(value))
+        return highest
 
     def gather(self, value: Any) -> list[Any]:
         """Everyone's value, by rank, on every process. Collective; small values only."""
@@ -215,12 +195,7 @@ class StopRequest:
             self._before = {number: signal.signal(number, self._note) for number in _STOPPING}
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

@@ -22,6 +22,7 @@ from selfalign.store.artifact import ArtifactWriter
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import FileEntry
 from selfalign.training import Example, TrainResult, train
+from tests.pipeline_world import write_llama
 
 QUESTIONS = 8
 ANSWER_WORDS = 2
@@ -63,39 +64,20 @@ EXAMPLES = [Example(prompt(question), answer(question)) for question in range(QU
 
 
 def build_base(directory: Path, dtype: str = "float32") -> Path:
-    """A Llama with random weights and a tokenizer of whole words."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    words = ["<pad>", "<bos>", "<eos>", "<unk>", "Question:", "Answer:"]
-    words += [f"{letter}{number}" for letter in "qa" for number in range(QUESTIONS)]
-    model = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-    ).save_pretrained(directory)
-    config = LlamaConfig(
-        vocab_size=len(words),
+    """A base model that knows the questions' and answers' words."""
+    numbered = [f"{letter}{number}" for letter in "qa" for number in range(QUESTIONS)]
+    write_llama(
+        directory,
+        ["Question:", "Answer:", *numbered],
+        dtype,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=32,
         initializer_range=0.2,  # so that an adapter alone can tell the words apart
         tie_word_embeddings=True,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
     )
-    torch.manual_seed(3)
-    LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(directory)
     return directory
 
 
