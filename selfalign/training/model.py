@@ -87,7 +87,8 @@ def check_base_model(config: TrainConfig, base: BaseModel) -> None:
     ConfigurationError for target modules that the model does not have.
     """
     load_tokenizer(base)
-    adapted_modules(config, base)
+    if config.method != "full" and config.lora.target_modules != "all-linear":
+        _check_targets(config.lora.target_modules, base.without_weights())
 
 
 def load_tokenizer(base: BaseModel) -> tuple[Any, int, int]:
@@ -207,18 +208,17 @@ def adapted_modules(config: TrainConfig, base: BaseModel) -> dict[str, int]:
     if config.method == "full":
         return {}
     model = base.without_weights()
-    _check_targets(config.lora.target_modules, model)
+    if config.lora.target_modules != "all-linear":
+        _check_targets(config.lora.target_modules, model)
     names = _with_adapter(config, model).base_model.targeted_module_names
     counts = Counter(name.rpartition(".")[2] for name in names)
     return dict(sorted(counts.items()))
 
 
-def _check_targets(targets: list[str] | str, model: Any) -> None:
+def _check_targets(targets: list[str], model: Any) -> None:
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    if isinstance(targets, str):  # all-linear
-        return
     kinds = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
     modules = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
     embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
