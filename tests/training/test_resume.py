@@ -77,7 +77,9 @@ def test_a_stop_signal_saves_a_checkpoint_at_the_next_step(
     finish(Attempt(reference.config, reference.base, tmp_path), undisturbed, saved)
 
 
-def test_a_checkpoint_that_was_saved_replaces_the_local_one_before(base: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_was_saved_replaces_the_local_one_before(
+    base: Path, tmp_path: Path
+) -> None:
     kept: list[set[str]] = []
 
     def look(step: int) -> None:
