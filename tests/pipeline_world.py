@@ -40,39 +40,41 @@ RESPONSES = [
 ]
 
 
-def write_base_model(directory: Path) -> None:
-    """A random Llama of 10 thousand parameters with a tokenizer of whole words."""
+def write_llama(directory: Path, words: list[str], dtype: str = "float32", **config: Any) -> None:
+    """A Llama with random weights and a tokenizer of whole words; tokens 0 to 3 are special."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    vocabulary = {w: i for i, w in enumerate(["<unk>", "<pad>", "</s>", *dict.fromkeys(WORDS)])}
+    special = ["<pad>", "<bos>", "<eos>", "<unk>"]
+    vocabulary = {word: i for i, word in enumerate([*special, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        pad_token="<pad>",
-        eos_token="</s>",
-        model_max_length=512,
+    names = {f"{name.strip('<>')}_token": name for name in special}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(directory)
+    shape = LlamaConfig(
+        vocab_size=len(vocabulary),
+        num_hidden_layers=2,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        **config,
     )
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=512,
-            pad_token_id=1,
-            eos_token_id=2,
-            bos_token_id=None,
-        )
+    torch.manual_seed(3)
+    LlamaForCausalLM(shape).to(getattr(torch, dtype)).save_pretrained(directory)
+
+
+def write_base_model(directory: Path) -> None:
+    """A random Llama of 10 thousand parameters."""
+    write_llama(
+        directory,
+        list(dict.fromkeys(WORDS)),
+        hidden_size=16,
+        intermediate_size=32,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=512,
     )
-    model.save_pretrained(directory)
-    fast.save_pretrained(directory)
 
 
 def write_world(directory: Path, base_model: Path) -> Path:

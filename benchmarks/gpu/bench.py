@@ -23,6 +23,7 @@ from typing import Any
 from selfalign.config import EngineConfig, LoraConfig, TrainConfig
 from selfalign.engines.base import GenerationRequest, Sampling
 from selfalign.engines.open import open_engine
+from selfalign.store.manifest import FileEntry
 from selfalign.training import Example, train
 
 SHAPES = {  # hidden, intermediate, layers, heads, key-value heads
@@ -38,7 +39,11 @@ PREFIX_WORDS, QUERY_WORDS = 1700, 24
 class NoCheckpoints:
     """A CheckpointSink that keeps nothing: saving is not what is measured."""
 
-    def save(self, step: int, directory: Path) -> None:
+    def upload(self, step: int, directory: Path) -> list[FileEntry]:
+        """Drop it."""
+        return []
+
+    def publish(self, step: int, files: list[FileEntry]) -> None:
         """Drop it."""
 
     def latest(self, directory: Path) -> int | None:

@@ -20,6 +20,7 @@ from typing import Any
 import structlog
 
 from selfalign.config import TrainConfig
+from selfalign.store.manifest import FileEntry
 from selfalign.training import Example, train
 from selfalign.training.batches import MicroBatches, collate, token_loss
 from selfalign.training.examples import encode
@@ -31,7 +32,10 @@ SEED = 0
 class NoCheckpoints:
     """A sink for a run too short to be resumed."""
 
-    def save(self, step: int, directory: Path) -> None:
+    def upload(self, step: int, directory: Path) -> list[FileEntry]:
+        raise AssertionError(f"no checkpoint was asked for at step {step}")
+
+    def publish(self, step: int, files: list[FileEntry]) -> None:
         raise AssertionError(f"no checkpoint was asked for at step {step}")
 
     def latest(self, directory: Path) -> int | None:
@@ -144,7 +148,7 @@ def measure(config: TrainConfig, directory: Path, num_examples: int) -> dict[str
         "bare_torch_seconds_per_step": round(
             bare_seconds_per_step(config, directory / "base", examples), 4
         ),
-        "hardware": result.hardware,
+        "engine": result.engine,
     }
 
 

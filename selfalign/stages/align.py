@@ -22,7 +22,7 @@ def align(context: StageContext) -> Manifest | None:
     template = template_digest(seeds, "align")
     model = context.identity["base_model"]
 
-    def record(prompt: Prompt, kept: Kept, completion: Completion, seed: int) -> AlignedResponse:
+    def record(prompt: Prompt, kept: Kept, completion: Completion) -> AlignedResponse:
         return AlignedResponse(
             id=prompt.id,
             prompt=prompt.text,
@@ -33,7 +33,7 @@ def align(context: StageContext) -> Manifest | None:
             verdicts=kept.verdicts,
             model=model,
             template=template,
-            seed=seed,
+            seed=context.seed_for(prompt.id),
         )
 
     return answer_prompts(
@@ -43,8 +43,11 @@ def align(context: StageContext) -> Manifest | None:
         open_engine=lambda: base_engine(context.store, context.config, config.engine),
         render=lambda text: render_align(seeds, text),
         judge=lambda prompt, completion: filter_aligned(
-            completion.text, completion.finish_reason, prompt=prompt.text, seeds=seeds,
+            completion.text,
+            completion.finish_reason,
+            prompt=prompt.text,
+            seeds=seeds,
             config=config,
         ),
         record=record,
-    )  # fmt: skip
+    )

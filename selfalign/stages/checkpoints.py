@@ -1,14 +1,13 @@
 """Training checkpoints in the store, so that a killed pod's successor resumes on any node.
 
-`checkpoints/<step>/...` holds the files, `checkpoints/<step>.json` is written after them and
-names them with their digests: a checkpoint without it is torn and never resumed from. None
-outlives the publication of the model they lead to, not even those of a second worker that is
-still training then.
+`checkpoints/<step>/<name>-<sha>` holds the files. `checkpoints/saved.json` is written after them
+and names the whole checkpoints, the one that was saved last first. All are removed when the model
+that they lead to is published, also those of a second worker that still trains then.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from selfalign.errors import DataError
 from selfalign.identity import file_sha256
@@ -17,62 +16,75 @@ from selfalign.store.base import NotFound
 from selfalign.store.manifest import FileEntry, StoredModel
 from selfalign.telemetry import log
 
-KEPT_CHECKPOINTS = 2  # the newest may be torn by a second worker; the one before it is whole
+KEPT_CHECKPOINTS = 2  # a second worker may have removed files of the newest
 
 
-class CheckpointMark(StoredModel):
-    """Says that a checkpoint is whole."""
+class SavedCheckpoint(StoredModel):
+    """A whole checkpoint: its step and its files, by their names in the checkpoint's directory."""
 
     step: int
     files: list[FileEntry]
 
 
+class SavedCheckpoints(StoredModel):
+    """The whole checkpoints, the one that was saved last first."""
+
+    saved: list[SavedCheckpoint]
+
+
 class StoreCheckpoints:
-    """Keeps checkpoints of one training under its artifact's prefix."""
+    """A `CheckpointSink` that keeps the checkpoints of one training under its artifact's prefix."""
 
     def __init__(self, writer: ArtifactWriter) -> None:
         self._writer = writer
         self._store = writer.store
         self._prefix = f"{writer.prefix}checkpoints/"
+        self._index = f"{self._prefix}saved.json"
 
-    def save(self, step: int, directory: Path) -> None:
-        """Upload a complete checkpoint directory, mark it, and drop the oldest ones.
-
-        Once another worker has published the model, nothing is kept.
-        """
-        name = f"{step:09d}"
+    def upload(self, step: int, directory: Path) -> list[FileEntry]:
+        """Upload one node's files of a checkpoint; returns their entries for `publish`."""
         entries = []
         for path in sorted(p for p in directory.rglob("*") if p.is_file()):
-            relative = f"{name}/{path.relative_to(directory)}"
-            self._store.upload(path, self._prefix + relative)
-            entries.append(
-                FileEntry(name=relative, sha256=file_sha256(path), bytes=path.stat().st_size)
-            )
-        mark = CheckpointMark(step=step, files=entries)
-        self._store.write(f"{self._prefix}{name}.json", mark.to_bytes())
-        log.info("checkpoint.saved", step=step, files=len(entries))
-        for old in self._steps()[:-KEPT_CHECKPOINTS]:
-            self._remove(old)
-        # after the upload: whoever publishes later than this look clears after it, too
+            name, sha = path.relative_to(directory).as_posix(), file_sha256(path)
+            key = f"{step:09d}/{name}-{sha[:12]}"
+            self._store.upload(path, self._prefix + key)
+            entries.append(FileEntry(name=name, key=key, sha256=sha, bytes=path.stat().st_size))
+        return entries
+
+    def publish(self, step: int, files: list[FileEntry]) -> None:
+        """Name the uploaded files as the newest checkpoint and remove the oldest ones.
+
+        Removes every checkpoint when another worker has published the model.
+        """
+        saved = [SavedCheckpoint(step=step, files=files), *self._saved()]
+        kept, dropped = saved[:KEPT_CHECKPOINTS], saved[KEPT_CHECKPOINTS:]
+        # The index first: it must not name a checkpoint that is half removed.
+        self._store.write(self._index, SavedCheckpoints(saved=kept).to_bytes())
+        log.info("checkpoint.saved", step=step, files=len(files))
+        named = {self._prefix + entry.location for checkpoint in kept for entry in checkpoint.files}
+        for checkpoint in dropped:
+            for key in list(self._store.list(f"{self._prefix}{checkpoint.step:09d}/")):
+                if key not in named:
+                    self._store.delete(key)
+        # After the upload: a worker that publishes the model later than this removes them itself.
         if self._writer.published:
             log.warning("checkpoint.superseded", step=step)
             self.clear()
 
     def latest(self, directory: Path) -> int | None:
-        """Fetch the newest whole checkpoint into `directory`; None if there is none."""
-        for step in reversed(self._steps()):
+        """Fetch the checkpoint that was saved last into `directory`; None if there is none."""
+        for checkpoint in self._saved():
             try:
-                mark = CheckpointMark.model_validate_json(
-                    self._store.read(f"{self._prefix}{step:09d}.json")
-                )
-                for entry in mark.files:
-                    target = directory / Path(entry.name).relative_to(f"{step:09d}")
+                for entry in checkpoint.files:
+                    check_relative_name(entry.name)
+                    check_relative_name(entry.location)
+                    target = directory / entry.name
                     target.parent.mkdir(parents=True, exist_ok=True)
                     download_file(self._store, self._prefix, entry, target)
-            except (NotFound, ValueError, DataError) as error:
-                log.warning("checkpoint.unusable", step=step, error=str(error))
+            except DataError as error:
+                log.warning("checkpoint.unusable", step=checkpoint.step, error=str(error))
                 continue
-            return step
+            return checkpoint.step
         return None
 
     def clear(self) -> None:
@@ -80,12 +92,21 @@ class StoreCheckpoints:
         for key in list(self._store.list(self._prefix)):
             self._store.delete(key)
 
-    def _steps(self) -> list[int]:
-        marks = (key.removeprefix(self._prefix) for key in self._store.list(self._prefix))
-        return sorted(int(name[:-5]) for name in marks if "/" not in name and name[-5:] == ".json")
+    def _saved(self) -> list[SavedCheckpoint]:
+        try:
+            return SavedCheckpoints.model_validate_json(self._store.read(self._index)).saved
+        except NotFound:
+            return []
+        except ValueError as error:
+            log.warning("checkpoint.index_unreadable", key=self._index, error=str(error))
+            return []
 
-    def _remove(self, step: int) -> None:
-        # the mark first: a checkpoint half removed must not look whole
-        self._store.delete(f"{self._prefix}{step:09d}.json")
-        for key in list(self._store.list(f"{self._prefix}{step:09d}/")):
-            self._store.delete(key)
+
+def check_relative_name(name: str) -> None:
+    """Raise DataError unless `name` is a normal relative path, such as "a/b", without '..'."""
+    parts = PurePosixPath(name).parts
+    if not name or "/".join(parts) != name or ".." in parts or "\\" in name or "\0" in name:
+        raise DataError(
+            f"{name!r} is not the name of a file below a directory, expected names joined by '/', "
+            "without '..'"
+        )

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from dataclasses import dataclass, field
+from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from selfalign._version import __version__
 from selfalign.config import RunConfig
@@ -22,7 +22,7 @@ from selfalign.records import Record, now, record_seed
 from selfalign.seeds import Seeds
 from selfalign.store.artifact import ArtifactWriter, ShardWriter, read_manifest
 from selfalign.store.base import Store
-from selfalign.store.manifest import Counts, Manifest, Parent, Provenance
+from selfalign.store.manifest import Counts, Manifest, Parent, Part, Provenance
 from selfalign.store.pointer import PromotedModel
 from selfalign.telemetry import Progress, log
 
@@ -106,12 +106,11 @@ def share_size(total: int, shard: int, num_shards: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
-    """Requests that are committed together. `context` is the stage's own, by request id."""
+class Chunk(Generic[_Item]):
+    """Items of work whose results are committed together, as the part `name`."""
 
     name: str
-    requests: list[GenerationRequest]
-    context: dict[str, object]
+    items: list[_Item]
 
 
 @dataclass(slots=True)
@@ -143,23 +142,51 @@ class PartOutcome:
         )
 
 
-def chunked(
-    prefix: str,
-    items: Iterable[_Item],
-    size: int,
-    build: Callable[[_Item], tuple[GenerationRequest, object]],
-) -> Iterator[Chunk]:
-    """Group items into chunks `<prefix>-00000`, ... of `size` requests; lazy."""
+def chunked(prefix: str, items: Iterable[_Item], size: int) -> Iterator[Chunk[_Item]]:
+    """Group items into chunks `<prefix>-00000`, ... of `size` items; lazy."""
     iterator = iter(items)
-    index = 0
-    while group := list(islice(iterator, size)):
-        built = [build(item) for item in group]
-        yield Chunk(
-            name=f"{prefix}-{index:05d}",
-            requests=[request for request, _ in built],
-            context={request.id: context for request, context in built},
-        )
-        index += 1
+    for index in count():
+        group = list(islice(iterator, size))
+        if not group:
+            return
+        yield Chunk(f"{prefix}-{index:05d}", group)
+
+
+def commit_parts(
+    shard: ShardWriter,
+    chunks: Iterable[Chunk[_Item]],
+    work: Callable[[Iterator[Chunk[_Item]]], Iterable[tuple[str, PartOutcome]]],
+    progress: Progress,
+    replay: Callable[[Part], None] | None = None,
+) -> dict[str, Part]:
+    """Do the chunks that are not committed yet, and commit each when it is done.
+
+    Args:
+        work: the names and outcomes of the chunks that it is given, in any order.
+        replay: called with each part that an earlier attempt committed, in the chunks' order.
+
+    Returns:
+        The parts of all chunks by name, in the chunks' order.
+    """
+    parts = shard.committed()
+    names: list[str] = []
+
+    def pending() -> Iterator[Chunk[_Item]]:
+        for chunk in chunks:
+            names.append(chunk.name)
+            part = parts.get(chunk.name)
+            if part is None:
+                yield chunk
+                continue
+            progress.skip(len(chunk.items))
+            if replay is not None:
+                replay(part)
+
+    for name, outcome in work(pending()):
+        parts[name] = shard.commit(name, outcome.records, outcome.counts(), outcome.dropped_samples)
+        log.debug("part.committed", part=name, kept=parts[name].counts.kept)
+    progress.finish()
+    return {name: parts[name] for name in names}
 
 
 class EngineHandle:
@@ -196,91 +223,71 @@ class EngineHandle:
 
 def generate_shard(
     shard: ShardWriter,
-    chunks: Iterable[Chunk],
+    chunks: Iterable[Chunk[_Item]],
     engine: EngineHandle,
-    finish: Callable[[Chunk, dict[str, Completion]], PartOutcome],
+    request: Callable[[_Item], GenerationRequest],
+    finish: Callable[[PartOutcome, _Item, Completion], None],
     progress: Progress,
 ) -> None:
-    """Generate what is not committed yet, committing each chunk when it is complete.
+    """Generate what is not committed yet, then commit the shard.
 
-    The engine sees one stream of requests across chunks, so that it never runs dry between
-    parts; it is opened only if there is something to do. Then the shard's commit mark is
-    written. `finish` turns a chunk's completions (by request id) into the part.
+    Args:
+        request: what the engine is asked for an item; ids differ between items.
+        finish: enters an item's completion into the outcome of its part.
     """
     started = now()
     if shard.finished:
         return
-    committed = shard.committed()
-    names: list[str] = []
-    pending = _pending(chunks, committed.keys(), names, progress)
-    first = next(pending, None)
-    if first is not None:
-        _generate(engine.get(), _chain(first, pending), shard, finish, progress)
-    shard.finish(names, provenance(started, engine.info))
-    progress.finish()
-    log.info("shard.finished", shard=shard.index, num_shards=shard.num_shards, parts=len(names))
+    parts = commit_parts(
+        shard,
+        chunks,
+        lambda pending: _generated(engine, pending, request, finish, progress),
+        progress,
+    )
+    shard.finish(parts, provenance(started, engine.info))
+    log.info("shard.finished", shard=shard.index, num_shards=shard.num_shards, parts=len(parts))
 
 
-def _pending(
-    chunks: Iterable[Chunk], committed: Iterable[str], names: list[str], progress: Progress
-) -> Iterator[Chunk]:
-    done = set(committed)
-    for chunk in chunks:
-        names.append(chunk.name)
-        if chunk.name in done:
-            progress.skip(len(chunk.requests))
-        else:
-            yield chunk
-
-
-def _chain(first: Chunk, rest: Iterator[Chunk]) -> Iterator[Chunk]:
-    yield first
-    yield from rest
-
-
-def _generate(
-    engine: Engine,
-    chunks: Iterator[Chunk],
-    shard: ShardWriter,
-    finish: Callable[[Chunk, dict[str, Completion]], PartOutcome],
+def _generated(
+    engine: EngineHandle,
+    chunks: Iterator[Chunk[_Item]],
+    request: Callable[[_Item], GenerationRequest],
+    finish: Callable[[PartOutcome, _Item, Completion], None],
     progress: Progress,
-) -> None:
-    owner: dict[str, Chunk] = {}
-    completions: dict[str, dict[str, Completion]] = {}
+) -> Iterator[tuple[str, PartOutcome]]:
+    """The outcome of each chunk as soon as all its items are answered.
 
-    def requests() -> Iterator[GenerationRequest]:
+    The engine sees one stream of requests across chunks, so that it never runs dry between parts.
+    It is opened only if there is a chunk.
+    """
+    places: dict[str, tuple[Chunk[_Item], int]] = {}  # by request: its chunk, its place there
+    answers: dict[str, dict[int, Completion]] = {}  # by chunk, by place
+
+    def requests(chunks: Iterable[Chunk[_Item]]) -> Iterator[GenerationRequest]:
         for chunk in chunks:
-            completions[chunk.name] = {}
-            for request in chunk.requests:
-                owner[request.id] = chunk
-                yield request
+            answers[chunk.name] = {}
+            for place, item in enumerate(chunk.items):
+                asked = request(item)
+                places[asked.id] = (chunk, place)
+                yield asked
 
-    for completion in engine.generate(requests()):
-        chunk = owner.pop(completion.id)
-        done = completions[chunk.name]
-        done[completion.id] = completion
+    first = next(chunks, None)
+    if first is None:
+        return
+    for completion in engine.get().generate(requests(chain([first], chunks))):
+        chunk, place = places.pop(completion.id)
+        answered = answers[chunk.name]
+        answered[place] = completion
         progress.advance(1)
-        if len(done) == len(chunk.requests):
-            del completions[chunk.name]
-            outcome = _without_too_long(chunk, done, finish)
-            part = shard.commit(
-                chunk.name, outcome.records, outcome.counts(), outcome.dropped_samples
-            )
-            log.debug("part.committed", part=part.name, kept=part.counts.kept)
-
-
-def _without_too_long(
-    chunk: Chunk,
-    done: dict[str, Completion],
-    finish: Callable[[Chunk, dict[str, Completion]], PartOutcome],
-) -> PartOutcome:
-    """Finish the requests that the model had room for; drop the others as `too_long`."""
-    fitting = [request for request in chunk.requests if not done[request.id].too_long]
-    outcome = finish(replace(chunk, requests=fitting), done)
-    for request in chunk.requests:
-        if done[request.id].too_long:
-            outcome.drop("too_long", request.prompt[-LONGEST_SAMPLE:])
-    return outcome
+        if len(answered) == len(chunk.items):
+            outcome = PartOutcome()
+            for position, item in enumerate(chunk.items):
+                if answered[position].too_long:
+                    outcome.drop("too_long", request(item).prompt[-LONGEST_SAMPLE:])
+                else:
+                    finish(outcome, item, answered[position])
+            del answers[chunk.name]
+            yield chunk.name, outcome
 
 
 def provenance(started: str, engine: EngineInfo | None = None) -> Provenance:

@@ -10,7 +10,6 @@ goes on after them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 
 from selfalign.evaluation.datasets import reference_texts
 from selfalign.filters.decontamination import Decontaminator
@@ -18,9 +17,16 @@ from selfalign.filters.near_duplicates import NearDuplicateIndex, normalise
 from selfalign.filters.novelty import NoveltyIndex
 from selfalign.filters.rewording import RewordingIndex
 from selfalign.records import Candidate, Prompt, now
-from selfalign.stages.contract import PartOutcome, StageContext, provenance
-from selfalign.store.artifact import ShardWriter, read_records
-from selfalign.store.manifest import Manifest
+from selfalign.stages.contract import (
+    Chunk,
+    PartOutcome,
+    StageContext,
+    chunked,
+    commit_parts,
+    provenance,
+)
+from selfalign.store.artifact import read_records
+from selfalign.store.manifest import Manifest, Part
 from selfalign.telemetry import Progress
 
 
@@ -33,6 +39,7 @@ class Curator:
 
     def __init__(self, context: StageContext) -> None:
         config = context.config.curate
+        self._kept = 0
         self._exact: set[str] = set()
         self._novelty = NoveltyIndex(config.novelty_threshold)
         self._near = NearDuplicateIndex(
@@ -48,7 +55,7 @@ class Curator:
                     self._rewording.add_reference(f"{kind}/{reference}", text)
         guided = [seed.question for seed in context.seeds.topic_guided]
         for index, text in enumerate([*context.seeds.general, *guided]):
-            self.add(f"seed-{index}", text)
+            self._add(f"seed-{index}", text)
 
     def verdict(self, text: str) -> str | None:
         """Name of the first filter that drops the text, or None."""
@@ -64,8 +71,27 @@ class Curator:
             return "not_novel"
         return None
 
-    def add(self, name: str, text: str) -> None:
-        """Count a text as kept: later ones are compared with it."""
+    def judge(self, candidates: list[Candidate], max_prompts: int | None) -> PartOutcome:
+        """Keep those candidates that no filter drops, at most `max_prompts` in all."""
+        outcome = PartOutcome()
+        for candidate in candidates:
+            reason = self.verdict(candidate.text)
+            if reason is None and max_prompts is not None and self._kept >= max_prompts:
+                reason = "over_max_prompts"
+            if reason is not None:
+                outcome.drop(reason, candidate.text)
+                continue
+            prompt = Prompt(**candidate.model_dump(include=set(Prompt.model_fields)))
+            self.keep(prompt)
+            outcome.keep(prompt)
+        return outcome
+
+    def keep(self, prompt: Prompt) -> None:
+        """Count a prompt as kept: later ones are compared with it."""
+        self._kept += 1
+        self._add(prompt.id, prompt.text)
+
+    def _add(self, name: str, text: str) -> None:
         self._exact.add(normalise(text))
         self._near.add(name, text)
         self._novelty.add(name, text)
@@ -79,67 +105,20 @@ def curate(context: StageContext) -> Manifest | None:
     writer = context.writer()
     shard = writer.shard(0, 1)
     if not shard.finished:
-        rows = read_records(context.store, candidates, Candidate)
+        curator = Curator(context)
         progress = Progress("candidates", candidates.counts.kept)
-        names = _curate_parts(
-            Curator(context), shard, rows, config.records_per_part, config.max_prompts, progress
-        )
-        progress.finish()
-        shard.finish(names, provenance(started))
-    return writer.publish_when_complete(1)
 
+        def work(chunks: Iterator[Chunk[Candidate]]) -> Iterator[tuple[str, PartOutcome]]:
+            for chunk in chunks:
+                yield chunk.name, curator.judge(chunk.items, config.max_prompts)
+                progress.advance(len(chunk.items))
 
-def _curate_parts(
-    curator: Curator,
-    shard: ShardWriter,
-    rows: Iterator[Candidate],
-    size: int,
-    max_prompts: int | None,
-    progress: Progress,
-) -> list[str]:
-    committed = shard.committed()
-    names: list[str] = []
-    kept = 0
-    while group := list(islice(rows, size)):
-        name = f"candidates-{len(names):05d}"
-        names.append(name)
-        part = committed.get(name)
-        if part is None:
-            outcome = _curate_group(curator, group, kept, max_prompts, progress)
-            part = shard.commit(name, outcome.records, outcome.counts(), outcome.dropped_samples)
-        else:
+        def replay(part: Part) -> None:
             for prompt in shard.read_part(part, Prompt):
-                curator.add(prompt.id, prompt.text)
-            progress.skip(len(group))
-        kept += part.counts.kept
-    return names
+                curator.keep(prompt)
 
-
-def _curate_group(
-    curator: Curator,
-    group: list[Candidate],
-    kept_before: int,
-    max_prompts: int | None,
-    progress: Progress,
-) -> PartOutcome:
-    outcome = PartOutcome()
-    for candidate in group:
-        reason = curator.verdict(candidate.text)
-        if reason is None and max_prompts is not None:
-            full = kept_before + len(outcome.records) >= max_prompts
-            reason = "over_max_prompts" if full else None
-        if reason is not None:
-            outcome.drop(reason, candidate.text)
-        else:
-            curator.add(candidate.id, candidate.text)
-            outcome.keep(
-                Prompt(
-                    id=candidate.id,
-                    source=candidate.source,
-                    text=candidate.text,
-                    type=candidate.type,
-                    topic=candidate.topic,
-                )
-            )
-        progress.advance(1)
-    return outcome
+        rows = read_records(context.store, candidates, Candidate)
+        chunks = chunked("candidates", rows, config.records_per_part)
+        parts = commit_parts(shard, chunks, work, progress, replay)
+        shard.finish(parts, provenance(started))
+    return writer.publish_when_complete(1)

@@ -22,7 +22,7 @@ def elaborate(context: StageContext) -> Manifest | None:
     template = template_digest(seeds, "verbose")
     teacher = context.parent("engraved_model")
 
-    def record(prompt: Prompt, kept: Kept, completion: Completion, seed: int) -> VerboseResponse:
+    def record(prompt: Prompt, kept: Kept, completion: Completion) -> VerboseResponse:
         return VerboseResponse(
             id=prompt.id,
             prompt=prompt.text,
@@ -31,20 +31,21 @@ def elaborate(context: StageContext) -> Manifest | None:
             verdicts=kept.verdicts,
             model=teacher.digest,
             template=template,
-            seed=seed,
+            seed=context.seed_for(prompt.id),
         )
 
     return answer_prompts(
         context,
         config,
         config.sampling,
-        open_engine=lambda: artifact_engine(
-            context.store, teacher, context.config, config.engine
-        ),
+        open_engine=lambda: artifact_engine(context.store, teacher, context.config, config.engine),
         render=lambda text: render_verbose(seeds, text),
         judge=lambda prompt, completion: filter_verbose(
-            completion.text, completion.finish_reason, prompt=prompt.text, seeds=seeds,
+            completion.text,
+            completion.finish_reason,
+            prompt=prompt.text,
+            seeds=seeds,
             config=config,
         ),
         record=record,
-    )  # fmt: skip
+    )

@@ -8,11 +8,19 @@ the summary can be computed from them again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import reduce
 from itertools import groupby
 from pathlib import Path
 
-from selfalign.engines.base import Completion, Engine, GenerationRequest, Sampling, ScoreRequest
+from selfalign.engines.base import (
+    Completion,
+    Engine,
+    EngineInfo,
+    GenerationRequest,
+    Sampling,
+    ScoreRequest,
+)
 from selfalign.evaluation.datasets import load_heldout, load_hhh, load_truthfulqa
 from selfalign.evaluation.generation import heldout_scores
 from selfalign.evaluation.multiple_choice import (
@@ -28,7 +36,7 @@ from selfalign.evaluation.summary import EvaluationSummary, summarise
 from selfalign.filters.responses import parse_thought
 from selfalign.prompts import render_align, render_principles, render_standard, stop_strings
 from selfalign.records import EvaluationRecord, canonical_json, now, record_seed
-from selfalign.stages.contract import EngineHandle, StageContext, provenance
+from selfalign.stages.contract import Chunk, PartOutcome, StageContext, commit_parts, provenance
 from selfalign.stages.models import artifact_engine, base_engine
 from selfalign.stages.preflight import require_evaluation_data
 from selfalign.stages.variants import Variant, model_manifest, variants
@@ -46,32 +54,46 @@ def evaluate(context: StageContext) -> Manifest:
     shard = writer.shard(0, 1)
     tasks = _tasks(context)
     chosen = list(variants(context))
-    progress = Progress("evaluations", len(chosen) * len(tasks))
-    engine_info = None
-    for model, group in groupby(chosen, key=lambda variant: variant.model):
-        with EngineHandle(_opener(context, model)) as handle:
-            for variant in group:
-                _score_variant(shard, variant, tasks, handle, progress)
-            engine_info = handle.info or engine_info
-    progress.finish()
-    names = [f"{variant.name}-{task}" for variant in chosen for task in tasks]
-    committed = shard.committed()
-    parts = [committed[name] for name in names]
-    summary = _summarise(context, shard, chosen, tasks, committed)
-    where = provenance(started, engine_info)
+    evaluations = [_Evaluation(variant, task) for variant in chosen for task in tasks]
+    progress = Progress("evaluations", len(evaluations))
+    engine_info: list[EngineInfo] = []
+
+    def work(chunks: Iterator[Chunk[_Evaluation]]) -> Iterator[tuple[str, PartOutcome]]:
+        for model, group in groupby(chunks, key=lambda chunk: chunk.items[0].variant.model):
+            with _engine(context, model) as engine:
+                engine_info.append(engine.info)
+                for chunk in group:
+                    (evaluation,) = chunk.items
+                    task = tasks[evaluation.task]
+                    yield chunk.name, _outcome(evaluation.variant, task(engine, evaluation.variant))
+                    progress.advance(1)
+
+    chunks = (Chunk(evaluation.part, [evaluation]) for evaluation in evaluations)
+    parts = commit_parts(shard, chunks, work, progress)
+    summary = _summarise(context, shard, evaluations, parts)
+    where = provenance(started, engine_info[-1] if engine_info else None)
     return writer.publish(
-        shards=[Shard(index=0, num_shards=1, parts=parts, provenance=where)],
+        shards=[Shard(index=0, num_shards=1, parts=list(parts.values()), provenance=where)],
         files=[
             writer.add_bytes(summary.model_dump_json(indent=2).encode(), "summary.json"),
             writer.add_bytes(canonical_json(_prompts(context)).encode(), "prompts.json"),
         ],
-        counts=Counts(
-            read=sum(part.counts.read for part in parts),
-            kept=sum(part.counts.kept for part in parts),
-        ),
+        counts=reduce(Counts.plus, (part.counts for part in parts.values()), Counts()),
         details={"models": [variant.name for variant in chosen], "tasks": list(tasks)},
         provenance=where,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Evaluation:
+    """One variant at one task: a part."""
+
+    variant: Variant
+    task: str
+
+    @property
+    def part(self) -> str:
+        return f"{self.variant.name}-{self.task}"
 
 
 def _prompts(context: StageContext) -> dict[str, str]:
@@ -80,32 +102,19 @@ def _prompts(context: StageContext) -> dict[str, str]:
     return {} if path is None else {item.id: item.prompt for item in load_heldout(path)}
 
 
-def _score_variant(
-    shard: ShardWriter,
-    variant: Variant,
-    tasks: dict[str, _Task],
-    handle: EngineHandle,
-    progress: Progress,
-) -> None:
-    committed = shard.committed()
-    for name, task in tasks.items():
-        part = f"{variant.name}-{name}"
-        if part in committed:
-            progress.skip(1)
-            continue
-        scores = sorted(task(handle.get(), variant), key=lambda s: (s.metric, s.item_id))
-        records = [_record(variant.name, score) for score in scores]
-        shard.commit(part, records, Counts(read=len(records), kept=len(records)))
-        progress.advance(1)
+def _outcome(variant: Variant, scores: Iterable[ItemScore]) -> PartOutcome:
+    outcome = PartOutcome()
+    for score in sorted(scores, key=lambda score: (score.metric, score.item_id)):
+        name = f"{variant.name}/{score.metric}/{score.item_id}"
+        outcome.keep(EvaluationRecord(id=name, model=variant.name, **asdict(score)))
+    return outcome
 
 
-def _opener(context: StageContext, model: str) -> Callable[[], Engine]:
+def _engine(context: StageContext, model: str) -> Engine:
     engine = context.config.evaluate.engine
     if model == "base":
-        return lambda: base_engine(context.store, context.config, engine)
-    return lambda: artifact_engine(
-        context.store, model_manifest(context, model), context.config, engine
-    )
+        return base_engine(context.store, context.config, engine)
+    return artifact_engine(context.store, model_manifest(context, model), context.config, engine)
 
 
 def _tasks(context: StageContext) -> dict[str, _Task]:
@@ -175,32 +184,24 @@ def _in_context(variant: Variant, requests: Iterable[ScoreRequest]) -> Iterator[
         yield replace(request, prompt=rules + request.prompt)
 
 
-def _record(model: str, score: ItemScore) -> EvaluationRecord:
-    name = f"{model}/{score.metric}/{score.item_id}"
-    return EvaluationRecord(id=name, model=model, **asdict(score))
-
-
-def _score(record: EvaluationRecord) -> ItemScore:
-    return ItemScore(**record.model_dump(exclude={"id", "model"}))
-
-
 def _summarise(
     context: StageContext,
     shard: ShardWriter,
-    chosen: list[Variant],
-    tasks: dict[str, _Task],
-    committed: dict[str, Part],
+    evaluations: list[_Evaluation],
+    parts: dict[str, Part],
 ) -> EvaluationSummary:
     config = context.config.evaluate
 
-    def scores(variant: Variant) -> Iterator[ItemScore]:
-        for task in tasks:
-            part = committed[f"{variant.name}-{task}"]
-            for record in shard.read_part(part, EvaluationRecord):
-                yield _score(record)
+    def scores(group: list[_Evaluation]) -> Iterator[ItemScore]:
+        for evaluation in group:
+            for record in shard.read_part(parts[evaluation.part], EvaluationRecord):
+                yield ItemScore(**record.model_dump(exclude={"id", "model"}))
 
+    by_variant: dict[str, list[_Evaluation]] = {}
+    for evaluation in evaluations:
+        by_variant.setdefault(evaluation.variant.name, []).append(evaluation)
     return summarise(
-        {variant.name: scores(variant) for variant in chosen},
+        {name: scores(group) for name, group in by_variant.items()},
         confidence=config.confidence,
         bootstrap_samples=config.bootstrap_samples,
         seed=context.config.seed,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
+from functools import partial
 
 from selfalign.engines.base import Completion, GenerationRequest, Sampling
 from selfalign.filters.candidates import candidate_verdict, parse_numbered_list, parse_questions
@@ -31,20 +31,19 @@ from selfalign.stages.topics import Topics, grow_topics
 from selfalign.store.manifest import Manifest
 from selfalign.telemetry import Progress
 
-
-@dataclass(frozen=True, slots=True)
-class _General:
-    """A self-instruct request: how many examples it showed."""
-
-    shown: int
+_LONGEST_SAMPLE = 300  # characters of a completion that are kept for a person to see
 
 
 @dataclass(frozen=True, slots=True)
-class _Guided:
-    """A topic-guided request: how many examples it showed, and its hints in order."""
+class _Asked:
+    """One request: its place in its kind's order, and its hints if it is topic-guided."""
 
-    shown: int
-    hints: list[Hint]
+    index: int
+    hints: list[Hint] | None = None
+
+    @property
+    def id(self) -> str:
+        return f"{'general' if self.hints is None else 'guided'}-{self.index:08d}"
 
 
 def instruct(context: StageContext) -> Manifest | None:
@@ -60,44 +59,43 @@ def instruct(context: StageContext) -> Manifest | None:
             total += share_size(len(hints), context.shard, context.num_shards)
             generate_shard(
                 shard,
-                chain(_general_chunks(context), _guided_chunks(context, hints)),
+                _chunks(context, hints),
                 engine,
-                lambda chunk, done: _finish(context, chunk, done),
+                partial(_request, context),
+                partial(_finish, context),
                 Progress("requests", total),
             )
     return writer.publish_when_complete(context.num_shards)
 
 
-def _general_chunks(context: StageContext) -> Iterator[Chunk]:
+def _chunks(context: StageContext, groups: list[list[Hint]]) -> Iterator[Chunk[_Asked]]:
     config = context.config.instruct
-    sampling = Sampling(**config.general_sampling.model_dump())
-    count = min(config.general_in_context, len(context.seeds.general))
-
-    def build(index: int) -> tuple[GenerationRequest, object]:
-        request_id = f"general-{index:08d}"
-        seed = context.seed_for(request_id)
-        examples = random.Random(seed).sample(context.seeds.general, count)
-        prompt = render_self_instruct(context.seeds, examples)
-        return GenerationRequest(request_id, prompt, sampling, seed), _General(count)
-
-    mine = context.mine(range(config.general_requests))
-    return chunked("general", mine, config.records_per_part, build)
+    general = map(_Asked, context.mine(range(config.general_requests)))
+    guided = (_Asked(index, hints) for index, hints in context.mine(enumerate(groups)))
+    yield from chunked("general", general, config.records_per_part)
+    yield from chunked("guided", guided, config.records_per_part)
 
 
-def _guided_chunks(context: StageContext, groups: list[list[Hint]]) -> Iterator[Chunk]:
-    config = context.config.instruct
-    sampling = Sampling(**config.question_sampling.model_dump())
-    count = min(config.questions_in_context, len(context.seeds.topic_guided))
+def _request(context: StageContext, asked: _Asked) -> GenerationRequest:
+    config, seeds = context.config.instruct, context.seeds
+    seed = context.seed_for(asked.id)
+    chosen = random.Random(seed)
+    shown = _num_shown(context, asked)
+    if asked.hints is None:
+        prompt = render_self_instruct(seeds, chosen.sample(seeds.general, shown))
+        sampling = config.general_sampling
+    else:
+        prompt = render_questions(seeds, chosen.sample(seeds.topic_guided, shown), asked.hints)
+        sampling = config.question_sampling
+    return GenerationRequest(asked.id, prompt, Sampling(**sampling.model_dump()), seed)
 
-    def build(item: tuple[int, list[Hint]]) -> tuple[GenerationRequest, object]:
-        index, hints = item
-        request_id = f"guided-{index:08d}"
-        seed = context.seed_for(request_id)
-        examples = random.Random(seed).sample(context.seeds.topic_guided, count)
-        prompt = render_questions(context.seeds, examples, hints)
-        return GenerationRequest(request_id, prompt, sampling, seed), _Guided(count, hints)
 
-    return chunked("guided", context.mine(enumerate(groups)), config.records_per_part, build)
+def _num_shown(context: StageContext, asked: _Asked) -> int:
+    """How many examples the prompt shows before the ones that are asked for."""
+    config, seeds = context.config.instruct, context.seeds
+    if asked.hints is None:
+        return min(config.general_in_context, len(seeds.general))
+    return min(config.questions_in_context, len(seeds.topic_guided))
 
 
 def _hint_groups(context: StageContext, topics: Topics) -> list[list[Hint]]:
@@ -117,71 +115,48 @@ def _hint_groups(context: StageContext, topics: Topics) -> list[list[Hint]]:
     return [hints[start : start + size] for start in range(0, len(hints), size)]
 
 
-def _finish(context: StageContext, chunk: Chunk, completions: dict[str, Completion]) -> PartOutcome:
-    outcome = PartOutcome()
-    for request in chunk.requests:
-        completion = completions[request.id]
-        asked = chunk.context[request.id]
-        if isinstance(asked, _General):
-            _finish_general(context, completion, asked, outcome)
-        elif isinstance(asked, _Guided):
-            _finish_guided(context, completion, asked, outcome)
-    return outcome
-
-
-def _finish_general(
-    context: StageContext, completion: Completion, asked: _General, outcome: PartOutcome
+def _finish(
+    context: StageContext, outcome: PartOutcome, asked: _Asked, completion: Completion
 ) -> None:
-    items = parse_numbered_list(
-        completion.text, next_number=asked.shown + 1, finish_reason=completion.finish_reason
-    )
-    if not items:
-        outcome.drop("unparsed", completion.text[:300])
-    for index, text in enumerate(items):
-        reason = _verdict(context, text)
-        if reason is not None:
-            outcome.drop(reason, text)
-            continue
-        outcome.keep(
-            Candidate(
-                id=f"{completion.id}-{index:02d}",
-                source="self_instruct",
-                text=text,
-                request=completion.id,
-            )
-        )
-
-
-def _finish_guided(
-    context: StageContext, completion: Completion, asked: _Guided, outcome: PartOutcome
-) -> None:
-    found = parse_questions(
-        completion.text,
-        hints=asked.hints,
-        next_number=asked.shown + 1,
-        finish_reason=completion.finish_reason,
-    )
+    next_number = _num_shown(context, asked) + 1
+    text, reason = completion.text, completion.finish_reason
+    if asked.hints is None:
+        items = parse_numbered_list(text, next_number=next_number, finish_reason=reason)
+        if not items:
+            outcome.drop("unparsed", text[:_LONGEST_SAMPLE])
+        for index, item in enumerate(items):
+            _judge(context, outcome, item, request=asked.id, index=index)
+        return
+    found = parse_questions(text, hints=asked.hints, next_number=next_number, finish_reason=reason)
     for index, hint in enumerate(asked.hints):
-        text = found.get(index)
-        if text is None:
+        question = found.get(index)
+        if question is None:
             outcome.drop("hint_not_answered", f"({hint.text})")
-            continue
-        reason = _verdict(context, text)
-        if reason is not None:
-            outcome.drop(reason, text)
-            continue
-        outcome.keep(
-            Candidate(
-                id=f"{completion.id}-{index:02d}",
-                source="topic_guided",
-                text=text,
-                type=hint.type,
-                topic=hint.topic,
-                request=completion.id,
-            )
-        )
+        else:
+            _judge(context, outcome, question, request=asked.id, index=index, hint=hint)
 
 
-def _verdict(context: StageContext, text: str) -> str | None:
+def _judge(
+    context: StageContext,
+    outcome: PartOutcome,
+    text: str,
+    *,
+    request: str,
+    index: int,
+    hint: Hint | None = None,
+) -> None:
     config = context.config.instruct
-    return candidate_verdict(text, min_words=config.min_words, max_words=config.max_words)
+    reason = candidate_verdict(text, min_words=config.min_words, max_words=config.max_words)
+    if reason is not None:
+        outcome.drop(reason, text)
+        return
+    outcome.keep(
+        Candidate(
+            id=f"{request}-{index:02d}",
+            source="self_instruct" if hint is None else "topic_guided",
+            text=text,
+            type=None if hint is None else hint.type,
+            topic=None if hint is None else hint.topic,
+            request=request,
+        )
+    )

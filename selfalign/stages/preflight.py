@@ -1,12 +1,16 @@
 """What can be known to fail before a run begins, so that it does not fail after days of training.
 
-Reads the configuration, the seeds and the evaluation files, and nothing that costs. The stages
-check the same again, each for itself: on a cluster a stage may be started alone.
+Reads the configuration, the seeds, the evaluation files, and the configuration and tokenizer of a
+base model in a local directory, never its weights. The stages check the same again, each for
+itself: on a cluster a stage may be started alone.
 """
 
 from __future__ import annotations
 
-from selfalign.config import EvaluateConfig, RunConfig
+import importlib.util
+from pathlib import Path
+
+from selfalign.config import EvaluateConfig, RunConfig, TrainConfig
 from selfalign.errors import ConfigurationError
 from selfalign.evaluation.datasets import load_heldout, load_hhh, load_truthfulqa
 from selfalign.evaluation.multiple_choice import hhh_template, truthfulqa_template
@@ -14,6 +18,7 @@ from selfalign.evaluation.scores import SOURCES, split_metric_name
 from selfalign.identity import data_files
 from selfalign.pipeline import BY_NAME, STAGES
 from selfalign.seeds import Seeds
+from selfalign.training.model import BaseModel, check_base_model
 
 _Kinds = dict[str, set[str]]  # by the setting that names a file; empty: it has no kinds
 
@@ -28,8 +33,9 @@ def check_run(config: RunConfig, seeds: Seeds, *, until: str | None = None) -> N
     Raises:
         ConfigurationError: a missing evaluation file, shards of a stage that cannot be sharded,
             nothing to evaluate by, an ablation of a rule that does not exist, a gate rule on a
-            metric that does not exist, a broken template.
-        DataError: a broken evaluation file.
+            metric that does not exist, a broken template,
+            a LoRA target that the base model does not have.
+        DataError: a broken evaluation file, a base model that cannot be trained.
     """
     data_files(config.evaluate)
     names = [stage.name for stage in STAGES]
@@ -42,6 +48,9 @@ def check_run(config: RunConfig, seeds: Seeds, *, until: str | None = None) -> N
         truthfulqa_template(config.evaluate.truthfulqa_template)
         for number in config.evaluate.ablate_principles:
             seeds.without_principle(number)
+    for name in ("engrave", "clone"):
+        if name in names:
+            _check_training(getattr(config, name), config.base_model.path)
     if "curate" in names:
         kinds = _kinds(config.evaluate)
         if "promote" in names:
@@ -71,6 +80,13 @@ def require_evaluation_data(config: EvaluateConfig) -> None:
             remedy="set evaluate.heldout, evaluate.hhh or evaluate.truthfulqa, or stop earlier: "
             "selfalign run --until clone",
         )
+
+
+def _check_training(config: TrainConfig, path: str) -> None:
+    """Check a base model in a local directory, where what trains it is installed."""
+    needed = ("torch", "transformers", "peft")
+    if Path(path).is_dir() and all(importlib.util.find_spec(package) for package in needed):
+        check_base_model(config, BaseModel(path))
 
 
 def _kinds(config: EvaluateConfig) -> _Kinds:

@@ -24,9 +24,7 @@ def roll_back(store: Store, *, to: str | None = None) -> Pointer:
             remedy="promote a model first: selfalign run",
         )
     # All that ever were current, newest first; the pointer is a place among them.
-    timeline = [
-        *current.pointer.rolled_back, current.pointer.model, *current.pointer.history
-    ]  # fmt: skip
+    timeline = [*current.pointer.rolled_back, current.pointer.model, *current.pointer.history]
     index = _choose(store, current.pointer, timeline, to)
     target = timeline[index]
     manifest = read_manifest(store, target.artifact, target.key)

@@ -33,9 +33,12 @@ def grow_topics(context: StageContext, engine: EngineHandle) -> Topics:
     for number in range(config.topic_rounds):
         topics = _round(context, engine, topics, number)
         log.info(
-            "topics.round", round=number + 1, rounds=config.topic_rounds,
-            topics=sum(map(len, topics.values())), fewest=min(map(len, topics.values())),
-        )  # fmt: skip
+            "topics.round",
+            round=number + 1,
+            rounds=config.topic_rounds,
+            topics=sum(map(len, topics.values())),
+            fewest=min(map(len, topics.values())),
+        )
     return balance_topics(topics, config.topics_per_type, context.seed_for("balance"))
 
 

@@ -97,7 +97,7 @@ def _fine_tune(
             files=_upload(context, context.work / "output"),
             counts=Counts(read=len(data), kept=result.examples, dropped=result.dropped_examples),
             details=_details(config, result),
-            provenance=provenance(started),
+            provenance=provenance(started).model_copy(update={"engine": result.engine}),
         )
         checkpoints.clear()
     wait_for_everyone()
@@ -114,6 +114,7 @@ def _upload(context: StageContext, output: Path) -> list[FileEntry]:
 def _details(config: TrainConfig, result: TrainResult) -> dict[str, object]:
     return {
         "method": config.method,
+        "adapted_modules": result.adapted_modules,
         "steps": result.steps,
         "examples": result.examples,
         "truncated_examples": result.truncated_examples,

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 from selfalign.training.base import CheckpointSink, Example, TrainingProgress, TrainResult
 from selfalign.training.finetune import train
-from selfalign.training.launcher import launch_command, needs_launch
-from selfalign.training.ranks import is_main_process, wait_for_everyone
+from selfalign.training.processes import (
+    is_main_process,
+    launch_command,
+    needs_launch,
+    wait_for_everyone,
+)
 
 __all__ = [
     "CheckpointSink",

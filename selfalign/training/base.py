@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from selfalign.store.manifest import FileEntry
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -34,16 +36,24 @@ class TrainingProgress(Protocol):
 class CheckpointSink(Protocol):
     """Where checkpoints outlive the worker.
 
-    Only whole checkpoints may ever be returned: `save` publishes all files of the directory or,
-    when the worker dies within it, nothing.
+    A checkpoint exists when `publish` has returned; a worker that dies before leaves nothing that
+    `latest` returns.
     """
 
-    def save(self, step: int, directory: Path) -> None:
-        """Keep a copy of the complete checkpoint in `directory`. Called in the main process."""
+    def upload(self, step: int, directory: Path) -> list[FileEntry]:
+        """Keep a copy of this node's files of a checkpoint. Called in one process of every node."""
+        ...
+
+    def publish(self, step: int, files: list[FileEntry]) -> None:
+        """Make the uploaded files of all nodes the newest checkpoint. Called in the main process.
+
+        Args:
+            files: what `upload` returned on all nodes, each name once.
+        """
         ...
 
     def latest(self, directory: Path) -> int | None:
-        """Fetch the newest complete checkpoint's files into `directory`; None if there is none.
+        """Fetch the newest checkpoint's files into `directory`; None if there is none.
 
         Newest is the one saved last, whatever its step: one that an upgrade made useless must not
         hide those written since. `directory` exists and is empty. Called in one process of every
@@ -61,13 +71,14 @@ class TrainResult:
         examples: examples there were to train on.
         truncated_examples: of these, those cut at `max_length`.
         dropped_examples: how many were left out, by reason: prompt_too_long (it leaves no room for
-            a response), empty_response.
+            a response), empty_response, end_of_sequence_in_text (the text holds that very token).
         trained_tokens: tokens that carried loss, summed over all steps.
         loss_curve: per step: step, loss (mean over the step's tokens, nats), learning_rate, epoch.
         merged: directory of the whole model; loads with transformers and vLLM as it is.
         adapter: directory of the adapter (peft format); None for full fine-tuning.
-        hardware: what it ran on.
-        details: versions of what computed it.
+        adapted_modules: how many modules of each name the adapter changes, e.g. {"q_proj": 32};
+            empty for full fine-tuning.
+        engine: name, version and device of what computed it, and whatever else decides the bytes.
         resumed_from: the step of the checkpoint it continued, if it did.
     """
 
@@ -79,6 +90,6 @@ class TrainResult:
     loss_curve: list[dict[str, float]]
     merged: Path
     adapter: Path | None
-    hardware: dict[str, str] = field(default_factory=dict)
-    details: dict[str, str] = field(default_factory=dict)
+    adapted_modules: dict[str, int] = field(default_factory=dict)
+    engine: dict[str, str] = field(default_factory=dict)
     resumed_from: int | None = None

@@ -19,19 +19,19 @@ from selfalign.config import TrainConfig
 from selfalign.errors import DataError, EngineError
 from selfalign.records import digest
 from selfalign.training.base import CheckpointSink
-from selfalign.training.ranks import Ranks
+from selfalign.training.processes import Ranks
 
 _log = structlog.get_logger(__name__)
 
 _IDENTITY_FILE = "selfalign.json"
 _TRAINER_STATE = "trainer_state.json"
 _EXECUTION_ONLY = {"checkpoint_every_steps", "num_shards"}
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy")
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy")
 
 
 def versions() -> dict[str, str]:
     """Of the packages that decide which bytes come out."""
-    return {package: version(package) for package in PACKAGES}
+    return {package: version(package) for package in _PACKAGES}
 
 
 def training_identity(config: TrainConfig, ranks: Ranks, seed: int, examples_sha256: str) -> str:
@@ -70,15 +70,25 @@ class Checkpoints:
     identity: str
 
     def publish(self, step: int, directory: Path) -> None:
-        """Hand a complete local checkpoint to the sink; returns when it is kept."""
+        """Hand a complete local checkpoint to the sink; returns when it is kept.
+
+        Every process writes its own random state and, with ZeRO, its share of the optimiser's, so
+        every node uploads what it has.
+        """
         self.ranks.barrier()  # every process has written its files
-        self.ranks.bring_to_main(directory)
         if self.ranks.main:
             text = json.dumps({"step": step, "identity": self.identity}, indent=1)
             (directory / _IDENTITY_FILE).write_text(text + "\n", encoding="utf-8")
-            self.sink.save(step, directory)
-            _log.info("training.checkpoint_saved", step=step)
+        mine = self.sink.upload(step, directory) if self.ranks.node_leader else []
+        # Where several nodes have a file, the main process's counts.
+        files = {file.name: file for node in reversed(self.ranks.gather(mine)) for file in node}
+        if self.ranks.main:
+            self.sink.publish(step, [files[name] for name in sorted(files)])
         self.ranks.barrier()  # nobody deletes or dies before it is kept
+        if self.ranks.node_leader:  # the Trainer would do this on the main process's node alone
+            for old in directory.parent.glob("checkpoint-*"):
+                if old != directory:
+                    shutil.rmtree(old, ignore_errors=True)
 
     def restore(self, directory: Path) -> Checkpoint | None:
         """The newest checkpoint of this very training, fetched into `directory`, or None."""

@@ -8,11 +8,9 @@ response was cut, the end-of-sequence token after it.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,35 +69,6 @@ class EncodedExamples:
         return content.hexdigest()
 
 
-def read_examples(path: Path) -> list[Example]:
-    """Examples from JSON lines with prompt, response and (optional) finished.
-
-    Raises DataError naming file and line.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (FileNotFoundError, UnicodeDecodeError) as e:
-        raise DataError(f"{path}: expected a UTF-8 file of JSON lines, got {e}") from e
-    return [_parse(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
-
-
-def _parse(path: Path, number: int, line: str) -> Example:
-    expected = 'an object {"prompt": text, "response": text, "finished": true or false (optional)}'
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as e:
-        raise DataError(f"{path}:{number}: expected {expected}, got no JSON: {e}") from e
-    if not (
-        isinstance(value, dict)
-        and {"prompt", "response"} <= set(value) <= {"prompt", "response", "finished"}
-        and isinstance(value["prompt"], str)
-        and isinstance(value["response"], str)
-        and isinstance(value.get("finished", True), bool)
-    ):
-        raise DataError(f"{path}:{number}: expected {expected}, got {line[:200]}")
-    return Example(**value)
-
-
 def encode(
     examples: Sequence[Example], tokenizer: Any, *, eos_token_id: int, max_length: int
 ) -> EncodedExamples:
@@ -117,6 +86,9 @@ def encode(
         if not example.response.strip():
             dropped["empty_response"] += 1
             continue
+        if eos_token_id in prompt or eos_token_id in response:
+            dropped["end_of_sequence_in_text"] += 1
+            continue
         if room < 1:
             dropped["prompt_too_long"] += 1
             continue
@@ -127,7 +99,8 @@ def encode(
         raise DataError(
             f"expected examples to train on, got {len(examples)}, of which "
             f"{dropped['prompt_too_long']} were dropped because their prompt fills max_length "
-            f"{max_length}, and {dropped['empty_response']} because their response is empty",
+            f"{max_length}, {dropped['empty_response']} because their response is empty, and "
+            f"{dropped['end_of_sequence_in_text']} because their text holds an end of sequence",
             remedy="look at the counts of the stages before, or raise max_length",
         )
     return EncodedExamples(
@@ -171,6 +144,7 @@ def _tokens(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     encoding = tokenizer(
         texts,
         add_special_tokens=False,
+        split_special_tokens=True,  # "</s>" in an answer is text and must not teach to stop
         return_attention_mask=False,
         verbose=False,  # no warning about texts longer than the model takes: they are cut here
     )

@@ -18,18 +18,31 @@ import structlog
 from selfalign.config import TrainConfig
 from selfalign.errors import ConfigurationError
 from selfalign.training import outputs
-from selfalign.training.arguments import forget_deepspeed, numpy_seed, training_arguments
 from selfalign.training.base import CheckpointSink, Example, TrainingProgress, TrainResult
 from selfalign.training.batches import MicroBatches
 from selfalign.training.checkpoints import Checkpoint, Checkpoints, training_identity, versions
-from selfalign.training.examples import EncodedExamples, encode, read_examples
+from selfalign.training.examples import EncodedExamples, encode
 from selfalign.training.failures import engine_errors
-from selfalign.training.loop import StepWatch, build_trainer, quiet_libraries
-from selfalign.training.model import BaseModel, load_for_training, load_tokenizer
-from selfalign.training.ranks import Ranks
-from selfalign.training.signals import StopRequest
+from selfalign.training.loop import (
+    StepWatch,
+    build_trainer,
+    forget_deepspeed,
+    numpy_seed,
+    quiet_libraries,
+    training_arguments,
+)
+from selfalign.training.model import (
+    BaseModel,
+    adapted_modules,
+    check_token_id,
+    load_for_training,
+    load_tokenizer,
+)
+from selfalign.training.processes import Ranks, StopRequest
 
 _log = structlog.get_logger(__name__)
+
+_PROBE_TOKENS = 64  # of the first example, to compare the merged model with the trained one
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +53,7 @@ class _Plan:
     base: BaseModel
     tokenizer: Any
     pad_token_id: int
+    adapted_modules: dict[str, int]
     examples: EncodedExamples
     batches: MicroBatches
     total_steps: int
@@ -52,7 +66,7 @@ def train(
     *,
     base_model: Path | str,
     revision: str | None,
-    examples: Sequence[Example] | Path,
+    examples: Sequence[Example],
     output: Path,
     work: Path,
     checkpoints: CheckpointSink,
@@ -67,7 +81,6 @@ def train(
     Args:
         base_model: a directory or hub id; never a model that was fine-tuned before.
         revision: commit of a hub id.
-        examples: pairs, or a file of JSON lines with prompt, response and (optional) finished.
         output: receives merged/, adapter/ and loss.jsonl.
         work: scratch of this node, emptied at the end.
         seed: of data order, adapter and dropout.
@@ -129,8 +142,8 @@ def train(
         loss_curve=curve,
         merged=output / "merged",
         adapter=adapter,
-        hardware=_hardware(ranks),
-        details=versions(),
+        adapted_modules=plan.adapted_modules,
+        engine=_engine(ranks),
         resumed_from=None if resumed is None else resumed.step,
     )
 
@@ -138,14 +151,15 @@ def train(
 def _plan(
     config: TrainConfig,
     base: BaseModel,
-    examples: Sequence[Example] | Path,
+    examples: Sequence[Example],
     work: Path,
     ranks: Ranks,
     seed: int,
 ) -> _Plan:
-    pairs = read_examples(examples) if isinstance(examples, Path) else examples
     tokenizer, eos_token_id, pad_token_id = load_tokenizer(base)
-    encoded = encode(pairs, tokenizer, eos_token_id=eos_token_id, max_length=config.max_length)
+    adapted = adapted_modules(config, base)
+    encoded = encode(examples, tokenizer, eos_token_id=eos_token_id, max_length=config.max_length)
+    check_token_id(base, tokenizer, int(encoded.tokens.max()))
     _check_positions(config, base, encoded)
     batches = MicroBatches(
         encoded.lengths,
@@ -169,7 +183,18 @@ def _plan(
             _log.warning(
                 "training.never_warm", warmup_steps=config.warmup_steps, total_steps=total_steps
             )
-    return _Plan(config, base, tokenizer, pad_token_id, encoded, batches, total_steps, seed, work)
+    return _Plan(
+        config=config,
+        base=base,
+        tokenizer=tokenizer,
+        pad_token_id=pad_token_id,
+        adapted_modules=adapted,
+        examples=encoded,
+        batches=batches,
+        total_steps=total_steps,
+        seed=seed,
+        work=work,
+    )
 
 
 def _check_positions(config: TrainConfig, base: BaseModel, examples: EncodedExamples) -> None:
@@ -221,7 +246,15 @@ def _write(plan: _Plan, trained: Path, curve: list[dict[str, float]], output: Pa
     adapter = None
     if plan.config.method != "full":
         adapter = outputs.write_adapter(trained, plan.base, output)
-    outputs.write_merged(plan.base, plan.tokenizer, output=output, trained=trained, adapter=adapter)
+    tokens, _ = plan.examples[0]
+    outputs.write_merged(
+        plan.base,
+        plan.tokenizer,
+        output=output,
+        trained=trained,
+        adapter=adapter,
+        probe=tokens[:_PROBE_TOKENS].tolist(),
+    )
     outputs.write_loss_curve(output, curve)
     _log.info("training.written", steps=plan.total_steps)
 
@@ -231,12 +264,16 @@ def _clean(work: Path) -> None:
         shutil.rmtree(work / name, ignore_errors=True)
 
 
-def _hardware(ranks: Ranks) -> dict[str, str]:
+def _engine(ranks: Ranks) -> dict[str, str]:
     import torch
 
     gpu = torch.cuda.is_available()
+    packages = versions()
     return {
+        "name": "transformers",
+        "version": packages.pop("transformers"),
         "device": torch.cuda.get_device_name() if gpu else f"cpu ({platform.machine()})",
+        **packages,
         "processes": str(ranks.world_size),
         "nodes": str(ranks.nodes),
         "threads_per_process": str(torch.get_num_threads()),

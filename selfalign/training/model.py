@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,9 +36,23 @@ class BaseModel:
 
     def load(self, loader: Any, **options: Any) -> Any:
         """`loader.from_pretrained` of it. Raises DataError; EngineError when the hub is away."""
+        with self._loading():
+            return loader.from_pretrained(self.path, revision=self.revision, **options)
+
+    def without_weights(self) -> Any:
+        """The model on torch's meta device: its modules, no memory. Raises as `load` does."""
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config = self.load(AutoConfig)
+        with self._loading(), torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
         with engine_errors(f"loading {self.path}"):
             try:
-                return loader.from_pretrained(self.path, revision=self.revision, **options)
+                yield
             except (OSError, ValueError, KeyError, UnicodeError) as e:
                 if isinstance(e, OSError) and e.errno is not None:
                     raise  # the disk, not what is on it
@@ -63,8 +80,19 @@ def _chain(error: BaseException | None) -> list[BaseException]:
     return causes
 
 
+def check_base_model(config: TrainConfig, base: BaseModel) -> None:
+    """Find out from a base model's configuration and tokenizer that it cannot be trained.
+
+    Raises DataError for a tokenizer that does not fit the model or has no end-of-sequence token,
+    ConfigurationError for target modules that the model does not have.
+    """
+    load_tokenizer(base)
+    if config.method != "full" and config.lora.target_modules != "all-linear":
+        _check_targets(config.lora.target_modules, base.without_weights())
+
+
 def load_tokenizer(base: BaseModel) -> tuple[Any, int, int]:
-    """The tokenizer, the id that ends a response, and one to pad with."""
+    """The tokenizer, the id that ends a response, and one to pad with. Raises DataError."""
     from transformers import AutoTokenizer
 
     tokenizer = base.load(AutoTokenizer)
@@ -75,7 +103,27 @@ def load_tokenizer(base: BaseModel) -> tuple[Any, int, int]:
             remedy="name the end-of-sequence token in tokenizer_config.json",
         )
     eos = int(tokenizer.eos_token_id)
-    return tokenizer, eos, eos if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+    pad = eos if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+    check_token_id(base, tokenizer, max(eos, pad))
+    return tokenizer, eos, pad
+
+
+def check_token_id(base: BaseModel, tokenizer: Any, token_id: int) -> None:
+    """Raise DataError for a token that has no row in the base model's embedding."""
+    from transformers import AutoConfig
+
+    rows = getattr(base.load(AutoConfig).get_text_config(), "vocab_size", None)
+    if rows is not None and token_id >= rows:
+        raise DataError(
+            f"base_model {base.path}: its tokenizer gives {_token(tokenizer, token_id)} the id "
+            f"{token_id}, but the model's embedding has {rows} rows",
+            remedy="resize the model's embedding to its tokenizer, or remove the added token from "
+            "the tokenizer's files",
+        )
+
+
+def _token(tokenizer: Any, token_id: int) -> str:
+    return repr(tokenizer.convert_ids_to_tokens(token_id))
 
 
 def base_dtype(base: BaseModel) -> torch.dtype:
@@ -151,6 +199,46 @@ def nf4(compute_dtype: torch.dtype) -> Any:
     )
 
 
+def adapted_modules(config: TrainConfig, base: BaseModel) -> dict[str, int]:
+    """How many modules of each name the adapter will change; empty for full fine-tuning.
+
+    Raises ConfigurationError for a name in `lora.target_modules` that the base model does not
+    have, and for an embedding that its output layer shares.
+    """
+    if config.method == "full":
+        return {}
+    model = base.without_weights()
+    if config.lora.target_modules != "all-linear":
+        _check_targets(config.lora.target_modules, model)
+    names = _with_adapter(config, model).base_model.targeted_module_names
+    counts = Counter(name.rpartition(".")[2] for name in names)
+    return dict(sorted(counts.items()))
+
+
+def _check_targets(targets: list[str], model: Any) -> None:
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    kinds = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+    for target in targets:
+        found = [module for name, module in modules.items() if f".{name}".endswith(f".{target}")]
+        if not found:
+            raise ConfigurationError(
+                f"lora.target_modules: the base model has no module {target!r}; it has "
+                f"{', '.join(sorted({name.rpartition('.')[2] for name in modules}))}",
+                remedy="name modules of the base model, or use all-linear",
+            )
+        if tied and any(module in embeddings for module in found):
+            raise ConfigurationError(
+                f"lora.target_modules: {target!r} shares its weights with another layer of the "
+                "base model (tie_word_embeddings), so an adapter of one cannot be merged",
+                remedy=f"remove {target} from the list, or use all-linear, which leaves it out",
+            )
+
+
 def _with_adapter(config: TrainConfig, model: Any) -> Any:
     from peft import LoraConfig, get_peft_model
 
@@ -161,10 +249,4 @@ def _with_adapter(config: TrainConfig, model: Any) -> Any:
         lora_dropout=config.lora.dropout,
         target_modules=config.lora.target_modules,
     )
-    try:
-        return get_peft_model(model, lora)
-    except ValueError as e:
-        raise ConfigurationError(
-            f"lora.target_modules {config.lora.target_modules}: {e}",
-            remedy="name linear layers of the base model, or use all-linear",
-        ) from e
+    return get_peft_model(model, lora)

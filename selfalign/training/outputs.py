@@ -14,14 +14,21 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from selfalign.errors import DataError
 from selfalign.records import canonical_json
 from selfalign.training.model import BaseModel, base_dtype
+
+if TYPE_CHECKING:
+    import torch
 
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _ADAPTER_CONFIG = "adapter_config.json"
 _SHARD = "5GB"  # an object store takes this in a single piece
+# Largest share of the logits' norm that merging may change: it rounds every weight once.
+_FLOAT32_TOLERANCE = 1e-3
+_HALF_TOLERANCE = 0.1
 # What tokenizers are kept in, beside the vocabulary files that their class names.
 _COPIED = (
     "tokenizer.json",
@@ -76,16 +83,28 @@ def write_adapter(trained: Path, base: BaseModel, output: Path) -> Path:
 
 
 def write_merged(
-    base: BaseModel, tokenizer: Any, *, output: Path, trained: Path, adapter: Path | None
+    base: BaseModel,
+    tokenizer: Any,
+    *,
+    output: Path,
+    trained: Path,
+    adapter: Path | None,
+    probe: list[int],
 ) -> Path:
     """Write the whole model: the adapter folded into the stored base, or the trained weights.
 
     The base is loaded afresh in its own precision: folding into one that was quantised or
     rounded for training would keep that damage.
+
+    Args:
+        probe: token ids on which the written model must agree with the base under the adapter.
+
+    Raises DataError where the two differ by more than the precision explains.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     dtype = base_dtype(base)
+    expected = None
     if adapter is None:
         config = base.load(AutoConfig)
         model = AutoModelForCausalLM.from_pretrained(str(trained), config=config, dtype=dtype)
@@ -93,15 +112,44 @@ def write_merged(
         from peft import PeftModel
 
         model = base.load(AutoModelForCausalLM, dtype=dtype)
-        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
+        model = PeftModel.from_pretrained(model, str(adapter))
+        expected = _logits(model, probe)
+        model = model.merge_and_unload(safe_merge=True)
     model.generation_config = GenerationConfig()
     merged = output / "merged"
     model.save_pretrained(str(merged), max_shard_size=_SHARD)
+    del model  # two whole models may not fit into memory
+    if expected is not None:
+        written = AutoModelForCausalLM.from_pretrained(str(merged), dtype=dtype)
+        _check_merged(expected, _logits(written, probe), dtype)
     (merged / "generation_config.json").unlink()
     for file in merged.iterdir():
         file.chmod(0o644)  # weights come out as 0600: useless to another user of the volume
     _copy_from_base(base, tokenizer, merged)
     return merged
+
+
+def _logits(model: Any, probe: list[int]) -> torch.Tensor:
+    """Next-token logits in float32; (tokens, vocabulary)."""
+    import torch
+
+    with torch.no_grad():
+        logits: torch.Tensor = model.eval()(torch.tensor([probe])).logits[0].float()
+    return logits
+
+
+def _check_merged(expected: torch.Tensor, found: torch.Tensor, dtype: torch.dtype) -> None:
+    import torch
+
+    tolerance = _FLOAT32_TOLERANCE if dtype == torch.float32 else _HALF_TOLERANCE
+    difference = float((found - expected).norm() / expected.norm())
+    if not difference <= tolerance:  # also for NaN
+        raise DataError(
+            f"the merged model differs from the base model under the adapter: its logits by "
+            f"{difference:.2g} of their norm, expected at most {tolerance} in {dtype}",
+            remedy="the base model shares weights that the adapter changes; choose other "
+            "lora.target_modules",
+        )
 
 
 def _copy_from_base(base: BaseModel, tokenizer: Any, merged: Path) -> None:

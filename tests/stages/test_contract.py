@@ -19,14 +19,7 @@ from selfalign.engines.base import (
 )
 from selfalign.errors import EngineError
 from selfalign.records import Prompt
-from selfalign.stages.contract import (
-    Chunk,
-    EngineHandle,
-    PartOutcome,
-    chunked,
-    generate_shard,
-    share_size,
-)
+from selfalign.stages.contract import EngineHandle, PartOutcome, chunked, generate_shard, share_size
 from selfalign.store.artifact import ArtifactWriter, read_records
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Manifest
@@ -87,23 +80,15 @@ def writer(store: LocalStore) -> ArtifactWriter:
     )
 
 
-def chunks(count: int = 23, size: int = 5) -> Iterator[Chunk]:
-    def build(index: int) -> tuple[GenerationRequest, object]:
-        name = f"r{index:03d}"
-        return GenerationRequest(name, f"text {index}", SAMPLING, index), index
-
-    return chunked("part", range(count), size, build)
+def request(index: int) -> GenerationRequest:
+    return GenerationRequest(f"r{index:03d}", f"text {index}", SAMPLING, index)
 
 
-def finish(chunk: Chunk, completions: dict[str, Completion]) -> PartOutcome:
-    outcome = PartOutcome()
-    for request in chunk.requests:
-        if chunk.context[request.id] % 7 == 6:  # type: ignore[operator]
-            outcome.drop("seventh", request.prompt)
-        else:
-            text = completions[request.id].text
-            outcome.keep(Prompt(id=request.id, source="self_instruct", text=text))
-    return outcome
+def finish(outcome: PartOutcome, index: int, completion: Completion) -> None:
+    if index % 7 == 6:
+        outcome.drop("seventh", completion.text)
+    else:
+        outcome.keep(Prompt(id=completion.id, source="self_instruct", text=completion.text))
 
 
 class ShortEngine(EchoEngine):
@@ -120,7 +105,9 @@ class ShortEngine(EchoEngine):
 def generate(store: LocalStore, engine: EchoEngine, count: int = 23) -> Manifest | None:
     artifact = writer(store)
     with EngineHandle(lambda: engine) as handle:
-        generate_shard(artifact.shard(0, 1), chunks(count), handle, finish, Progress("x", count))
+        chunks = chunked("part", range(count), 5)
+        shard, progress = artifact.shard(0, 1), Progress("x", count)
+        generate_shard(shard, chunks, handle, request, finish, progress)
     return artifact.publish_when_complete(1)
 
 
@@ -175,7 +162,9 @@ def test_a_shard_with_every_part_committed_loads_no_model(store: LocalStore) -> 
         raise AssertionError("must not be called")
 
     with EngineHandle(must_not_be_called) as handle:
-        generate_shard(writer(store).shard(0, 1), chunks(), handle, finish, Progress("x", None))
+        chunks = chunked("part", range(23), 5)
+        shard, progress = writer(store).shard(0, 1), Progress("x", None)
+        generate_shard(shard, chunks, handle, request, finish, progress)
 
 
 def test_no_work_at_all_publishes_an_empty_artifact(store: LocalStore) -> None:

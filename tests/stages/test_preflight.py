@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from selfalign.errors import ConfigurationError, DataError, SelfAlignError
+from selfalign.evaluation.gate import judge
+from selfalign.evaluation.summary import EvaluationSummary
 from selfalign.load import load_config
 from selfalign.seeds import load_seeds
 from selfalign.stages.preflight import check_run
@@ -57,11 +61,38 @@ def test_a_mistake_is_told_before_anything_runs_if_its_stage_will_run(
     checked(config_path, override, until=harmless_until)
 
 
+def test_a_base_model_is_checked_where_it_is_a_directory(world: Path) -> None:
+    checked(world)
+    for stage in ("engrave", "clone"):
+        override = f"{stage}.lora.target_modules=[q_proj, query]"
+        with pytest.raises(ConfigurationError, match=r"no module 'query'; it has .*q_proj"):
+            checked(world, override)
+        checked(world, override, until="align")
+        checked(world, override, f"{stage}.method=full")
+
+
+def test_a_base_model_without_an_end_of_sequence_is_refused(world: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(load_config(world, ()).config.base_model.path, base)
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    del config["eos_token"]
+    (base / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match="has no eos_token"):
+        checked(world, f"base_model.path={base}")
+
+
 def test_a_rule_on_data_that_is_not_configured_is_left_to_the_gate_which_skips_it(
     config_path: Path,
 ) -> None:
+    """No HHH file is named: whether it has such a kind cannot be said, and the gate skips it."""
     rules = "[{metric: hhh/harmless, against: base}, {metric: mc1, against: promoted}]"
     checked(config_path, f"promote.rules={rules}")
+    config = load_config(config_path, [f"promote.rules={rules}"]).config
+    summary = EvaluationSummary(
+        confidence=0.95, models=("base", "final"), metrics=(), comparisons=(), notes=()
+    )
+    verdict = judge(summary, config.promote)
+    assert [outcome.outcome for outcome in verdict.reasons] == ["skipped", "skipped"]
 
 
 def test_an_interval_of_full_confidence_is_no_configuration(config_path: Path) -> None:

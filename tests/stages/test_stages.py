@@ -46,8 +46,11 @@ def run_through(config: RunConfig, last: str) -> dict[str, Manifest]:
 def published(config: RunConfig) -> set[str]:
     """Names of the stages that have nothing to do."""
     store = LocalStore(Path(config.store))
-    return {p.stage.name for p in plan_from_store(config, collect_inputs(config), store)
-            if p.manifest is not None}  # fmt: skip
+    return {
+        p.stage.name
+        for p in plan_from_store(config, collect_inputs(config), store)
+        if p.manifest is not None
+    }
 
 
 def test_the_whole_method_ends_in_a_promoted_model_and_runs_only_once(world: Path) -> None:
@@ -116,8 +119,9 @@ def test_shards_together_write_what_one_worker_writes(world: Path, tmp_path: Pat
     store = LocalStore(tmp_path / "sharded")
     for stage in ("instruct", "curate", "align"):
         shards = 3 if stage != "curate" else 1
-        results = [run_stage(stage, config, store, shard=i, num_shards=shards)
-                   for i in range(shards)]  # fmt: skip
+        results = [
+            run_stage(stage, config, store, shard=i, num_shards=shards) for i in range(shards)
+        ]
         assert [r is not None for r in results] == [False] * (shards - 1) + [True]
     whole = LocalStore(Path(load(world).store))
     sharded = plan_from_store(config, collect_inputs(config), store)[:3]
@@ -152,6 +156,17 @@ def test_both_trainings_start_from_the_base_model(world: Path) -> None:
     assert "files/loss.jsonl" in names
 
 
+def test_a_trained_model_says_what_trained_it_and_what_the_adapter_changes(world: Path) -> None:
+    import torch
+
+    manifest = run_through(load(world), "engrave")["engraved_model"]
+    engine = manifest.provenance.engine
+    assert (engine["name"], engine["torch"]) == ("transformers", torch.__version__)
+    assert "cpu" in engine["device"] or torch.cuda.is_available()
+    projections = ("k_proj", "o_proj", "q_proj", "v_proj")
+    assert manifest.details["adapted_modules"] == dict.fromkeys(projections, 2)
+
+
 def test_an_engine_that_fails_leaves_what_was_done_and_the_stage_resumes(world: Path) -> None:
     config = load(world)
     store = LocalStore(Path(config.store))
@@ -173,7 +188,7 @@ def test_an_engine_that_fails_leaves_what_was_done_and_the_stage_resumes(world: 
 
 def test_a_stage_without_its_parents_names_what_to_run(world: Path) -> None:
     config = load(world)
-    with pytest.raises(DataError, match=r"align reads prompts, not published") as caught:
+    with pytest.raises(DataError, match=r"align reads prompts, which") as caught:
         run_stage("align", config, LocalStore(Path(config.store)))
     assert "selfalign curate" in str(caught.value)
 
@@ -267,8 +282,10 @@ def test_a_gate_that_fails_moves_nothing_and_says_why(world: Path) -> None:
 def test_the_next_run_is_judged_against_what_is_promoted_and_can_be_rolled_back(
     world: Path,
 ) -> None:
-    first, second = load(world), load(world, "engrave.learning_rate=0.001",
-                                      "clone.learning_rate=0.001")  # fmt: skip
+    first, second = (
+        load(world),
+        load(world, "engrave.learning_rate=0.001", "clone.learning_rate=0.001"),
+    )
     store = LocalStore(Path(first.store))
     one = run_through(first, "promote")
     two = run_through(second, "promote")
@@ -298,9 +315,13 @@ def _promoted(store: LocalStore, *keys: str) -> None:
     """Models with these keys were promoted, the last is current."""
     models = [PromotedModel(artifact="final_model", key=k, digest=k) for k in reversed(keys)]
     pointer = Pointer(
-        model=models[0], previous=models[1], promotion="p", run=None, moved_at="now",
+        model=models[0],
+        previous=models[1],
+        promotion="p",
+        run=None,
+        moved_at="now",
         history=models[1:],
-    )  # fmt: skip
+    )
     move_pointer(store, pointer, None)
 
 

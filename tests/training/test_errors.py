@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from selfalign.config import TrainConfig
 from selfalign.errors import ConfigurationError, DataError, EngineError, OutOfMemory, StorageFull
 from selfalign.training import Example
 from selfalign.training.failures import engine_errors
 
-from .worlds import CONFIG, LORA, Attempt, build_base
+from .worlds import CONFIG, LORA, Attempt, build_base, newest
 
 
 def changed(**fields: Any) -> Any:
@@ -54,11 +55,53 @@ def test_examples_longer_than_the_base_takes_are_a_configuration_error(
     assert refused.value.remedy == "set max_length to at most 32"
 
 
-def test_an_unknown_target_module_is_a_configuration_error(base: Path, tmp_path: Path) -> None:
-    lora = LORA.lora.model_copy(update={"target_modules": ["query"]})
-    config = LORA.model_copy(update={"lora": lora})
-    with pytest.raises(ConfigurationError, match=r"lora.target_modules \['query'\]"):
-        Attempt(config, base, tmp_path).run()
+def targeting(*names: str) -> TrainConfig:
+    return LORA.model_copy(
+        update={"lora": LORA.lora.model_copy(update={"target_modules": list(names)})}
+    )
+
+
+def test_a_target_that_no_module_is_named_after_is_refused_with_those_there_are(
+    base: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"no module 'q_porj'; it has .*k_proj, .*q_proj"):
+        Attempt(targeting("k_proj", "q_porj"), base, tmp_path).run()
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_a_target_that_shares_its_weights_is_refused(
+    base: Path, tmp_path: Path, target: str
+) -> None:
+    """The base model of these tests ties its output layer to its embedding."""
+    with pytest.raises(ConfigurationError, match=f"'{target}' shares its weights"):
+        Attempt(targeting("q_proj", target), base, tmp_path).run()
+
+
+@pytest.mark.parametrize(
+    ("role", "match"),
+    [
+        ("pad_token", r"gives '\[NEW\]' the id 22, but the model's embedding has 22 rows"),
+        ("eos_token", r"gives '\[NEW\]' the id 22, but"),
+        (None, r"gives '\[NEW\]' the id 22, but"),
+    ],
+)
+def test_a_token_beyond_the_embedding_is_named_before_training(
+    tmp_path: Path, role: str | None, match: str
+) -> None:
+    """As where a token was added to the tokenizer and the model was not resized."""
+    from transformers import AutoTokenizer
+
+    base = build_base(tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens("[NEW]")
+    if role is not None:
+        setattr(tokenizer, role, "[NEW]")
+    tokenizer.save_pretrained(base)
+    steps: list[int] = []
+    examples = [Example("Question: q1 Answer:", "a1 [NEW]")]
+    with pytest.raises(DataError, match=match):
+        Attempt(changed(), base, tmp_path, examples=examples, on_step=steps.append).run()
+    assert steps == []
 
 
 def test_qlora_without_a_gpu_is_a_configuration_error(base: Path, tmp_path: Path) -> None:
@@ -83,7 +126,7 @@ def test_a_loss_that_is_no_number_names_the_step_and_is_never_saved(
     with pytest.raises(EngineError, match=r"diverged at step 2 of 3: loss .* nan") as failed:
         Attempt(config, base, tmp_path).run()
     assert "lower learning_rate" in (failed.value.remedy or "")
-    assert (tmp_path / "sink" / "newest").read_text() == "1"
+    assert newest(tmp_path, tmp_path / "saved") == 1
 
 
 def test_running_out_of_memory_is_said(base: Path, tmp_path: Path) -> None:
@@ -109,7 +152,7 @@ def test_a_full_disk_is_said_whatever_cannot_be_written(
             Attempt(changed(checkpoint_every_steps=1), base, tmp_path).run()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not (tmp_path / "sink" / "newest").exists()
+    assert newest(tmp_path, tmp_path / "saved") is None
 
 
 def test_other_failures_of_torch_are_engine_errors_and_bugs_stay_bugs() -> None:

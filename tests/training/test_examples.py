@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from selfalign.errors import DataError
 from selfalign.training import Example
 from selfalign.training.batches import IGNORED, collate
-from selfalign.training.examples import EncodedExamples, encode, read_examples
+from selfalign.training.examples import EncodedExamples, encode
 
 EOS = 2
 
@@ -96,6 +95,26 @@ def test_a_prompt_has_the_tokens_generation_gives_it_even_where_a_merge_would_sp
     assert examples[0][1] == 2
 
 
+def test_a_special_token_spelt_in_a_text_is_text() -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {piece: i for i, piece in enumerate(["a", "</s>", "<", "/", "s", ">", " "])}
+    model = models.BPE(vocabulary, merges=[])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), eos_token="</s>")
+    assert tokenizer("a</s>")["input_ids"] == [0, 1]
+    examples = encode([Example("a</s>", "a</s>a")], tokenizer, eos_token_id=1, max_length=99)
+    spelt = [2, 3, 4, 5]
+    assert examples[0][0].tolist() == [0, *spelt, 6, 0, *spelt, 0, 1]
+
+
+def test_a_text_that_holds_the_very_token_that_ends_it_is_dropped(words: Any) -> None:
+    """A vocabulary of whole words spells it no other way."""
+    examples = encoded(words, Example("A:", "x <eos> y"), Example("A:", "x"))
+    assert len(examples) == 1
+    assert examples.dropped == {"end_of_sequence_in_text": 1}
+
+
 def test_taught_tokens_are_the_labels_that_have_a_prediction(words: Any) -> None:
     examples = encoded(words, Example("Q A:", "x y"), Example("A:", "x y z x y z x y"))
     batch = collate([examples[0], examples[1]], pad_token_id=0)
@@ -108,20 +127,3 @@ def test_the_digest_tells_examples_apart(words: Any) -> None:
     other = encoded(words, Example("Q", "A: x y"))  # same tokens, another boundary
     assert np.array_equal(one.tokens, other.tokens)
     assert one.sha256 == same.sha256 != other.sha256
-
-
-def test_examples_are_read_from_json_lines(tmp_path: Path) -> None:
-    path = tmp_path / "examples.jsonl"
-    path.write_text(
-        '{"prompt": "Q A:", "response": "x"}\n\n'
-        '{"prompt": "A:", "response": "y", "finished": false}\n'
-    )
-    assert read_examples(path) == [Example("Q A:", "x"), Example("A:", "y", finished=False)]
-
-
-@pytest.mark.parametrize("line", ["{", "[]", '{"prompt": "A:"}', '{"prompt": "A:", "response": 1}'])
-def test_a_bad_line_is_named_by_file_and_number(tmp_path: Path, line: str) -> None:
-    path = tmp_path / "examples.jsonl"
-    path.write_text(f'{{"prompt": "A:", "response": "x"}}\n{line}\n')
-    with pytest.raises(DataError, match=r"examples\.jsonl:2: expected an object"):
-        read_examples(path)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from selfalign.errors import DataError
 from selfalign.training import TrainResult
 
 from .worlds import (
@@ -72,7 +73,11 @@ def test_the_result_counts_what_was_done(run: Run) -> None:
     assert (result.steps, result.examples) == (40, QUESTIONS)
     assert (result.truncated_examples, result.dropped_examples) == (0, {})
     assert result.trained_tokens == 20 * QUESTIONS * 3  # two words and the end, in 20 epochs
-    assert result.hardware["processes"] == "1"
+    import torch
+
+    assert (result.engine["name"], result.engine["processes"]) == ("transformers", "1")
+    assert result.engine["torch"] == torch.__version__
+    assert "cpu" in result.engine["device"] or torch.cuda.is_available()
     assert result.resumed_from is None
 
 
@@ -104,6 +109,23 @@ def test_the_merged_model_equals_base_and_adapter(lora: Run, base: Path) -> None
     torch.testing.assert_close(logits(merged, tokenizer), expected, rtol=1e-4, atol=1e-4)
     with adapted.disable_adapter():
         assert (logits(adapted, tokenizer) - expected).abs().max() > 1
+
+
+def test_a_merge_that_loses_the_adapter_is_never_published(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft import LoraModel
+
+    monkeypatch.setattr(LoraModel, "merge_and_unload", lambda model, **_: model.unload())
+    config = LORA.model_copy(update={"max_steps": 5})
+    with pytest.raises(DataError, match="the merged model differs from the base model under"):
+        Attempt(config, base, tmp_path).run()
+
+
+def test_the_result_names_what_the_adapter_changes(full: Run, lora: Run) -> None:
+    linear = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
+    assert lora[1].adapted_modules == dict.fromkeys(linear, 2)
+    assert full[1].adapted_modules == {}
 
 
 def test_no_path_and_no_name_of_this_machine_is_written(run: Run, base: Path) -> None:
@@ -207,16 +229,3 @@ def test_progress_is_told_and_nothing_is_printed(
     assert seen == [1, 2, 3]
     assert capfd.readouterr() == ("", "")
     assert [log["event"] for log in logs] == ["training.planned", "training.written"]
-
-
-def test_examples_come_from_a_file_too(full: Run, base: Path, tmp_path: Path) -> None:
-    path = tmp_path / "examples.jsonl"
-    path.write_text(
-        "".join(
-            json.dumps({"prompt": example.prompt, "response": example.response}) + "\n"
-            for example in EXAMPLES
-        )
-    )
-    config = CONFIG.model_copy(update={"max_steps": 2})
-    result = Attempt(config, base, tmp_path, examples=path).run()
-    assert result.loss_curve[0] == full[1].loss_curve[0]

@@ -14,9 +14,9 @@ import pytest
 from selfalign.config import TrainConfig
 from selfalign.errors import ConfigurationError
 from selfalign.training import TrainResult, is_main_process, launch_command, needs_launch
-from selfalign.training.arguments import deepspeed_config
+from selfalign.training.loop import deepspeed_config
 
-from .worlds import CONFIG, LORA, Attempt, Failure, files, start
+from .worlds import CONFIG, LORA, Attempt, Failure, files, newest, start
 
 CLUSTER = {
     "SELFALIGN_NUM_NODES": "3",
@@ -76,14 +76,15 @@ def test_two_nodes_train_what_one_process_trains(
     for outcome in stopped:
         assert isinstance(outcome, Failure)
         assert outcome.name == "Interrupted", outcome.trace
-    assert shares <= set(files(tmp_path / "sink" / "whole-21"))
+    assert newest(tmp_path, tmp_path / "saved") == 21
+    assert shares <= set(files(tmp_path / "saved"))
 
     resumed = together(config, attempt.base, tmp_path, {}, {})
     for outcome in resumed:
         assert isinstance(outcome, TrainResult), outcome
         assert outcome.resumed_from == 21
-        assert outcome.hardware["processes"] == "2"
-        assert outcome.hardware["nodes"] == "2"
+        assert outcome.engine["processes"] == "2"
+        assert outcome.engine["nodes"] == "2"
     curve = [point["loss"] for point in resumed[0].loss_curve]
     assert curve == pytest.approx([point["loss"] for point in alone.loss_curve], rel=0.02)
     assert set(files(tmp_path / "output")) == set(files(attempt.output))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from selfalign.errors import DataError, Interrupted
 from selfalign.training import TrainResult
 
-from .worlds import CONFIG, Attempt, DirectorySink, files, start
+from .worlds import CONFIG, Attempt, files, newest, sink, start
 
 Run = tuple[Attempt, TrainResult]
 
@@ -52,9 +51,7 @@ def test_a_training_killed_while_saving_resumes_from_the_whole_checkpoint_before
 ) -> None:
     config, base = lora[0].config, lora[0].base
     assert start(Attempt(config, base, tmp_path, dies_saving=15)).outcome() == -signal.SIGKILL
-    assert (tmp_path / "sink" / "partial-15").is_dir()
     assert (tmp_path / "work" / "checkpoints" / "checkpoint-15").is_dir()  # never resumed from
-    shutil.rmtree(tmp_path / "sink" / "partial-15")
     finish(Attempt(config, base, tmp_path), lora, resumed_from=10)
 
 
@@ -76,11 +73,13 @@ def test_a_stop_signal_saves_a_checkpoint_at_the_next_step(
     # The signal comes while step `step` is reported: it is seen before the next step's end, or
     # within this one when that is the last.
     saved = min(step + 1, 40)
-    assert (tmp_path / "sink" / "newest").read_text() == str(saved)
+    assert newest(tmp_path, tmp_path / "saved") == saved
     finish(Attempt(reference.config, reference.base, tmp_path), undisturbed, saved)
 
 
-def test_at_most_two_checkpoints_are_kept_locally(base: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_was_saved_replaces_the_local_one_before(
+    base: Path, tmp_path: Path
+) -> None:
     kept: list[set[str]] = []
 
     def look(step: int) -> None:
@@ -88,7 +87,7 @@ def test_at_most_two_checkpoints_are_kept_locally(base: Path, tmp_path: Path) ->
 
     config = CONFIG.model_copy(update={"max_steps": 9, "checkpoint_every_steps": 2})
     Attempt(config, base, tmp_path, on_step=look).run()
-    assert kept[-1] == {"checkpoint-6", "checkpoint-8"}
+    assert kept[-1] == {"checkpoint-8"}
 
 
 def test_a_checkpoint_of_another_training_is_not_taken_up(
@@ -96,7 +95,7 @@ def test_a_checkpoint_of_another_training_is_not_taken_up(
 ) -> None:
     shorter = CONFIG.model_copy(update={"max_steps": 5, "learning_rate": 1e-3})
     Attempt(shorter, base, tmp_path).run()
-    assert (tmp_path / "sink" / "newest").read_text() == "5"
+    assert newest(tmp_path, tmp_path / "saved") == 5
     finish(Attempt(CONFIG, base, tmp_path), full, resumed_from=None)
 
 
@@ -110,24 +109,15 @@ def test_how_often_checkpoints_are_made_changes_nothing(full: Run, tmp_path: Pat
 def test_a_checkpoint_that_lacks_files_is_a_data_error(base: Path, tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"max_steps": 5})
     Attempt(config, base, tmp_path).run()
-    checkpoint = tmp_path / "sink" / "whole-5"
+    checkpoint = tmp_path / "saved"
+    assert newest(tmp_path, checkpoint) == 5
+    kept = sink(tmp_path / "sink")
     state = json.loads((checkpoint / "trainer_state.json").read_text())
-    state["global_step"] = 4
-    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state | {"global_step": 4}))
+    kept.publish(5, kept.upload(5, checkpoint))
     with pytest.raises(DataError, match=r"step 5 says step 5 in selfalign\.json and 4 in"):
         Attempt(config, base, tmp_path).run()
     (checkpoint / "trainer_state.json").unlink()
+    kept.publish(5, kept.upload(5, checkpoint))
     with pytest.raises(DataError, match="the checkpoint of step 5 is not whole"):
         Attempt(config, base, tmp_path).run()
-
-
-def test_the_sink_of_these_tests_publishes_whole_checkpoints_only(tmp_path: Path) -> None:
-    source, root, target = tmp_path / "source", tmp_path / "sink", tmp_path / "target"
-    for directory in (source, root, target):
-        directory.mkdir()
-    (source / "a").write_text("1")
-    sink = DirectorySink(root)
-    assert sink.latest(target) is None
-    sink.save(3, source)
-    assert sink.latest(target) == 3
-    assert files(target) == files(source)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
-import shutil
 import signal
 import traceback
 import warnings
@@ -18,7 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from selfalign.config import TrainConfig
+from selfalign.stages.checkpoints import StoreCheckpoints
+from selfalign.store.artifact import ArtifactWriter
+from selfalign.store.local import LocalStore
+from selfalign.store.manifest import FileEntry
 from selfalign.training import Example, TrainResult, train
+from tests.pipeline_world import write_llama
 
 QUESTIONS = 8
 ANSWER_WORDS = 2
@@ -60,79 +64,62 @@ EXAMPLES = [Example(prompt(question), answer(question)) for question in range(QU
 
 
 def build_base(directory: Path, dtype: str = "float32") -> Path:
-    """A Llama with random weights and a tokenizer of whole words."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    words = ["<pad>", "<bos>", "<eos>", "<unk>", "Question:", "Answer:"]
-    words += [f"{letter}{number}" for letter in "qa" for number in range(QUESTIONS)]
-    model = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-    ).save_pretrained(directory)
-    config = LlamaConfig(
-        vocab_size=len(words),
+    """A base model that knows the questions' and answers' words."""
+    numbered = [f"{letter}{number}" for letter in "qa" for number in range(QUESTIONS)]
+    write_llama(
+        directory,
+        ["Question:", "Answer:", *numbered],
+        dtype,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=32,
         initializer_range=0.2,  # so that an adapter alone can tell the words apart
         tie_word_embeddings=True,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
     )
-    torch.manual_seed(3)
-    LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(directory)
     return directory
 
 
+def sink(root: Path) -> StoreCheckpoints:
+    """The product's sink, in a directory."""
+    store = LocalStore(root)
+    writer = ArtifactWriter(
+        store, artifact="engraved_model", stage="engrave", key="k", identity={}, parents={}
+    )
+    return StoreCheckpoints(writer)
+
+
+def newest(root: Path, directory: Path) -> int | None:
+    """The step of the checkpoint that an attempt would resume from; its files in `directory`."""
+    directory.mkdir(exist_ok=True)
+    return sink(root / "sink").latest(directory)
+
+
 @dataclass
-class DirectorySink:
-    """Checkpoints in a directory; one appears whole or not at all.
+class MortalSink:
+    """The product's sink in a process that is killed while it uploads, or when it fetches."""
 
-    With `dies_saving`, the process is killed while the copy of that step is half made, with
-    `dies_fetching` when it asks for the newest.
-    """
+    kept: StoreCheckpoints
+    dies_saving: int | None
+    dies_fetching: bool
 
-    root: Path
-    dies_saving: int | None = None
-    dies_fetching: bool = False
-    saved: list[int] = field(default_factory=list)
+    def upload(self, step: int, directory: Path) -> list[FileEntry]:
+        if step == self.dies_saving:
+            files = sorted(path for path in directory.rglob("*") if path.is_file())
+            for path in files[len(files) // 2 :]:
+                path.unlink()
+            self.kept.upload(step, directory)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.kept.upload(step, directory)
 
-    def save(self, step: int, directory: Path) -> None:
-        files = sorted(path for path in directory.rglob("*") if path.is_file())
-        partial = self.root / f"partial-{step}"
-        for number, file in enumerate(files):
-            if step == self.dies_saving and number == len(files) // 2:
-                os.kill(os.getpid(), signal.SIGKILL)
-            target = partial / file.relative_to(directory)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
-        whole = self.root / f"whole-{step}"
-        shutil.rmtree(whole, ignore_errors=True)  # of another training
-        partial.rename(whole)
-        (self.root / "newest").write_text(str(step))
-        self.saved.append(step)
+    def publish(self, step: int, files: list[FileEntry]) -> None:
+        self.kept.publish(step, files)
 
     def latest(self, directory: Path) -> int | None:
         if self.dies_fetching:
             os.kill(os.getpid(), signal.SIGKILL)
-        newest = self.root / "newest"
-        if not newest.exists():
-            return None
-        step = int(newest.read_text())
-        shutil.copytree(self.root / f"whole-{step}", directory, dirs_exist_ok=True)
-        return step
+        return self.kept.latest(directory)
 
 
 @dataclass(frozen=True)
@@ -161,7 +148,6 @@ class Attempt:
         import torch
 
         torch.set_num_threads(1)
-        (self.root / "sink").mkdir(parents=True, exist_ok=True)
 
         def progress(step: int, total_steps: int, loss: float, tokens_per_second: float) -> None:
             if self.on_step is not None:
@@ -176,7 +162,7 @@ class Attempt:
             examples=self.examples,
             output=self.output,
             work=self.root / self.work,
-            checkpoints=DirectorySink(self.root / "sink", self.dies_saving, self.dies_fetching),
+            checkpoints=MortalSink(sink(self.root / "sink"), self.dies_saving, self.dies_fetching),
             seed=self.seed,
             on_progress=progress,
         )

@@ -311,22 +311,24 @@ def _parse(config_map: Resource, file: str) -> dict[str, Any]:
 
 
 def _leaves(config: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Dotted paths and values. Iterative, because a spec may be nested thousands deep."""
+    """Dotted paths and values; a list is one value. Iterative, because a spec may be nested
+    thousands deep, which is refused here."""
     leaves: list[tuple[str, Any]] = []
-    open_nodes: list[tuple[str, Any, int]] = [("", config, 0)]
+    open_nodes: list[tuple[str, Any, int, bool]] = [("", config, 0, False)]
     while open_nodes:
-        path, value, depth = open_nodes.pop()
+        path, value, depth, in_list = open_nodes.pop()
         if depth > _MAX_DEPTH:
             raise ConfigurationError(
                 f"spec.config.{path[:200]}: nested more than {_MAX_DEPTH} deep",
                 remedy="see `selfalign config --schema` for what a configuration holds",
             )
-        if isinstance(value, dict) and value:
-            prefix = f"{path}." if path else ""
-            open_nodes += [(f"{prefix}{name}", child, depth + 1) for name, child in value.items()]
-        elif isinstance(value, list) and any(isinstance(child, dict | list) for child in value):
-            open_nodes += [(path, child, depth + 1) for child in value]
-        elif path and value != {}:
+        below = in_list or isinstance(value, list)
+        if isinstance(value, dict):
+            names = {f"{path}.{name}" if path else str(name): v for name, v in value.items()}
+            open_nodes += [(name, child, depth + 1, below) for name, child in names.items()]
+        elif isinstance(value, list):
+            open_nodes += [(path, child, depth + 1, below) for child in value]
+        if not in_list and path and not isinstance(value, dict):
             leaves.append((path, value))
     return leaves
 

@@ -1,0 +1,168 @@
+"""What a run may ask for: hostile runs end with their cause, and nothing is read for them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from selfalign.errors import SelfAlignError
+from selfalign.run.executors.kubernetes.crd import NIGHTLY_LABEL
+
+from .worlds import World, config_map, platform_values, policy_values
+
+OPEN = {"overrides": ["evaluate", "seeds", "seed", "*.num_shards"]}
+
+
+@pytest.fixture(autouse=True)
+def _as_in_the_controller() -> Iterator[None]:
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(50_000)
+    yield
+    sys.setrecursionlimit(before)
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    "path", ["/proc/self/pagemap", "/proc", "file:///etc/passwd", "~/secret", "relative.jsonl"]
+)
+@pytest.mark.parametrize("section", ["heldout", "seeds"])
+def test_local_paths_are_refused_before_anything_is_read(section: str, path: str) -> None:
+    world = World(policy=OPEN)
+    config = {"seeds": {"directory": path}} if section == "seeds" else {"evaluate": {section: path}}
+    world.submit(config=config)
+    before = list(world.store.writes)  # type: ignore[attr-defined]
+    assert world.step() is None
+    assert world.condition("Failed")["reason"] == "ConfigurationError"
+    assert "is no store: name" in world.status()["message"]
+    assert world.store.writes == before  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"store": "s3://elsewhere/x"}, "spec.config.store"),
+        ({"promote": {"rules": []}}, "spec.config.promote.rules"),
+        ({"engine": {"options": {"trust_remote_code": True}}}, "spec.config.engine.options"),
+        ({"align": {"engine": {"kind": "vllm"}}}, "spec.config.align.engine.kind"),
+        ({"base_model": {"path": "evil/model", "revision": "0"}}, "spec.config.base_model."),
+        ({"seeds": {"directory": "store:inputs/seeds/0"}}, "spec.config.seeds.directory"),
+        ({"instruct": {"num_shards": 65}}, "instruct.num_shards is 65, expected at most 64"),
+        (nested(5000), "nested more than 20 deep"),
+        ({"align": [nested(5000)]}, "nested more than 20 deep"),
+        ({"seed": "x" * 1_200_000}, "spec.config holds 1200"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
+)
+def test_what_the_policy_does_not_allow_ends_the_run_and_is_named(
+    config: dict[str, Any], named: str
+) -> None:
+    world = World(policy={"overrides": ["seed", "*.num_shards"]})
+    world.submit(config=config)
+    assert world.step() is None
+    status = world.status()
+    assert world.condition("Failed")["status"] == "True"
+    assert named in status["message"]
+    assert status["remedy"]
+    assert status["exitCode"] == 2
+    assert len(str(status)) < 4000
+    assert world.jobs() == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("priority", "system-node-critical"), ("queueName", "somebody-s")]
+)
+def test_a_priority_or_queue_that_is_not_listed_ends_the_run(field: str, value: str) -> None:
+    world = World()
+    world.submit(**{field: value})
+    world.step()
+    assert f"spec.{field}: '{value}' is not allowed" in world.status()["message"]
+
+
+def test_a_run_may_repeat_what_the_platform_has() -> None:
+    values = platform_values(promote={"rules": [{"metric": "hhh", "against": "base"}]})
+    world = World(platform=values, policy={"overrides": []})
+    world.submit(config=values)
+    world.to_the_end()
+    assert world.status()["verdict"] == "Promoted"
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "no"), ValueError("a bug"), MemoryError()])
+def test_an_unexpected_error_is_explained_on_the_run_and_tried_again(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World()
+    world.submit()
+
+    def fail(*_arguments: object) -> None:
+        raise error
+
+    name = "selfalign.run.executors.kubernetes.reconcile.plan_run"
+    with monkeypatch.context() as patched:
+        patched.setattr(name, fail)
+        with pytest.raises(type(error)):
+            world.step()
+    assert world.condition("Progressing")["reason"] == "InternalError"
+    assert type(error).__name__ in world.status()["message"]
+    world.to_the_end()
+    assert world.status()["verdict"] == "Promoted"
+
+
+def test_runs_beyond_the_limit_wait_their_turn_and_nightly_ones_go_first() -> None:
+    world = World(policy=policy_values(maxActiveRuns=2))
+    for name in ("one", "two", "three"):
+        world.now += timedelta(seconds=1)
+        world.submit(name, config={"seed": len(name) + len(world.jobs())})
+        world.step(name)
+    assert world.condition("Progressing", "three")["reason"] == "Queued"
+    assert "2 runs are active (one, two)" in world.status("three")["message"]
+    world.now += timedelta(seconds=1)
+    world.submit("night", labels={NIGHTLY_LABEL: "true"})
+    world.step("night")
+    world.to_the_end("one")
+    world.step("three")
+    assert world.condition("Progressing", "three")["reason"] == "Queued"
+    world.step("night")
+    assert world.condition("Progressing", "night")["reason"] == "Running"
+
+
+def test_a_suspended_run_labelled_nightly_refuses_no_night() -> None:
+    world = World()
+    world.submit("hostile", labels={NIGHTLY_LABEL: "true"}, suspend=True)
+    world.step("hostile")
+    world.submit("night", labels={NIGHTLY_LABEL: "true"})
+    world.step("night")
+    assert world.condition("Progressing", "night")["reason"] == "Running"
+
+
+def test_two_runs_never_make_the_same_artifact_at_once() -> None:
+    world = World()
+    world.submit("one")
+    world.submit("two")
+    world.step("one")
+    with pytest.raises(SelfAlignError, match="is making"):
+        world.step("two")
+    assert world.condition("Progressing", "two")["reason"] == "ArtifactBusy"
+    assert world.jobs() == ["one-instruct-1"]
+    world.finish("one-instruct-1")
+    world.step("two", after=60)
+    assert world.jobs() == ["one-instruct-1", "two-curate-1"]
+
+
+def test_a_broken_policy_ends_no_run_silently() -> None:
+    world = World()
+    body = config_map("x", {"overrides": "everything"})
+    policy = {"data": {"policy.yaml": body["data"]["config.yaml"]}}
+    world.cluster.patch("configmaps", "selfalign-config", policy)
+    world.submit()
+    world.step()
+    assert "policy.yaml: overrides" in world.status()["message"]
