@@ -12,13 +12,13 @@ from selfalign.cli.options import json_option, open_from, print_json, store_opti
 from selfalign.cli.status import latest_run
 from selfalign.config import RunConfig
 from selfalign.errors import SelfAlignError
+from selfalign.inputs import localise
 from selfalign.report.collect import ReportData, collect
 from selfalign.report.render import funnel, render_report
 from selfalign.seeds import file_digests, load_seeds
 from selfalign.seeds.loading import PRINCIPLES
 from selfalign.store.base import Store
 from selfalign.store.files import os_errors
-from selfalign.store.inputs import localise
 
 
 @click.command("report", short_help="Write one HTML file of a run: verdict, scores, funnel.")

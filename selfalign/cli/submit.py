@@ -15,10 +15,10 @@ from selfalign.controller.cluster import Cluster, name_of
 from selfalign.controller.configuration import platform_config
 from selfalign.controller.submit import Request, Submission
 from selfalign.errors import ConfigurationError
+from selfalign.inputs import is_stored, push_inputs
 from selfalign.load import load_config, override_values
 from selfalign.run.record import new_run_id
 from selfalign.seeds import load_seeds
-from selfalign.store.inputs import is_stored, push_inputs
 from selfalign.store.open import open_store
 
 

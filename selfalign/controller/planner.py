@@ -16,13 +16,13 @@ from typing import Generic, TypeVar
 from selfalign.config import RunConfig
 from selfalign.errors import ConfigurationError
 from selfalign.identity import DATA_FIELDS, Inputs, collect_inputs
+from selfalign.inputs import localise
 from selfalign.pipeline import BY_NAME, STAGES, downstream
 from selfalign.records import digest
 from selfalign.run.plan import ManifestLookup, StagePlan, plan_run
 from selfalign.seeds import annotation_budget, load_seeds
 from selfalign.store.artifact import artifact_prefix, read_manifest
 from selfalign.store.base import Store
-from selfalign.store.inputs import localise
 from selfalign.store.manifest import Manifest
 from selfalign.store.open import open_store
 from selfalign.store.pointer import read_pointer

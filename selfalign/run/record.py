@@ -6,18 +6,17 @@ status, report and history read and which may be lost.
 
 from __future__ import annotations
 
-import json
 import math
 import secrets
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from selfalign.errors import ConfigurationError, DataError
 from selfalign.store.base import NotFound, Store
-from selfalign.store.manifest import StoredModel
+from selfalign.store.documents import StoredModel, decode_json, parse_document
 
 _READERS = 16  # at once
 Phase = Literal["Running", "Succeeded", "Failed", "Interrupted"]
@@ -95,13 +94,13 @@ def read_run(store: Store, run_id: str) -> RunRecord:
     """
     name = f"runs/{run_id}/run.json"
     try:
-        return RunRecord.model_validate_json(store.read(name))
-    except ValidationError as error:
-        raise DataError(
-            f"{store.url}/{name}: not a run's record: {error.errors()[0]['msg']}",
+        return parse_document(
+            f"{store.url}/{name}",
+            store.read(name),
+            RunRecord,
             remedy=f"delete {name}: it is an index for people, no artifact is lost with it; if "
             "another version of selfalign wrote it, use that one",
-        ) from error
+        )
     except NotFound:
         known = run_ids(store)[-5:]
         raise ConfigurationError(
@@ -112,9 +111,10 @@ def read_run(store: Store, run_id: str) -> RunRecord:
 
 def read_status(store: Store, run_id: str) -> RunStatus | None:
     """The run's status, or None when none was written."""
+    name = f"runs/{run_id}/status.json"
     try:
-        return RunStatus.model_validate_json(store.read(f"runs/{run_id}/status.json"))
-    except (NotFound, ValidationError):
+        return parse_document(f"{store.url}/{name}", store.read(name), RunStatus)
+    except (NotFound, DataError):
         return None
 
 
@@ -150,8 +150,8 @@ def _created(store: Store, key: str) -> float | None:
     None where it was removed meanwhile.
     """
     try:
-        return datetime.fromisoformat(json.loads(store.read(key))["created_at"]).timestamp()
+        return datetime.fromisoformat(decode_json(store.read(key))["created_at"]).timestamp()
     except NotFound:
         return None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         return math.inf

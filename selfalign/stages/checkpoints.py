@@ -11,10 +11,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from selfalign.errors import DataError
-from selfalign.identity import file_sha256
-from selfalign.store.artifact import ArtifactWriter, download_file
-from selfalign.store.base import NotFound
-from selfalign.store.manifest import FileEntry, StoredModel
+from selfalign.store.artifact import ArtifactWriter, copy_files
+from selfalign.store.documents import StoredModel, read_document
+from selfalign.store.files import file_sha256
+from selfalign.store.manifest import FileEntry
 from selfalign.telemetry import log
 
 KEPT_CHECKPOINTS = 2  # the newest may be torn by a second worker; the one before it is whole
@@ -62,14 +62,12 @@ class StoreCheckpoints:
         """Fetch the newest whole checkpoint into `directory`; None if there is none."""
         for step in reversed(self._steps()):
             try:
-                mark = CheckpointMark.model_validate_json(
-                    self._store.read(f"{self._prefix}{step:09d}.json")
-                )
-                for entry in mark.files:
-                    target = directory / Path(entry.name).relative_to(f"{step:09d}")
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    download_file(self._store, self._prefix, entry, target)
-            except (NotFound, ValueError, DataError) as error:
+                name = f"{self._prefix}{step:09d}.json"
+                mark = read_document(self._store, name, CheckpointMark)
+                if mark is None:  # another worker removed it
+                    continue
+                copy_files(self._store, self._prefix, mark.files, f"{step:09d}/", directory)
+            except DataError as error:
                 log.warning("checkpoint.unusable", step=step, error=str(error))
                 continue
             return step

@@ -48,8 +48,7 @@ def check_prefix(prefix: str) -> None:
     # "a/" and "a/." are no keys but begin some: judged by a key they begin.
     if prefix and not is_key(prefix) and not is_key(prefix + "x"):
         raise ConfigurationError(
-            f"{_shown(prefix)}: no store key starts like this",
-            remedy=f"keys are made of {_RULE}",
+            f"{_shown(prefix)}: no store key starts like this", remedy=f"keys are made of {_RULE}"
         )
 
 

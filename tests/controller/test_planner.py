@@ -9,9 +9,9 @@ import pytest
 
 from selfalign.controller.planner import REMEMBER_SECONDS, Planner, open_shared_store
 from selfalign.errors import ConfigurationError, DataError
+from selfalign.inputs import push_inputs
 from selfalign.load import validate_config
 from selfalign.run.plan import plan_from_store
-from selfalign.store.inputs import push_inputs
 
 from .worlds import DictStore, World, platform_values
 
