@@ -47,8 +47,6 @@ def check_store_url(url: str) -> None:
 
     It is shown and kept with every run. The message repeats nothing secret of it.
     """
-    if not url or not url.isprintable():
-        raise ConfigurationError(f"store {url!r}: expected a path or a URL", remedy=_FORMS)
     scheme, separator, rest = url.partition("://")
     host = rest.partition("/")[0]
     if separator and ("@" in host or ":" in host or "?" in rest or "#" in rest):
@@ -57,6 +55,8 @@ def check_store_url(url: str) -> None:
             remedy="write s3://bucket/prefix alone: credentials come from the AWS default chain "
             "(service account, environment or profile), the endpoint from AWS_ENDPOINT_URL_S3",
         )
+    if not url or not url.isprintable():
+        raise ConfigurationError(f"store {url!r}: expected a path or a URL", remedy=_FORMS)
 
 
 def _file_path(url: str) -> Path:

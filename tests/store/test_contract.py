@@ -50,6 +50,19 @@ def test_an_absent_object_is_not_found(store: Store, tmp_path: Path) -> None:
     assert not (tmp_path / "target").exists()
 
 
+def test_an_object_too_large_for_memory_is_not_read(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("local", "s3"):
+        monkeypatch.setattr(f"selfalign.store.{module}.MAX_READ_BYTES", 1000)
+    store.write("object", b"x" * 1000)
+    assert len(store.read("object")) == 1000
+    store.write("object", b"x" * 1001)
+    for read in (store.read, store.read_versioned):
+        with pytest.raises(DataError, match="object: larger than"):
+            read("object")
+
+
 def test_if_absent_writes_once(store: Store) -> None:
     version = store.write("manifest", b"first", if_absent=True)
     for again in (b"second", b"first"):
