@@ -31,9 +31,13 @@ def store(tmp_path: Path) -> LocalStore:
 
 def writer(store: LocalStore) -> ArtifactWriter:
     return ArtifactWriter(
-        store, artifact="prompts", stage="curate", key="abc", identity={"stage": "curate"},
+        store,
+        artifact="prompts",
+        stage="curate",
+        key="abc",
+        identity={"stage": "curate"},
         parents={},
-    )  # fmt: skip
+    )
 
 
 def prompts(*texts: str, shard: int = 0) -> list[Prompt]:
