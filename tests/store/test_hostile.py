@@ -273,9 +273,11 @@ def test_a_document_that_json_cannot_bear_is_named(
         read(store)
 
 
-def test_json_as_deep_as_allowed_is_read() -> None:
-    text = "[" * (MAX_DEPTH - 1) + "]" * (MAX_DEPTH - 1)
+def test_json_is_read_as_deep_as_allowed_and_no_deeper() -> None:
+    text = "[" * MAX_DEPTH + "]" * MAX_DEPTH
     assert json.dumps(decode_json(text)) == text
+    with pytest.raises(ValueError, match=f"nested more than {MAX_DEPTH} deep"):
+        decode_json(f"[{text}]")
 
 
 # Contents.
@@ -317,6 +319,18 @@ def test_a_line_that_is_no_record_is_a_named_error(store: LocalStore, line: str)
     forge(store, PROMPTS + "manifest.json", change)
     with pytest.raises(DataError, match="parts/odd: corrupt"):
         list(read_records(store, manifest_of(store, "prompts", "p"), Prompt))
+
+
+def test_a_part_of_0_2_0_with_fewer_records_than_it_names_is_refused(store: LocalStore) -> None:
+    manifest = manifest_of(store, "prompts", "p")
+    (shard,) = manifest.shards
+    part = shard.parts[0]
+    short = part.model_copy(
+        update={"content": None, "file": part.file.model_copy(update={"records": 4})}
+    )
+    forged = manifest.model_copy(update={"shards": [shard.model_copy(update={"parts": [short]})]})
+    with pytest.raises(DataError, match="corrupt: 3 records, expected 4"):
+        list(read_records(store, forged, Prompt))
 
 
 def test_a_content_sum_that_is_no_number_is_refused(store: LocalStore) -> None:
