@@ -33,12 +33,17 @@ class SelfAlignError(Exception):
     retryable: ClassVar[bool] = False
 
     def __init__(self, message: str, *, remedy: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.remedy = remedy
+        self.message = _printable(message)
+        super().__init__(self.message)
+        self.remedy = None if remedy is None else _printable(remedy)
 
     def __str__(self) -> str:
         return f"{self.message}\n  remedy: {self.remedy}" if self.remedy else self.message
+
+
+def _printable(text: str) -> str:
+    """`text` with control characters escaped: what it quotes must not steer a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 class PermanentError(SelfAlignError):

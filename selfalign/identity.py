@@ -7,9 +7,8 @@ key: finished work is found instead of done again.
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,13 @@ from pydantic import BaseModel
 from selfalign._version import __version__
 from selfalign.config import EvaluateConfig, GenerationStageModel, RunConfig
 from selfalign.errors import ConfigurationError, DataError
-from selfalign.pipeline import Stage
+from selfalign.pipeline import BY_NAME, Stage
 from selfalign.records import digest
 from selfalign.seeds import file_digests
+from selfalign.store.files import file_sha256
 
 KEY_LENGTH = 20  # hex characters: 80 bits, short enough for labels and object names
-_HASH_BLOCK_BYTES = 1 << 20
-# fields of the evaluate section that name files
-DATA_FIELDS = ("heldout", "hhh", "truthfulqa", "hhh_template", "truthfulqa_template")
+DATA_FIELDS = BY_NAME["evaluate"].data  # fields of the evaluate section that name files
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,27 +42,17 @@ class Inputs:
     data: Mapping[str, str]
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex, streamed."""
-    hasher = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(_HASH_BLOCK_BYTES):
-            hasher.update(block)
-    return hasher.hexdigest()
-
-
 def path_sha256(path: Path) -> str:
     """SHA-256 of a file, or of a directory's visible files with their relative names."""
     if path.is_file():
         return file_sha256(path)
     files = visible_files(path)
-    return names_sha256(path, files, [file_sha256(p) for p in files])
+    return names_sha256((str(p.relative_to(path)), file_sha256(p)) for p in files)
 
 
-def names_sha256(directory: Path, files: Sequence[Path], shas: Sequence[str]) -> str:
-    """The digest of a directory's files, from the SHA-256 of each."""
-    named = zip(files, shas, strict=True)
-    return digest([[str(file.relative_to(directory)), sha] for file, sha in named])
+def names_sha256(files: Iterable[tuple[str, str]]) -> str:
+    """The digest of a directory, from the relative name and SHA-256 of each of its files."""
+    return digest([[name, sha] for name, sha in files])
 
 
 def visible_files(directory: Path) -> list[Path]:

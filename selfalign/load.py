@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from selfalign.config import RunConfig
 from selfalign.errors import ConfigurationError
+from selfalign.store.open import check_store_url
 
 _PATHS = (
     ("seeds", "directory"),
@@ -94,21 +95,6 @@ def validate_config(raw: dict[str, Any], where: str) -> RunConfig:
         ) from error
     check_store_url(config.store)
     return config
-
-
-def check_store_url(url: str) -> None:
-    """Raise ConfigurationError where a store's URL holds what may be a secret.
-
-    It is shown and kept with every run. The message repeats nothing of it.
-    """
-    scheme, separator, rest = url.partition("://")
-    host = rest.partition("/")[0]
-    if separator and ("@" in host or ":" in host or "?" in rest or "#" in rest):
-        raise ConfigurationError(
-            f"store {scheme}://…: expected a URL without credentials, port or query",
-            remedy="write s3://bucket/prefix alone: credentials come from the AWS default chain "
-            "(service account, environment or profile), the endpoint from AWS_ENDPOINT_URL_S3",
-        )
 
 
 def override_values(overrides: Sequence[str]) -> dict[str, Any]:
@@ -241,7 +227,7 @@ def _absolute(directory: Path, path: str, name: str) -> Path:
 
 
 def _is_local(value: Any) -> bool:
-    # store:inputs/... names an object of the store (selfalign.store.inputs), not a file
+    # store:inputs/... names an object of the store (selfalign.inputs), not a file
     return isinstance(value, str) and not value.startswith("store:")
 
 

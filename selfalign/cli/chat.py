@@ -14,14 +14,13 @@ from selfalign.cli.options import Opened, json_option, open_from, store_options
 from selfalign.cli.show import find_artifact
 from selfalign.engines.base import Engine, GenerationRequest, Sampling
 from selfalign.errors import ConfigurationError
+from selfalign.inputs import localise
 from selfalign.prompts import render_align, render_standard, render_verbose, stop_strings
 from selfalign.records import record_seed
 from selfalign.seeds import Seeds, load_seeds
 from selfalign.stages.models import artifact_engine, base_engine
-from selfalign.store.artifact import read_manifest
-from selfalign.store.inputs import localise
 from selfalign.store.manifest import Manifest
-from selfalign.store.pointer import read_pointer
+from selfalign.store.pointer import promoted_manifest, read_pointer
 from selfalign.telemetry import no_progress_bars
 
 _RENDERERS = {"standard": render_standard, "verbose": render_verbose, "align": render_align}
@@ -121,11 +120,4 @@ def _current(opened: Opened) -> Manifest:
             f"{opened.store.url}: no model is promoted yet",
             remedy="choose another one: --model final, engraved or base",
         )
-    model = current.pointer.model
-    manifest = read_manifest(opened.store, model.artifact, model.key)
-    if manifest is None:
-        raise ConfigurationError(
-            f"{opened.store.url}: the promoted model {model.key} is gone",
-            remedy="roll back to another one: selfalign rollback --to KEY",
-        )
-    return manifest
+    return promoted_manifest(opened.store, current.pointer.model)

@@ -20,13 +20,13 @@ from selfalign.cli.options import (
 )
 from selfalign.config import RunConfig, SeedsConfig
 from selfalign.errors import ConfigurationError
+from selfalign.inputs import localise, push_inputs
 from selfalign.load import dump_config, load_config, write_resolved
 from selfalign.seeds import ANNOTATION_LIMIT, annotation_budget, load_seeds
 from selfalign.stages.preflight import check_run
 from selfalign.stages.rollback import roll_back
 from selfalign.store.check import check_store
 from selfalign.store.files import os_errors
-from selfalign.store.inputs import localise, push_inputs
 from selfalign.store.open import open_store
 
 

@@ -11,6 +11,7 @@ from selfalign.cli.cluster import cluster_options, store_of_platform
 from selfalign.cli.options import json_option, open_from, print_json, store_options
 from selfalign.config import RunConfig
 from selfalign.errors import SelfAlignError
+from selfalign.inputs import localise
 from selfalign.report.collect import ReportData, collect
 from selfalign.report.render import funnel, render_report
 from selfalign.run.record import latest_run
@@ -18,7 +19,6 @@ from selfalign.seeds import annotation_budget, file_digests, load_seeds
 from selfalign.seeds.loading import PRINCIPLES
 from selfalign.store.base import Store
 from selfalign.store.files import os_errors
-from selfalign.store.inputs import localise
 
 
 @click.command("report", short_help="Write one HTML file of a run: verdict, scores, funnel.")

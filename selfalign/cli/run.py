@@ -14,6 +14,7 @@ from selfalign import __version__
 from selfalign.cli.options import config_options, json_option, print_json, run_directory
 from selfalign.errors import ConfigurationError
 from selfalign.identity import collect_inputs
+from selfalign.inputs import localise
 from selfalign.load import load_config
 from selfalign.pipeline import STAGES
 from selfalign.records import now
@@ -24,7 +25,6 @@ from selfalign.seeds import annotation_budget, load_seeds
 from selfalign.stages.preflight import check_run
 from selfalign.store.artifact import read_manifest
 from selfalign.store.base import PreconditionFailed, Store
-from selfalign.store.inputs import localise
 from selfalign.store.open import open_store
 from selfalign.store.pointer import read_pointer, standing
 

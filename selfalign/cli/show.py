@@ -22,11 +22,11 @@ from selfalign.cli.options import (
 )
 from selfalign.errors import ConfigurationError, DataError
 from selfalign.identity import collect_inputs
+from selfalign.inputs import localise
 from selfalign.pipeline import PRODUCER
 from selfalign.run.plan import plan_from_store
 from selfalign.store.artifact import read_manifest, read_rows, verify
 from selfalign.store.base import Store
-from selfalign.store.inputs import localise
 from selfalign.store.manifest import Manifest
 
 

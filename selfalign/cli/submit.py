@@ -12,10 +12,10 @@ import click
 from selfalign.cli.cluster import cluster_options, connect_to
 from selfalign.cli.options import json_option, print_json
 from selfalign.errors import ConfigurationError
+from selfalign.inputs import is_stored, push_inputs
 from selfalign.load import load_config, override_values
 from selfalign.run.record import new_run_id
 from selfalign.seeds import load_seeds
-from selfalign.store.inputs import is_stored, push_inputs
 from selfalign.store.open import open_store
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from selfalign.deploy.helm import Values, merge_values, read_values
 from selfalign.deploy.images import Variant
 from selfalign.errors import ConfigurationError, StoreDenied, StoreUnavailable
 from selfalign.identity import DATA_FIELDS
+from selfalign.inputs import is_stored
 from selfalign.load import validate_config
 from selfalign.pipeline import BY_NAME, STAGES
-from selfalign.store.inputs import is_stored
 from selfalign.store.open import open_store
 
 PLATFORM = "selfalign"

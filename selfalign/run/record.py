@@ -7,7 +7,6 @@ stage is its manifest, so losing these objects loses no work.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import secrets
@@ -16,13 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 from selfalign.errors import ConfigurationError, DataError
 from selfalign.pipeline import BY_NAME
 from selfalign.store.base import NotFound, Store
-from selfalign.store.manifest import StoredModel
+from selfalign.store.documents import StoredModel, decode_json, parse_document
 
 _READERS = 16  # run.json objects that are read at once
 AttemptCondition = Literal["Pending", "Active", "Complete", "Failed"]
@@ -219,13 +218,13 @@ def read_run(store: Store, run_id: str) -> RunRecord:
     """
     name = f"runs/{run_id}/run.json"
     try:
-        return RunRecord.model_validate_json(store.read(name))
-    except ValidationError as error:
-        raise DataError(
-            f"{store.url}/{name}: not a run's record: {error.errors()[0]['msg']}",
+        return parse_document(
+            f"{store.url}/{name}",
+            store.read(name),
+            RunRecord,
             remedy=f"delete {name}: it is an index for people, no artifact is lost with it; if "
             "another version of selfalign wrote it, use that one",
-        ) from error
+        )
     except NotFound:
         known = run_ids(store)[-5:]
         raise ConfigurationError(
@@ -236,9 +235,10 @@ def read_run(store: Store, run_id: str) -> RunRecord:
 
 def read_status(store: Store, run_id: str) -> RunStatus | None:
     """The run's status, or None when none can be read."""
+    name = f"runs/{run_id}/status.json"
     try:
-        return RunStatus.model_validate_json(store.read(f"runs/{run_id}/status.json"))
-    except (NotFound, ValidationError):
+        return parse_document(f"{store.url}/{name}", store.read(name), RunStatus)
+    except (NotFound, DataError):
         return None
 
 
@@ -280,8 +280,8 @@ def _created(store: Store, key: str) -> float | None:
     Only this field is read, because another version may have written the rest.
     """
     try:
-        return datetime.fromisoformat(json.loads(store.read(key))["created_at"]).timestamp()
+        return datetime.fromisoformat(decode_json(store.read(key))["created_at"]).timestamp()
     except NotFound:
         return None
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         return math.inf

@@ -16,6 +16,7 @@ from pathlib import Path
 from selfalign.config import RunConfig
 from selfalign.errors import ConfigurationError, DataError
 from selfalign.identity import collect_inputs
+from selfalign.inputs import localise
 from selfalign.pipeline import PRODUCER
 from selfalign.run.plan import Blocked, Planned, plan_from_store
 from selfalign.seeds import load_seeds
@@ -23,7 +24,6 @@ from selfalign.stages.contract import StageContext
 from selfalign.stages.preflight import check_shard
 from selfalign.store.base import Store
 from selfalign.store.files import explain_os_error
-from selfalign.store.inputs import localise
 from selfalign.store.manifest import Manifest
 from selfalign.telemetry import bind, log
 

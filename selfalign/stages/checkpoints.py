@@ -7,13 +7,13 @@ that they lead to is published, also those of a second worker that still trains 
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from selfalign.errors import DataError
-from selfalign.identity import file_sha256
-from selfalign.store.artifact import ArtifactWriter, download_file
-from selfalign.store.base import NotFound
-from selfalign.store.manifest import FileEntry, StoredModel
+from selfalign.store.artifact import ArtifactWriter, copy_files
+from selfalign.store.documents import StoredModel, read_document
+from selfalign.store.files import file_sha256
+from selfalign.store.manifest import FileEntry
 from selfalign.telemetry import log
 
 KEPT_CHECKPOINTS = 2  # a second worker may have removed files of the newest
@@ -75,12 +75,7 @@ class StoreCheckpoints:
         """Fetch the checkpoint that was saved last into `directory`; None if there is none."""
         for checkpoint in self._saved():
             try:
-                for entry in checkpoint.files:
-                    check_relative_name(entry.name)
-                    check_relative_name(entry.location)
-                    target = directory / entry.name
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    download_file(self._store, self._prefix, entry, target)
+                copy_files(self._store, self._prefix, checkpoint.files, "", directory)
             except DataError as error:
                 log.warning("checkpoint.unusable", step=checkpoint.step, error=str(error))
                 continue
@@ -94,19 +89,8 @@ class StoreCheckpoints:
 
     def _saved(self) -> list[SavedCheckpoint]:
         try:
-            return SavedCheckpoints.model_validate_json(self._store.read(self._index)).saved
-        except NotFound:
+            index = read_document(self._store, self._index, SavedCheckpoints)
+        except DataError as error:
+            log.warning("checkpoint.index_unreadable", key=self._index, error=error.message)
             return []
-        except ValueError as error:
-            log.warning("checkpoint.index_unreadable", key=self._index, error=str(error))
-            return []
-
-
-def check_relative_name(name: str) -> None:
-    """Raise DataError unless `name` is a normal relative path, such as "a/b", without '..'."""
-    parts = PurePosixPath(name).parts
-    if not name or "/".join(parts) != name or ".." in parts or "\\" in name or "\0" in name:
-        raise DataError(
-            f"{name!r} is not the name of a file below a directory, expected names joined by '/', "
-            "without '..'"
-        )
+        return [] if index is None else index.saved

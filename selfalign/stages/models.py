@@ -10,9 +10,9 @@ from pathlib import Path
 from selfalign.config import EngineConfig, RunConfig
 from selfalign.engines.base import Engine
 from selfalign.engines.open import open_engine
+from selfalign.inputs import cache_directory, fetch, is_stored
 from selfalign.store.artifact import download_files
 from selfalign.store.base import Store
-from selfalign.store.inputs import cache_directory, fetch, is_stored
 from selfalign.store.manifest import Manifest
 
 

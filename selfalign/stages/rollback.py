@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from selfalign.errors import ConfigurationError, DataError, TemporaryError
+from selfalign.errors import ConfigurationError, TemporaryError
 from selfalign.records import now
-from selfalign.store.artifact import read_manifest
 from selfalign.store.base import PreconditionFailed, Store
-from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
+from selfalign.store.pointer import (
+    Pointer,
+    PromotedModel,
+    move_pointer,
+    promoted_manifest,
+    read_pointer,
+)
 
 
 def roll_back(store: Store, *, to: str | None = None) -> Pointer:
@@ -27,12 +32,7 @@ def roll_back(store: Store, *, to: str | None = None) -> Pointer:
     timeline = [*current.pointer.rolled_back, current.pointer.model, *current.pointer.history]
     index = _choose(store, current.pointer, timeline, to)
     target = timeline[index]
-    manifest = read_manifest(store, target.artifact, target.key)
-    if manifest is None or manifest.digest != target.digest:
-        raise DataError(
-            f"{store.url}: the promoted model {target.key} is no longer there unchanged",
-            remedy="choose another one with --to; promoted models must be kept from expiry",
-        )
+    promoted_manifest(store, target)
     history = timeline[index + 1 :]
     pointer = Pointer(
         model=target,

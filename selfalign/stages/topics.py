@@ -19,6 +19,7 @@ from selfalign.prompts import render_topics
 from selfalign.stages.contract import EngineHandle, StageContext
 from selfalign.store.artifact import artifact_prefix
 from selfalign.store.base import NotFound, PreconditionFailed
+from selfalign.store.documents import decode_json
 from selfalign.telemetry import log
 
 Topics = dict[str, list[str]]
@@ -59,7 +60,7 @@ def _round(context: StageContext, engine: EngineHandle, topics: Topics, number: 
 
 def _parse(data: bytes, name: str) -> Topics:
     try:
-        value: Topics = json.loads(data)
+        value: Topics = decode_json(data)
     except ValueError as error:
         raise DataError(f"{name}: not valid JSON", remedy="delete it; it is made again") from error
     return value

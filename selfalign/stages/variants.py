@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from selfalign.errors import DataError
 from selfalign.seeds import Seeds
 from selfalign.stages.contract import StageContext
-from selfalign.store.artifact import read_manifest
 from selfalign.store.manifest import Manifest
+from selfalign.store.pointer import promoted_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +53,4 @@ def model_manifest(context: StageContext, model: str) -> Manifest:
         return context.parent(f"{model}_model")
     promoted = context.promoted
     assert promoted is not None
-    manifest = read_manifest(context.store, promoted.artifact, promoted.key)
-    if manifest is None or manifest.digest != promoted.digest:
-        raise DataError(
-            f"{context.store.url}: the promoted model {promoted.artifact} {promoted.key} is gone "
-            "or was changed, so the final model cannot be compared with it",
-            remedy="restore it, or roll back to another one: selfalign rollback --to KEY",
-        )
-    return manifest
+    return promoted_manifest(context.store, promoted)

@@ -18,19 +18,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import heapq
-import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import zstandard
-from pydantic import ValidationError
 
 from selfalign.errors import DataError
-from selfalign.identity import file_sha256
-from selfalign.records import Json, Record, digest
+from selfalign.records import Json, Record
 from selfalign.store.base import NotFound, PreconditionFailed, Store
+from selfalign.store.documents import decode_json, read_document, reason
+from selfalign.store.files import COPY_BYTES, file_sha256, local_target
 from selfalign.store.manifest import (
     Counts,
     FileEntry,
@@ -39,20 +39,49 @@ from selfalign.store.manifest import (
     Part,
     Provenance,
     Shard,
-    StoredModel,
     content_digest,
     content_sum,
 )
 
 _ZSTD_LEVEL = 6  # fixed: the compressed bytes are part of what a resumed run must reproduce
-_Stored = TypeVar("_Stored", bound=StoredModel)
+MAX_RECORD_BYTES = 4 << 20
+MAX_PART_BYTES = 256 << 20  # decompressed; a reader holds one part of each shard in memory
 _AnyRecord = TypeVar("_AnyRecord", bound=Record)
+_Parsed = TypeVar("_Parsed")
 
 
 def _compress(lines: list[str]) -> bytes:
     """Lines of JSON, zstd-compressed, the same bytes for the same lines."""
-    text = "".join(line + "\n" for line in lines)
-    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(text.encode())
+    text = "".join(line + "\n" for line in lines).encode()
+    if len(text) > _max_bytes(len(lines)):
+        raise DataError(
+            f"a part of {len(lines)} records has {len(text)} bytes, expected at most "
+            f"{_max_bytes(len(lines))}",
+            remedy="lower the stage's records_per_part",
+        )
+    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(text)
+
+
+def _decompress(data: bytes, num_records: int | None) -> list[str]:
+    """The lines of a part. Raises ValueError or ZstdError for anything else."""
+    limit = _max_bytes(num_records)
+    text = bytearray()
+    with zstandard.ZstdDecompressor().stream_reader(data) as stream:
+        while block := stream.read(COPY_BYTES):
+            text += block
+            if len(text) > limit:
+                raise ValueError(f"decompresses to more than {limit} bytes")
+    # split on newlines alone: str.splitlines also breaks at U+2028, which JSON leaves as it is
+    lines = [line for line in text.decode().split("\n") if line]
+    if num_records not in (None, len(lines)):
+        raise ValueError(f"{len(lines)} records, expected {num_records}")
+    return lines
+
+
+def _max_bytes(num_records: int | None) -> int:
+    if num_records is None:
+        return MAX_PART_BYTES
+    return min(num_records * MAX_RECORD_BYTES, MAX_PART_BYTES)
 
 
 def artifact_prefix(artifact: str, key: str) -> str:
@@ -129,7 +158,7 @@ class ArtifactWriter:
             details=details,
             provenance=provenance,
             digest=content_digest(shards, files),
-        ).sealed()
+        )
         try:
             self.store.write(self._manifest, manifest.to_bytes(), if_absent=True)
         except PreconditionFailed:
@@ -152,11 +181,11 @@ class ArtifactWriter:
         """Publish if every shard is finished; None while some are not."""
         shards = []
         for index in range(num_shards):
-            found = _read_stored(
-                self.store, f"{self.prefix}shards/{index:05d}-of-{num_shards:05d}.json", Shard
-            )
+            name = f"{self.prefix}shards/{index:05d}-of-{num_shards:05d}.json"
+            found = read_document(self.store, name, Shard)
             if found is None:
                 return None
+            _require_place(self.store, name, (found.index, found.num_shards), (index, num_shards))
             shards.append(found)
         counts = Counts()
         for shard in shards:
@@ -195,8 +224,9 @@ class ShardWriter:
         parts = {}
         for key in self._store.list(self._parts):
             if key.endswith(".json"):
-                part = _read_stored(self._store, key, Part)
+                part = read_document(self._store, key, Part)
                 if part is not None:
+                    _require_place(self._store, key, f"{self._parts}{part.name}.json", key)
                     parts[part.name] = part
         return parts
 
@@ -224,7 +254,7 @@ class ShardWriter:
         try:
             self._store.write(mark, part.to_bytes(), if_absent=True)
         except PreconditionFailed:
-            winner = _read_stored(self._store, mark, Part)
+            winner = read_document(self._store, mark, Part)
             if winner is None:
                 raise
             if winner.file.name != relative:
@@ -234,8 +264,8 @@ class ShardWriter:
 
     def read_part(self, part: Part, record_type: type[_AnyRecord]) -> Iterator[_AnyRecord]:
         """The records of a committed part."""
-        for row in _read_rows(self._store, self._artifact.prefix, part.file):
-            yield record_type.model_validate(row)
+        parse = partial(_parse_record, record_type)
+        yield from _read_part(self._store, self._artifact.prefix, part, parse)
 
     def finish(self, part_names: Iterable[str], provenance: Provenance) -> None:
         """Commit the shard. `part_names` gives the parts and their order; all must be done."""
@@ -259,26 +289,28 @@ def read_manifest(store: Store, artifact: str, key: str) -> Manifest | None:
 
     Raises DataError when the manifest is corrupt.
     """
-    name = artifact_prefix(artifact, key) + "manifest.json"
-    try:
-        data = store.read(name)
-    except NotFound:
+    prefix = artifact_prefix(artifact, key)
+    name = prefix + "manifest.json"
+    manifest = read_document(store, name, Manifest)
+    if manifest is None:
         return None
-    manifest = _parse_stored(store, name, data, Manifest)
-    checks = [("digest", manifest.digest, manifest.expected_digest())]
-    if manifest.checksum is not None:
-        # of the text that is there, so that fields which later versions add change nothing
-        value = json.loads(data)
-        checks.append(("checksum", value.pop("checksum"), digest(value)))
-    for what, claimed, found in checks:
-        if claimed != found:
-            raise DataError(
-                f"{store.url}/{name}: the manifest's {what} {claimed[:12]} does not match its "
-                f"content ({found[:12]})",
-                remedy="the manifest was edited or damaged; delete "
-                f"{artifact_prefix(artifact, key)} and run the stage again",
-            )
+    _require_place(store, name, (manifest.artifact, manifest.key), (artifact, key))
+    if manifest.digest != (found := content_digest(manifest.shards, manifest.files)):
+        raise DataError(
+            f"{store.url}/{name}: the manifest's digest {manifest.digest[:12]} does not match its "
+            f"content ({found[:12]})",
+            remedy=f"the manifest was edited or damaged; delete {prefix} and run the stage again",
+        )
     return manifest
+
+
+def _require_place(store: Store, name: str, found: object, expected: object) -> None:
+    """Raise DataError for a document that belongs elsewhere in the store."""
+    if found != expected:
+        raise DataError(
+            f"{store.url}/{name}: belongs to {found}, expected {expected}",
+            remedy="the object was copied or edited; delete it and run the stage again",
+        )
 
 
 def read_rows(store: Store, manifest: Manifest) -> Iterator[Json]:
@@ -287,41 +319,85 @@ def read_rows(store: Store, manifest: Manifest) -> Iterator[Json]:
     The order is the same however the work was shared: a stage deals its work out to shards in the
     order of ids, so merging the shards by id gives the order in which one alone would have written.
     """
-    prefix = artifact_prefix(manifest.artifact, manifest.key)
-
-    def rows(shard: Shard) -> Iterator[Json]:
-        for part in shard.parts:
-            yield from _read_rows(store, prefix, part.file)
-
-    yield from heapq.merge(*map(rows, manifest.shards), key=_place)
-
-
-def _place(row: Json) -> tuple[str, int, str]:
-    """Where a record stands among others: by its id, a number at the end counting by value."""
-    head, _, number = row["id"].rpartition("-")
-    return head, len(number), number
+    yield from _merged(store, manifest, _parse_row, lambda row: str(row["id"]))
 
 
 def read_records(
     store: Store, manifest: Manifest, record_type: type[_AnyRecord]
 ) -> Iterator[_AnyRecord]:
     """Every record of the artifact, in the order of `read_rows`, verified."""
-    for row in read_rows(store, manifest):
-        yield record_type.model_validate(row)
+    parse = partial(_parse_record, record_type)
+    yield from _merged(store, manifest, parse, lambda record: record.id)
+
+
+def _merged(
+    store: Store,
+    manifest: Manifest,
+    parse: Callable[[Any], _Parsed],
+    id_of: Callable[[_Parsed], str],
+) -> Iterator[_Parsed]:
+    prefix = artifact_prefix(manifest.artifact, manifest.key)
+
+    def rows(shard: Shard) -> Iterator[_Parsed]:
+        for part in shard.parts:
+            yield from _read_part(store, prefix, part, parse)
+
+    yield from heapq.merge(*map(rows, manifest.shards), key=lambda row: _place(id_of(row)))
+
+
+def _place(record_id: str) -> tuple[str, int, str]:
+    """Where a record stands among others: by its id, a number at the end counting by value."""
+    head, _, number = record_id.rpartition("-")
+    return head, len(number), number
+
+
+def _parse_row(value: Any) -> Json:
+    if not isinstance(value, dict) or not isinstance(value.get("id"), str):
+        raise ValueError("a record without an id")
+    return value
+
+
+def _parse_record(record_type: type[_AnyRecord], value: Any) -> _AnyRecord:
+    return record_type.model_validate(value)
+
+
+def _read_part(
+    store: Store, prefix: str, part: Part, parse: Callable[[Any], _Parsed]
+) -> list[_Parsed]:
+    """The records of a part, if they are those that its mark and the manifest's digest speak of."""
+    data = _read_verified(store, prefix, part.file)
+    try:
+        lines = _decompress(data, part.file.records)
+        if part.content not in (None, content_sum(lines)):
+            raise ValueError("its records are not those that the artifact's digest speaks of")
+        return [parse(decode_json(line)) for line in lines]
+    except (ValueError, zstandard.ZstdError) as error:
+        raise DataError(
+            f"{store.url}/{prefix}{part.file.location}: corrupt: {reason(error)}",
+            remedy=_restore(store, prefix),
+        ) from error
 
 
 def read_file(store: Store, manifest: Manifest, name: str) -> bytes:
     """A small file of the artifact, verified."""
-    entry = manifest.named(f"files/{name}")
-    return _read_verified(store, artifact_prefix(manifest.artifact, manifest.key), entry)
+    prefix = artifact_prefix(manifest.artifact, manifest.key)
+    for entry in manifest.files:
+        if entry.name == f"files/{name}":
+            return _read_verified(store, prefix, entry)
+    raise _unnamed(store, prefix, f"files/{name}")
 
 
 def verify(store: Store, manifest: Manifest) -> list[str]:
     """Check every object against the manifest; one sentence for each that is wrong."""
     problems = []
     prefix = artifact_prefix(manifest.artifact, manifest.key)
+    for part in (part for shard in manifest.shards for part in shard.parts):
+        try:
+            _read_part(store, prefix, part, _parse_row)
+        except DataError as error:
+            problems.append(error.message)
     with tempfile.TemporaryDirectory() as scratch:
-        for entry in manifest.entries:
+        for entry in manifest.files:
             target = Path(scratch) / "object"
             try:
                 download_file(store, prefix, entry, target)
@@ -347,26 +423,31 @@ def download_file(store: Store, prefix: str, entry: FileEntry, target: Path) -> 
 def download_files(store: Store, manifest: Manifest, below: str, directory: Path) -> Path:
     """Copy the files under `files/<below>/` of an artifact into `directory`, verified.
 
-    The directory is named by the artifact's digest by its caller; files already there with the
-    right size and digest are kept, so a second call moves no bytes.
+    The caller names the directory by the artifact's digest.
     """
     prefix = artifact_prefix(manifest.artifact, manifest.key)
     start = f"files/{below}/"
     wanted = [entry for entry in manifest.files if entry.name.startswith(start)]
     if not wanted:
-        raise DataError(
-            f"{store.url}/{prefix}manifest.json: names no file under {start}",
-            remedy="the artifact is of another kind or version; run its stage again",
-        )
-    for entry in wanted:
-        target = directory / entry.name.removeprefix(start)
+        raise _unnamed(store, prefix, start)
+    copy_files(store, prefix, wanted, start, directory)
+    return directory
+
+
+def copy_files(
+    store: Store, prefix: str, entries: Iterable[FileEntry], start: str, directory: Path
+) -> None:
+    """Copy objects whose names begin with `start` into `directory`, verified.
+
+    Files already there with the right size and digest are kept, so a second call moves no bytes.
+    """
+    for entry in entries:
+        target = local_target(directory, entry.name.removeprefix(start))
         if target.is_file() and target.stat().st_size == entry.bytes:
             if file_sha256(target) == entry.sha256:
                 continue
             target.unlink()
-        target.parent.mkdir(parents=True, exist_ok=True)
         download_file(store, prefix, entry, target)
-    return directory
 
 
 def _file_entry(name: str, sha256: str, size: int) -> FileEntry:
@@ -387,9 +468,17 @@ def _read_verified(store: Store, prefix: str, entry: FileEntry) -> bytes:
     return data
 
 
+def _unnamed(store: Store, prefix: str, name: str) -> DataError:
+    return DataError(
+        f"{store.url}/{prefix}manifest.json: names no file {name}",
+        remedy="the artifact is of another kind or version; run its stage again",
+    )
+
+
 def _missing(store: Store, prefix: str, entry: FileEntry) -> DataError:
     return DataError(
-        f"{store.url}/{prefix}{entry.location}: the manifest names it but it is missing",
+        f"{store.url}/{prefix}{entry.location}: the manifest names it but it is missing "
+        "(deleted, or expired by a lifecycle rule of the bucket)",
         remedy=_restore(store, prefix),
     )
 
@@ -404,32 +493,3 @@ def _corrupt(store: Store, prefix: str, entry: FileEntry, found: str, size: int)
 
 def _restore(store: Store, prefix: str) -> str:
     return f"restore the object, or delete {store.url}/{prefix} and run the stage again"
-
-
-def _read_rows(store: Store, prefix: str, entry: FileEntry) -> Iterator[Json]:
-    data = _read_verified(store, prefix, entry)
-    text = zstandard.ZstdDecompressor().decompressobj().decompress(data)
-    # split on newlines alone: str.splitlines also breaks at U+2028, which JSON leaves as it is
-    for line in text.decode().split("\n"):
-        if line:
-            yield json.loads(line)
-
-
-def _read_stored(store: Store, key: str, model: type[_Stored]) -> _Stored | None:
-    try:
-        data = store.read(key)
-    except NotFound:
-        return None
-    return _parse_stored(store, key, data, model)
-
-
-def _parse_stored(store: Store, key: str, data: bytes, model: type[_Stored]) -> _Stored:
-    try:
-        return model.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise DataError(
-            f"{store.url}/{key}: not a valid {model.__name__} ({len(data)} bytes): "
-            f"{'.'.join(str(p) for p in first['loc'])}: {first['msg']}",
-            remedy="the object is damaged or from another version; delete it and run again",
-        ) from error

@@ -11,6 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from selfalign.errors import DataError
+
+MAX_READ_BYTES = 256 << 20  # what may be read into memory; `download` streams larger objects
+
 
 class PreconditionFailed(Exception):
     """A conditional write found another state than it asked for. Expected; handled by callers."""
@@ -28,6 +32,14 @@ class NotFound(Exception):
         self.key = key
 
 
+def too_large(where: str) -> DataError:
+    """The error for an object that `read` does not take."""
+    return DataError(
+        f"{where}: larger than {MAX_READ_BYTES} bytes",
+        remedy="the object is damaged or forged: delete it",
+    )
+
+
 class Store(Protocol):
     """Objects under `/`-separated keys relative to one root.
 
@@ -40,11 +52,11 @@ class Store(Protocol):
         ...
 
     def read(self, key: str) -> bytes:
-        """The whole object. Raises NotFound."""
+        """The whole object. Raises NotFound, DataError beyond `MAX_READ_BYTES`."""
         ...
 
     def read_versioned(self, key: str) -> tuple[bytes, str]:
-        """The object and its version (opaque; for `if_version`). Raises NotFound."""
+        """As `read`, and the object's version (opaque; for `if_version`)."""
         ...
 
     def write(

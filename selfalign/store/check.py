@@ -5,17 +5,18 @@ Works under a scratch prefix of its own, which is removed at the end.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from selfalign.errors import SelfAlignError
 from selfalign.store.base import NotFound, PreconditionFailed, Store
+from selfalign.store.files import file_sha256
 
 SCRATCH = "store-check"
 LARGE_BYTES = 40 << 20  # more than one part of an S3 upload (S3Options.part_mib)
@@ -48,21 +49,14 @@ def check_store(store: Store, *, large_bytes: int = LARGE_BYTES) -> list[CheckRe
         reach) the remaining ones are not tried and say so. Never raises a SelfAlignError.
     """
     scratch = f"{SCRATCH}/{uuid.uuid4().hex}"
-    checks: list[tuple[str, Callable[[], str]]] = [
-        ("write and read", lambda: _write_and_read(store, f"{scratch}/a")),
-        ("read of an absent object", lambda: _absent(store, f"{scratch}/nothing")),
-        ("if_absent", lambda: _if_absent(store, f"{scratch}/once")),
-        ("if_absent, writers at once", lambda: _if_absent_race(store, f"{scratch}/race")),
-        ("if_version", lambda: _if_version(store, f"{scratch}/pointer")),
-        ("if_version, writers at once", lambda: _if_version_race(store, f"{scratch}/swap")),
-        ("list", lambda: _list(store, f"{scratch}/list")),
-        ("delete", lambda: _delete(store, f"{scratch}/gone")),
-        ("large object", lambda: _large(store, f"{scratch}/large", large_bytes)),
-        ("clean up", lambda: _clean_up(store, scratch)),
-    ]
+    checks = {
+        **{name: partial(case, store, f"{scratch}/{_slug(name)}") for name, case in CASES},
+        "large object": partial(_large, store, f"{scratch}/large", large_bytes),
+        "clean up": partial(_clean_up, store, scratch),
+    }
     results: list[CheckResult] = []
     failed = False
-    for name, check in checks:
+    for name, check in checks.items():
         if failed and name != "clean up":
             results.append(CheckResult(name, False, "not tried: the store failed before"))
             continue
@@ -70,6 +64,10 @@ def check_store(store: Store, *, large_bytes: int = LARGE_BYTES) -> list[CheckRe
         results.append(result)
         failed = failed or broken
     return results
+
+
+def _slug(name: str) -> str:
+    return name.replace(",", "").replace(" ", "-")
 
 
 def _outcome(name: str, check: Callable[[], str]) -> tuple[CheckResult, bool]:
@@ -87,16 +85,23 @@ def _expect(condition: bool, violation: str) -> None:
         raise _Violation(violation)
 
 
-def _refused(store: Store, key: str, **condition: str | bool) -> bool:
+def _refused(
+    store: Store,
+    key: str,
+    *,
+    if_absent: bool = False,
+    if_version: str | None = None,
+    data: bytes = b"intruder",
+) -> bool:
     try:
-        store.write(key, b"intruder", **condition)  # type: ignore[arg-type]
+        store.write(key, data, if_absent=if_absent, if_version=if_version)
     except PreconditionFailed:
         return True
     return False
 
 
 def _write_and_read(store: Store, key: str) -> str:
-    for data in (b"first", b"", b"second"):
+    for data in (b"first", b"", b"\x00\xff" * 1000):
         version = store.write(key, data)
         read, read_version = store.read_versioned(key)
         _expect(read == data, f"wrote {data!r}, read {read[:40]!r}: a read is stale or wrong")
@@ -120,6 +125,7 @@ def _if_absent(store: Store, key: str) -> str:
         _refused(store, key, if_absent=True),
         "a second write with if_absent (If-None-Match: *) was accepted: the condition is ignored",
     )
+    _expect(_refused(store, key, if_absent=True, data=b"first"), "equal bytes won twice")
     _expect(store.read(key) == b"first", "a refused write changed the object")
     return "the second write is refused"
 
@@ -168,7 +174,8 @@ def _race(store: Store, key: str, write: Callable[[bytes], str]) -> str:
 
 
 def _list(store: Store, prefix: str) -> str:
-    expected = [f"{prefix}/{name}" for name in ("B", "a-b/c", "a.b", "a/b", "a/c", "ab")]
+    names = ("B", "a-b/c", "a.b", "a/b", "a/c", "a0", "ab", "b/c-d/e", "b/c.d", "b/c/d")
+    expected = [f"{prefix}/{name}" for name in names]
     for key in reversed(expected):
         store.write(key, b"")
     listed = list(store.list(f"{prefix}/"))
@@ -179,7 +186,7 @@ def _list(store: Store, prefix: str) -> str:
     _expect(listed == expected, "listings are not in lexicographic order")
     _expect(
         list(store.list(f"{prefix}/a/")) == expected[3:5]
-        and list(store.list(f"{prefix}/a")) == expected[1:],
+        and list(store.list(f"{prefix}/a")) == expected[1:7],
         "a prefix selects other keys than those that start with it",
     )
     return "complete at once, in order"
@@ -195,6 +202,19 @@ def _delete(store: Store, key: str) -> str:
     return "seen at once, and repeatable"
 
 
+# The cases of the contract that hold of every store; `tests/store/test_contract.py` runs them too.
+CASES: tuple[tuple[str, Callable[[Store, str], str]], ...] = (
+    ("write and read", _write_and_read),
+    ("read of an absent object", _absent),
+    ("if_absent", _if_absent),
+    ("if_absent, writers at once", _if_absent_race),
+    ("if_version", _if_version),
+    ("if_version, writers at once", _if_version_race),
+    ("list", _list),
+    ("delete", _delete),
+)
+
+
 def _large(store: Store, key: str, size: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "source"), Path(folder, "target")
@@ -204,13 +224,8 @@ def _large(store: Store, key: str, size: int) -> str:
                 file.write(block[: size - start])
         store.upload(source, key)
         store.download(key, target)
-        _expect(_digest(source) == _digest(target), f"{size} bytes came back changed")
+        _expect(file_sha256(source) == file_sha256(target), f"{size} bytes came back changed")
     return f"{size} bytes came back unchanged"
-
-
-def _digest(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _clean_up(store: Store, scratch: str) -> str:

@@ -1,9 +1,11 @@
-"""Local files written whole or not at all, and what an OSError means for the scheduler."""
+"""Local files: written whole or not at all, hashed, kept inside their directory; and what an
+OSError means for the scheduler."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from selfalign.errors import (
     StoreDenied,
     StoreUnavailable,
 )
+from selfalign.store.keys import is_key
 
 COPY_BYTES = 1 << 20  # per read and write: large enough that system calls cost nothing
 
@@ -131,6 +134,34 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(target.parent)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex, streamed."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def local_target(directory: Path, name: str) -> Path:
+    """Where in `directory` the file that a store calls `name` goes; makes the folders.
+
+    Raises DataError when it would be elsewhere: for a name with "..", or a symbolic link on the
+    way.
+    """
+    if not is_key(name):
+        raise DataError(
+            f"{directory}: {name[:100]!r} is not the name of a file below it",
+            remedy="the store's object that names it is damaged or forged; make it again",
+        )
+    target = directory / name
+    for place in (target, *target.parents[: name.count("/") + 1]):
+        if place.is_symlink():
+            raise DataError(
+                f"{place}: expected a file or a directory, found a symbolic link",
+                remedy="remove it; copies from a store are kept in directories of their own",
+            )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
 
 
 def sync_file(file: BinaryIO) -> None:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from selfalign.errors import ConfigurationError, StoreUnavailable
-from selfalign.store.base import NotFound, PreconditionFailed
+from selfalign.store.base import MAX_READ_BYTES, NotFound, PreconditionFailed, too_large
 from selfalign.store.files import (
     COPY_BYTES,
     make_directory,
@@ -71,7 +71,10 @@ class LocalStore:
     def read(self, key: str) -> bytes:
         """The whole object. Raises NotFound."""
         with self._open(key) as file, os_errors(self._where(key), "read"):
-            return file.read()
+            data = file.read(MAX_READ_BYTES + 1)
+        if len(data) > MAX_READ_BYTES:
+            raise too_large(self._where(key))
+        return data
 
     def read_versioned(self, key: str) -> tuple[bytes, str]:
         """The object and the SHA-256 of its content. Raises NotFound."""

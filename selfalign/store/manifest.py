@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from selfalign.records import digest
+from selfalign.store.documents import StoredModel, StoredName
 
 SCHEMA_VERSION = 1
 
 
-class StoredModel(BaseModel):
-    """Base of everything kept as JSON in the store."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    def to_bytes(self) -> bytes:
-        """The JSON text that is stored, for people too."""
-        return (self.model_dump_json(indent=2) + "\n").encode()
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class FileEntry(StoredModel):
@@ -32,11 +25,11 @@ class FileEntry(StoredModel):
         key: where the object lives, relative to the artifact's prefix; None: under its name.
     """
 
-    name: str
+    name: StoredName
     sha256: str
     bytes: int
     records: int | None = None
-    key: str | None = None
+    key: StoredName | None = None
 
     @property
     def location(self) -> str:
@@ -70,11 +63,11 @@ class Part(StoredModel):
     `content` is the `content_sum` of its records; None in parts of 0.2.0 and before.
     """
 
-    name: str
+    name: StoredName
     file: FileEntry
     counts: Counts
     dropped_samples: dict[str, list[str]] = Field(default_factory=dict)
-    content: str | None = None
+    content: Sha256 | None = None
 
 
 class Provenance(StoredModel):
@@ -103,11 +96,7 @@ class Parent(StoredModel):
 
 
 class Manifest(StoredModel):
-    """The proof that an artifact is complete.
-
-    `digest` speaks of the content alone, `checksum` of the whole manifest, counts and provenance
-    too; None in manifests of 0.2.0 and before.
-    """
+    """The proof that an artifact is complete. `digest` is that of its content alone."""
 
     schema_version: int = SCHEMA_VERSION
     artifact: str
@@ -121,12 +110,6 @@ class Manifest(StoredModel):
     details: dict[str, Any] = Field(default_factory=dict)
     provenance: Provenance
     digest: str
-    checksum: str | None = None
-
-    def sealed(self) -> Manifest:
-        """The same manifest with its checksum."""
-        value = json.loads(self.model_dump_json(exclude={"checksum"}))
-        return self.model_copy(update={"checksum": digest(value)})
 
     @property
     def entries(self) -> list[FileEntry]:
@@ -136,13 +119,6 @@ class Manifest(StoredModel):
     def expected_digest(self) -> str:
         """The digest that follows from the entries."""
         return content_digest(self.shards, self.files)
-
-    def named(self, name: str) -> FileEntry:
-        """The entry of this name. Raises KeyError."""
-        for entry in self.files:
-            if entry.name == name:
-                return entry
-        raise KeyError(name)
 
 
 def content_sum(records: Iterable[str]) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from selfalign.errors import ConfigurationError
-from selfalign.load import check_store_url
 from selfalign.store.base import Store
 from selfalign.store.local import LocalStore
 
@@ -40,9 +39,24 @@ def open_store(url: str, *, options: Mapping[str, str] | None = None) -> Store:
         return LocalStore(_file_path(url))
     if separator:
         raise ConfigurationError(f"store {scheme}://…: no such kind of store", remedy=_FORMS)
-    if not url or "\0" in url:
-        raise ConfigurationError(f"store {url!r}: expected a path or a URL", remedy=_FORMS)
     return LocalStore(Path(url))
+
+
+def check_store_url(url: str) -> None:
+    """Raise ConfigurationError where a store's URL holds control characters or maybe a secret.
+
+    It is shown and kept with every run. The message repeats nothing secret of it.
+    """
+    scheme, separator, rest = url.partition("://")
+    host = rest.partition("/")[0]
+    if separator and ("@" in host or ":" in host or "?" in rest or "#" in rest):
+        raise ConfigurationError(
+            f"store {scheme}://…: expected a URL without credentials, port or query",
+            remedy="write s3://bucket/prefix alone: credentials come from the AWS default chain "
+            "(service account, environment or profile), the endpoint from AWS_ENDPOINT_URL_S3",
+        )
+    if not url or not url.isprintable():
+        raise ConfigurationError(f"store {url!r}: expected a path or a URL", remedy=_FORMS)
 
 
 def _file_path(url: str) -> Path:

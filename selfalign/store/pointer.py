@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from selfalign.errors import DataError
+from selfalign.store.artifact import read_manifest
 from selfalign.store.base import NotFound, Store
-from selfalign.store.manifest import StoredModel
+from selfalign.store.documents import StoredModel, StoredName, parse_document
+from selfalign.store.manifest import Manifest
 
 POINTER_KEY = "current.json"
 
@@ -16,8 +18,8 @@ POINTER_KEY = "current.json"
 class PromotedModel(StoredModel):
     """A model that is or was current."""
 
-    artifact: str
-    key: str
+    artifact: StoredName
+    key: StoredName
     digest: str
 
 
@@ -57,14 +59,31 @@ def read_pointer(store: Store) -> VersionedPointer | None:
         data, version = store.read_versioned(POINTER_KEY)
     except NotFound:
         return None
-    try:
-        return VersionedPointer(Pointer.model_validate_json(data), version)
-    except ValidationError as error:
+    pointer = parse_document(
+        f"{store.url}/{POINTER_KEY}",
+        data,
+        Pointer,
+        remedy="restore an earlier version of the object; `selfalign promote` wrote the last good "
+        "one",
+    )
+    return VersionedPointer(pointer, version)
+
+
+def promoted_manifest(store: Store, model: PromotedModel) -> Manifest:
+    """The manifest of a model that is or was promoted.
+
+    Raises DataError when it is gone, or its content is not what was promoted.
+    """
+    manifest = read_manifest(store, model.artifact, model.key)
+    if manifest is None or manifest.digest != model.digest:
+        found = "is gone" if manifest is None else f"has the digest {manifest.digest[:12]}"
         raise DataError(
-            f"{store.url}/{POINTER_KEY}: not a valid pointer: {error.errors()[0]['msg']}",
-            remedy="restore an earlier version of the object; `selfalign promote` wrote the last "
-            "good one",
-        ) from error
+            f"{store.url}: the promoted model {model.artifact} {model.key} {found}, expected "
+            f"{model.digest[:12]}",
+            remedy="restore it, or roll back to another one: selfalign rollback --to KEY; "
+            "promoted models must be kept from expiry",
+        )
+    return manifest
 
 
 def standing(digest: str, current: VersionedPointer | None) -> str:

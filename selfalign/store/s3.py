@@ -33,7 +33,7 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -41,7 +41,7 @@ from urllib.parse import urlsplit
 from selfalign._version import __version__
 from selfalign.errors import ConfigurationError, StoreUnavailable
 from selfalign.store import s3_errors
-from selfalign.store.base import NotFound, PreconditionFailed
+from selfalign.store.base import MAX_READ_BYTES, NotFound, PreconditionFailed, too_large
 from selfalign.store.files import os_errors, replacing
 from selfalign.store.keys import MAX_PREFIX_LENGTH, check_key, check_prefix, is_key
 from selfalign.store.s3_options import S3Options, load_options
@@ -109,7 +109,12 @@ class S3Store:
                 raise self._error(error, key, "read") from error
             try:
                 with contextlib.closing(response["Body"]) as body:
-                    return body.read(), response["ETag"]
+                    # read() alone notices a body that breaks off
+                    known = response.get("ContentLength", MAX_READ_BYTES + 1) <= MAX_READ_BYTES
+                    data = body.read() if known else body.read(MAX_READ_BYTES + 1)
+                    if len(data) > MAX_READ_BYTES:
+                        raise too_large(self._where(key))
+                    return data, self._etag(response, key)
             except self._failures as error:
                 if attempt == READ_ATTEMPTS - 1:
                     raise self._error(error, key, "read") from error
@@ -133,7 +138,7 @@ class S3Store:
         if if_version is not None:
             return self._write_if(key, {**request, "IfMatch": if_version})
         try:
-            return self._client.put_object(**request)["ETag"]
+            return self._etag(self._client.put_object(**request), key)
         except self._failures as error:
             raise self._error(error, key, "write") from error
 
@@ -195,6 +200,16 @@ class S3Store:
         key_id = self._options.sse_kms_key_id
         return {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key_id} if key_id else {}
 
+    def _etag(self, response: Mapping[str, Any], key: str) -> str:
+        try:
+            return str(response["ETag"])
+        except KeyError:
+            raise ConfigurationError(
+                f"{self._where(key)}: the server's answer has no ETag, so versions of an object "
+                "cannot be told apart",
+                remedy="use a server (and proxies before it) that sends ETags, as S3 does",
+            ) from None
+
     def _where(self, key: str) -> str:
         return f"store {self._url}, key {key}"
 
@@ -219,7 +234,8 @@ class S3Store:
             if attempt:
                 time.sleep(random.uniform(0, min(0.05 * 2**attempt, 1.0)))
             try:
-                return self._client.put_object(**request, Metadata={WRITE_TOKEN: token})["ETag"]
+                written = self._client.put_object(**request, Metadata={WRITE_TOKEN: token})
+                return self._etag(written, key)
             except self._failures as error:
                 if not s3_errors.is_conflict(error):
                     return self._settle(key, token, error)
@@ -241,7 +257,7 @@ class S3Store:
         else:
             # Some servers change the case of metadata keys.
             if token in (v for k, v in head["Metadata"].items() if k.lower() == WRITE_TOKEN):
-                return head["ETag"]
+                return self._etag(head, key)
         if isinstance(unclear, StoreUnavailable):
             unclear = StoreUnavailable(
                 f"{unclear.message}; the object is not this write's, but a request under way may "

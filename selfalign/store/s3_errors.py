@@ -19,38 +19,21 @@ from selfalign.errors import (
 
 # Error codes: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 _DENIED = frozenset(
-    {
-        "AccessDenied",
-        "AllAccessDisabled",
-        "AccountProblem",
-        "ExpiredToken",
-        "Forbidden",
-        "InvalidAccessKeyId",
-        "InvalidSecurity",
-        "InvalidToken",
-        "NotSignedUp",
-        "RequestTimeTooSkewed",
-        "SignatureDoesNotMatch",
-        "TokenRefreshRequired",
-        "UnauthorizedAccess",
-    }
+    re.findall(
+        r"\w+",
+        """AccessDenied AllAccessDisabled AccountProblem ExpiredToken Forbidden InvalidAccessKeyId
+        InvalidSecurity InvalidToken NotSignedUp RequestTimeTooSkewed SignatureDoesNotMatch
+        TokenRefreshRequired UnauthorizedAccess""",
+    )
 )
 _FULL = frozenset({"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"})  # Ceph, MinIO
 _UNAVAILABLE = frozenset(
-    {
-        "BandwidthLimitExceeded",
-        "ConditionalRequestConflict",
-        "NoSuchUpload",
-        "OperationAborted",
-        "PreconditionFailed",
-        "RequestThrottled",
-        "RequestTimeout",
-        "ServiceUnavailable",
-        "SlowDown",
-        "Throttling",
-        "ThrottlingException",
-        "TooManyRequests",
-    }
+    re.findall(
+        r"\w+",
+        """BandwidthLimitExceeded ConditionalRequestConflict NoSuchUpload OperationAborted
+        PreconditionFailed RequestThrottled RequestTimeout ServiceUnavailable SlowDown Throttling
+        ThrottlingException TooManyRequests""",
+    )
 )
 _CONFLICT = frozenset({"ConditionalRequestConflict", "OperationAborted"})
 _MISSING = frozenset({"404", "NoSuchKey", "NotFound"})  # HEAD has no body: the status is the code
@@ -91,9 +74,10 @@ def vendor_errors() -> tuple[type[Exception], ...]:
         S3UploadFailedError,
         S3ValidationError,
     )
+    from urllib3.exceptions import HTTPError  # the body of an error's answer breaks off
 
     transfer = (RetriesExceededError, S3DownloadFailedError, S3UploadFailedError, S3ValidationError)
-    return (ClientError, BotoCoreError, Boto3Error, *transfer)
+    return (ClientError, BotoCoreError, Boto3Error, HTTPError, *transfer)
 
 
 def is_missing(error: Exception) -> bool:
@@ -143,7 +127,9 @@ def translate(error: Exception, where: str, action: str) -> SelfAlignError:
         return ConfigurationError(reason, remedy="create the bucket, or correct its name")
     if status == 501:
         return ConfigurationError(
-            reason, remedy="this server lacks what a store needs; see `selfalign store check`"
+            reason,
+            remedy="this server lacks what a store needs: conditional writes, or checksums "
+            "(which SELFALIGN_S3_CHECKSUMS=when_required leaves out)",
         )
     if code in _UNAVAILABLE or status in (408, 429) or status >= 500:
         return StoreUnavailable(reason, remedy="try again; look at the state of the S3 service")

@@ -7,16 +7,17 @@ from collections.abc import Mapping
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from selfalign.config import Model
 from selfalign.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "SELFALIGN_S3_"
 
 
-class S3Options(Model):
+class S3Options(BaseModel):
     """How to reach the bucket and how to move data."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     endpoint_url: str | None = Field(None, description="null: the SDK's settings, then AWS")
     region: str | None = Field(None, description="null: the SDK's settings")

@@ -49,6 +49,6 @@ def test_a_truncated_record_is_named_and_hides_no_other_run(
 ) -> None:
     record = tmp_path / "runs" / "a" / "run.json"
     record.write_bytes(record.read_bytes()[:20])
-    with pytest.raises(DataError, match=r"runs/a/run\.json: not a run's record"):
+    with pytest.raises(DataError, match=r"runs/a/run\.json: not a valid RunRecord"):
         read_run(store, latest_run(store))
     assert [status.id for status in collect(store, "b").history] == ["nightly", "b"]

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from selfalign.errors import DataError
-from selfalign.stages.checkpoints import StoreCheckpoints, check_relative_name
+from selfalign.stages.checkpoints import StoreCheckpoints
 from selfalign.store.artifact import ArtifactWriter
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Counts, Provenance
@@ -123,16 +122,10 @@ def test_a_file_name_from_the_store_never_leads_out_of_the_directory(
     index = f"{writer.prefix}checkpoints/saved.json"
     value = json.loads(writer.store.read(index))
     value["saved"][0]["files"][0][field] = "../escaped"
+    del value["checksum"]  # as a forger would
     writer.store.write(index, json.dumps(value).encode())
     assert resumed(writer, tmp_path / "resumed") == (None, {})
     assert not (tmp_path / "escaped").exists()
-
-
-@pytest.mark.parametrize("name", ["", "/a", "a/../b", "..", "a//b", "./a", "a/", "a\\b", "a\0"])
-def test_a_name_that_is_not_relative_and_normal_is_refused(name: str) -> None:
-    check_relative_name("a/b.c-d")
-    with pytest.raises(DataError, match="not the name of a file below a directory"):
-        check_relative_name(name)
 
 
 def test_a_worker_still_training_after_another_published_leaves_no_checkpoint(

@@ -331,7 +331,7 @@ def test_rolling_back_goes_ever_further_and_loses_no_model(
     store = LocalStore(tmp_path)
     _promoted(store, "a1", "b2", "c3", "d4")
     monkeypatch.setattr(
-        "selfalign.stages.rollback.read_manifest",
+        "selfalign.store.pointer.read_manifest",
         lambda store, artifact, key: SimpleNamespace(digest=key),
     )
     assert roll_back(store).model.key == "c3"

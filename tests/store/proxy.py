@@ -44,6 +44,7 @@ class Proxy:
         upstream: where it forwards to.
         faults: see `Fault`.
         strip: request headers (lower case) that are dropped.
+        hide: headers (lower case) of answers that are dropped.
         requests: the methods seen, in order.
         headers: names (lower case) of the headers of the last request.
     """
@@ -52,6 +53,7 @@ class Proxy:
     upstream: str
     faults: list[Fault] = field(default_factory=list)
     strip: tuple[str, ...] = ()
+    hide: tuple[str, ...] = ()
     requests: list[str] = field(default_factory=list)
     headers: list[str] = field(default_factory=list)
 
@@ -130,7 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
         kept = [
             (name, value)
             for name, value in response.getheaders()
-            if name.lower() not in ("connection", "transfer-encoding", "date", "server")
+            if name.lower()
+            not in ("connection", "transfer-encoding", "date", "server", *self.proxy.hide)
         ]
         if not any(name.lower() == "content-length" for name, _ in kept):
             kept.append(("Content-Length", str(len(content))))

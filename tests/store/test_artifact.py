@@ -19,7 +19,7 @@ from selfalign.store.artifact import (
     verify,
 )
 from selfalign.store.local import LocalStore
-from selfalign.store.manifest import Counts, FileEntry, Manifest, Provenance
+from selfalign.store.manifest import Counts, FileEntry, Manifest, Provenance, content_digest
 
 WHEN = Provenance(started_at="2026-01-01T00:00:00+00:00", finished_at="2026-01-01T00:00:01+00:00")
 
@@ -31,9 +31,13 @@ def store(tmp_path: Path) -> LocalStore:
 
 def writer(store: LocalStore) -> ArtifactWriter:
     return ArtifactWriter(
-        store, artifact="prompts", stage="curate", key="abc", identity={"stage": "curate"},
+        store,
+        artifact="prompts",
+        stage="curate",
+        key="abc",
+        identity={"stage": "curate"},
         parents={},
-    )  # fmt: skip
+    )
 
 
 def prompts(*texts: str, shard: int = 0) -> list[Prompt]:
@@ -119,16 +123,27 @@ def test_other_records_have_another_digest(tmp_path: Path) -> None:
     assert len(digests) == 5
 
 
-def test_a_manifest_without_sums_and_checksum_is_still_read(store: LocalStore) -> None:
-    value = publish_two_shards(store).model_dump()
-    del value["checksum"]
+def test_documents_of_0_2_0_without_sums_and_checksums_are_still_read(store: LocalStore) -> None:
+    value = publish_two_shards(store).model_dump(mode="json")
     for shard in value["shards"]:
         for part in shard["parts"]:
             del part["content"]
-    old = Manifest.model_validate(value)
-    old = old.model_copy(update={"digest": old.expected_digest()})
-    store.write("artifacts/prompts/abc/manifest.json", old.to_bytes())
-    assert read_manifest(store, "prompts", "abc") == old
+    parsed = Manifest.model_validate(value)
+    value["digest"] = content_digest(parsed.shards, parsed.files)
+    store.write("artifacts/prompts/abc/manifest.json", json.dumps(value).encode())
+    old = read_manifest(store, "prompts", "abc")
+    assert old is not None
+    assert [r.text for r in read_records(store, old, Prompt)] == [
+        "a0",
+        "a1",
+        "b0",
+        "b1",
+        "c0",
+        "c1",
+    ]
+    mark = "artifacts/prompts/abc/parts/00000-of-00002/part-0.json"
+    store.write(mark, json.dumps(value["shards"][0]["parts"][0]).encode())
+    assert writer(store).shard(0, 2).committed()["part-0"].content is None
 
 
 def test_a_text_with_unusual_line_ends_survives(store: LocalStore) -> None:

@@ -95,7 +95,7 @@ class Checked(LocalStore):
     def write(
         self, key: str, data: bytes, *, if_absent: bool = False, if_version: str | None = None
     ) -> str:
-        if "race" in key and if_absent:
+        if "at-once" in key and if_absent:
             return super().write(key, data)
         return super().write(key, data, if_absent=if_absent, if_version=if_version)
 

@@ -34,7 +34,16 @@ def test_an_s3_url_names_bucket_and_prefix(aws: str) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        *("", "a\0b", "gs://bucket", "http://host/bucket", "file://relative", "file://host/path"),
+        *(
+            "",
+            "a\0b",
+            "a\x1b[2J",
+            "s3://key:hunter2@b\n",
+            "gs://bucket",
+            "http://host/bucket",
+            "file://relative",
+            "file://host/path",
+        ),
         *("s3://", "s3:///prefix", "s3://bucket/a//b", "s3://bucket/../x", "s3://bucket/ä"),
         "s3://bucket/" + "x" * 256,
         *("s3://key:hunter2@bucket/prefix", "s3://bucket/prefix?token=hunter2"),
@@ -46,6 +55,7 @@ def test_a_url_that_names_no_store_is_refused_without_repeating_secrets(aws: str
         open_store(url)
     assert caught.value.remedy
     assert "hunter2" not in str(caught.value)
+    assert caught.value.message.isprintable()
 
 
 def test_options_of_a_local_store_are_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from urllib3.exceptions import ProtocolError
 
 from selfalign.errors import (
     ConfigurationError,
@@ -16,7 +17,7 @@ from selfalign.errors import (
     StoreUnavailable,
 )
 from selfalign.store import s3
-from selfalign.store.base import PreconditionFailed
+from selfalign.store.base import NotFound, PreconditionFailed
 from selfalign.store.s3 import S3Store
 from selfalign.store.s3_errors import redact
 from selfalign.store.s3_options import load_options
@@ -129,6 +130,38 @@ def test_a_body_that_breaks_off_is_read_again(store: S3Store, proxy: Proxy) -> N
     proxy.faults = [Fault("GET", "cut", times=s3.READ_ATTEMPTS)]
     with pytest.raises(StoreUnavailable, match="key key: cannot read"):
         store.read("key")
+
+
+def test_an_error_whose_body_breaks_off_is_no_traceback(
+    store: S3Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy.faults = [Fault("GET", "cut", times=1000)]  # in the XML that says NoSuchKey
+    with pytest.raises(NotFound):
+        store.read("key")
+
+    def broken(**request: object) -> None:
+        raise ProtocolError("Connection broken: InvalidChunkLength")  # botocore lets it pass
+
+    monkeypatch.setattr(store._client, "get_object", broken)
+    with pytest.raises(StoreUnavailable, match="key key: cannot read: Connection broken"):
+        store.read("key")
+
+
+def test_a_server_without_etags_is_said(store: S3Store, proxy: Proxy) -> None:
+    proxy.hide = ("etag",)
+    for use in (
+        lambda: store.write("key", b"data"),
+        lambda: store.write("other", b"data", if_absent=True),
+        lambda: store.read("key"),
+    ):
+        with pytest.raises(ConfigurationError, match="has no ETag"):
+            use()
+
+
+def test_refused_checksums_have_a_remedy(store: S3Store, proxy: Proxy) -> None:
+    proxy.faults = always(501, "NotImplemented")
+    with pytest.raises(ConfigurationError, match="SELFALIGN_S3_CHECKSUMS=when_required"):
+        store.write("key", b"data")
 
 
 def test_a_download_that_keeps_breaking_off_leaves_no_file(

@@ -21,10 +21,10 @@ from selfalign.cli import main as command_line
 from selfalign.cli.logs import for_people
 from selfalign.cli.main import cli
 from selfalign.errors import SelfAlignError
+from selfalign.inputs import push
 from selfalign.run.executors.kubernetes.cluster import Resource
 from selfalign.run.executors.kubernetes.crd import PLATFORM_CONFIG
 from selfalign.seeds import SEED_FILES
-from selfalign.store.inputs import push
 from selfalign.store.local import LocalStore
 
 from .api_server import ApiServer

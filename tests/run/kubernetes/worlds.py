@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from selfalign.inputs import push
 from selfalign.load import validate_config
 from selfalign.pipeline import STAGES
 from selfalign.run.executors.kubernetes.cluster import Cluster, Resource
@@ -32,7 +33,6 @@ from selfalign.run.record import Attempt, RunStatus, StageState
 from selfalign.seeds import SEED_FILES
 from selfalign.store.artifact import ArtifactWriter
 from selfalign.store.base import NotFound, PreconditionFailed, Store
-from selfalign.store.inputs import push
 from selfalign.store.manifest import Counts, Manifest, Provenance
 from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
 

@@ -19,6 +19,7 @@ from pydantic.alias_generators import to_camel
 from selfalign.config import RunConfig
 from selfalign.errors import ConfigurationError, TemporaryError
 from selfalign.identity import DATA_FIELDS, Inputs
+from selfalign.inputs import is_stored, read_input, revision_of
 from selfalign.load import dump_config, validate_config
 from selfalign.pipeline import STAGES
 from selfalign.run.executors.kubernetes import crd
@@ -34,7 +35,6 @@ from selfalign.run.executors.kubernetes.cluster import (
     owned_by,
 )
 from selfalign.store.base import Store
-from selfalign.store.inputs import is_stored, read_input, revision_of
 
 _MAX_DEPTH = 20  # of spec.config; a RunConfig is 5 deep
 _WHERE = "the run's configuration"

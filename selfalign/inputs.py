@@ -16,12 +16,14 @@ from pathlib import Path
 
 from selfalign.config import RunConfig
 from selfalign.errors import ConfigurationError, DataError
-from selfalign.identity import DATA_FIELDS, file_sha256, names_sha256, visible_files
+from selfalign.identity import DATA_FIELDS, names_sha256, visible_files
 from selfalign.seeds import SEED_FILES
-from selfalign.store.artifact import download_file
-from selfalign.store.base import NotFound, PreconditionFailed, Store
+from selfalign.store.artifact import copy_files
+from selfalign.store.base import PreconditionFailed, Store
+from selfalign.store.documents import StoredModel, StoredName, read_document
+from selfalign.store.files import file_sha256
 from selfalign.store.keys import check_key
-from selfalign.store.manifest import FileEntry, StoredModel
+from selfalign.store.manifest import FileEntry
 
 SCHEME = "store:"
 
@@ -29,10 +31,17 @@ SCHEME = "store:"
 class InputManifest(StoredModel):
     """What an input is made of. `single` is the name of the file where it is one, not a folder."""
 
-    kind: str
-    digest: str
-    single: str | None
+    kind: StoredName
+    digest: StoredName
+    single: StoredName | None
     files: list[FileEntry]
+
+    def expected_digest(self) -> str | None:
+        """The digest that follows from the files; None where there is no such input."""
+        if self.single is None:
+            return names_sha256((f.name.removeprefix("files/"), f.sha256) for f in self.files)
+        names = [entry.name for entry in self.files]
+        return self.files[0].sha256 if names == [f"files/{self.single}"] else None
 
 
 def cache_directory() -> Path:
@@ -63,7 +72,8 @@ def push(store: Store, kind: str, path: Path, *, only: Sequence[str] | None = No
     for name in names:
         check_key(name)  # all of them before the first upload
     shas = [file_sha256(file) for file in files]
-    digest = shas[0] if path.is_file() else names_sha256(root, files, shas)
+    named = [(name.removeprefix("files/"), sha) for name, sha in zip(names, shas, strict=True)]
+    digest = shas[0] if path.is_file() else names_sha256(named)
     prefix = f"inputs/{kind}/{digest}/"
     if store.exists(prefix + "manifest.json"):
         return SCHEME + prefix.rstrip("/")
@@ -81,27 +91,36 @@ def push(store: Store, kind: str, path: Path, *, only: Sequence[str] | None = No
 
 def fetch(store: Store, name: str) -> Path:
     """A verified local copy of the input called `name`; kept for the next caller."""
-    prefix = name.removeprefix(SCHEME).rstrip("/") + "/"
     manifest = read_input(store, name)
     directory = cache_directory() / "inputs" / manifest.kind / manifest.digest[:32]
-    for entry in manifest.files:
-        target = directory / entry.name.removeprefix("files/")
-        if not (target.is_file() and file_sha256(target) == entry.sha256):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            download_file(store, prefix, entry, target)
+    copy_files(store, _prefix(name), manifest.files, "files/", directory)
     return directory / manifest.single if manifest.single else directory
 
 
 def read_input(store: Store, name: str) -> InputManifest:
-    """The manifest of the input called `name`. Raises DataError when the store holds none."""
-    try:
-        key = name.removeprefix(SCHEME).rstrip("/") + "/manifest.json"
-        return InputManifest.model_validate_json(store.read(key))
-    except (NotFound, ValueError) as error:
+    """The manifest of the input called `name`.
+
+    Raises DataError when the store holds none, or one whose content has another digest.
+    """
+    prefix = _prefix(name)
+    manifest = read_document(store, prefix + "manifest.json", InputManifest)
+    if manifest is None:
         raise DataError(
             f"{name}: {store.url} holds no such input",
             remedy="upload it with `selfalign inputs push --config FILE`",
-        ) from error
+        )
+    found = manifest.expected_digest()
+    if prefix != f"inputs/{manifest.kind}/{found}/" or found != manifest.digest:
+        raise DataError(
+            f"{store.url}/{prefix}manifest.json: its files are not those of this name (their "
+            f"digest is {found})",
+            remedy=f"delete {prefix} and upload it again: `selfalign inputs push --config FILE`",
+        )
+    return manifest
+
+
+def _prefix(name: str) -> str:
+    return name.removeprefix(SCHEME).rstrip("/") + "/"
 
 
 def is_stored(path: str | Path) -> bool:

@@ -1,0 +1,112 @@
+"""JSON documents in a store: manifests, commit marks, the pointer, the records of runs.
+
+Whoever may write to the store may write anything, so each of them is read here, within limits, and
+whatever is wrong with one is a DataError that names it. Every document carries a checksum; those
+of 0.2.0 and before have none and are read without.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+
+from selfalign.errors import DataError
+from selfalign.records import digest
+from selfalign.store.base import NotFound, Store
+from selfalign.store.keys import is_key
+
+MAX_DOCUMENT_BYTES = 64 << 20  # a manifest of 10,000 parts with their dropped samples has 50 MiB
+MAX_DEPTH = 100  # lists and objects inside each other
+_CHECKSUM = "checksum"
+
+_AnyModel = TypeVar("_AnyModel", bound=BaseModel)
+
+
+def _check_name(name: str) -> str:
+    if not is_key(name):
+        raise ValueError(f"{name[:100]!r} is not a relative name of an object")
+    return name
+
+
+# A name that a document holds: relative, without "..", so that it stays below what it is joined to.
+StoredName = Annotated[str, AfterValidator(_check_name)]
+
+
+class StoredModel(BaseModel):
+    """Base of everything kept as JSON in the store."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_bytes(self) -> bytes:
+        """The JSON text that is stored, for people too, with its checksum."""
+        value = json.loads(self.model_dump_json())
+        sealed = {**value, _CHECKSUM: digest(value)}
+        return (json.dumps(sealed, indent=2, ensure_ascii=False) + "\n").encode()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _matches_its_checksum(cls, value: Any) -> Any:
+        # of the text that is there, so that fields which other versions add change nothing
+        if not isinstance(value, dict) or _CHECKSUM not in value:
+            return value
+        content = {name: each for name, each in value.items() if name != _CHECKSUM}
+        if value[_CHECKSUM] != (found := digest(content)):
+            raise ValueError(
+                f"its checksum {str(value[_CHECKSUM])[:12]} does not match its content "
+                f"({found[:12]})"
+            )
+        return content
+
+
+def decode_json(text: str | bytes) -> Any:
+    """The value of a JSON text from the store. Raises ValueError for anything that is none."""
+    try:
+        value = json.loads(text)
+        _check_depth(value, MAX_DEPTH)
+    except RecursionError:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep") from None
+    return value
+
+
+def _check_depth(value: Any, left: int) -> None:
+    if left == 0:
+        raise RecursionError
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            _check_depth(each, left - 1)
+
+
+def parse_document(
+    where: str, data: bytes, model: type[_AnyModel], *, remedy: str | None = None
+) -> _AnyModel:
+    """The document that `data` holds. Raises DataError, which names `where`, when it holds none."""
+    try:
+        if len(data) > MAX_DOCUMENT_BYTES:
+            raise ValueError(f"expected at most {MAX_DOCUMENT_BYTES} bytes")
+        return model.model_validate(decode_json(data))
+    except ValueError as error:
+        raise DataError(
+            f"{where}: not a valid {model.__name__} ({len(data)} bytes): {reason(error)}",
+            remedy=remedy
+            or "the object is damaged or from another version; delete it and run again",
+        ) from error
+
+
+def read_document(store: Store, key: str, model: type[_AnyModel]) -> _AnyModel | None:
+    """The document under `key`, or None when there is none. Raises DataError."""
+    try:
+        data = store.read(key)
+    except NotFound:
+        return None
+    return parse_document(f"{store.url}/{key}", data, model)
+
+
+def reason(error: Exception) -> str:
+    """What is wrong with a document, in one line."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(step) for step in first["loc"])
+    return f"{place}: {first['msg']}" if place else first["msg"]
