@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import time
-from typing import Any
+from typing import IO, Any
 
 import structlog
 
@@ -65,6 +65,11 @@ class _CurrentStderr:
 
     def flush(self) -> None:
         sys.stderr.flush()
+
+
+def drop_output(stream: IO[str]) -> None:
+    """Discard what is buffered and all that follows, because nobody reads the stream any more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def bind(**values: object) -> None:

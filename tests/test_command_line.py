@@ -199,7 +199,7 @@ def test_temporary_failures_are_tried_again_and_then_told(world: Path) -> None:
     status = json.loads(selfalign("status", "--config", world, "--json").stdout)
     assert status["phase"] == "Failed"
     assert status["reason"] == "AttemptsExhausted"
-    assert len(status["stages"][0]["attempts"]) == 2
+    assert status["stages"][0]["attempts"] == 2
 
 
 @pytest.mark.parametrize("json_option", [(), ("--json",)])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from selfalign.cli.main import cli
+from selfalign.cli.commands import COMMANDS
 from selfalign.errors import EXIT_CODES
 from selfalign.pipeline import STAGES
 from selfalign.seeds import annotation_budget
@@ -28,7 +28,7 @@ def test_links_lead_to_files_that_exist(document: Path) -> None:
 def test_commands_that_are_shown_exist(document: Path) -> None:
     text = document.read_text()
     for name in re.findall(r"(?:^|`)selfalign ([a-z][a-z-]*)", text, re.MULTILINE):
-        assert name in cli.commands, f"{document.name}: selfalign {name}"
+        assert name in COMMANDS, f"{document.name}: selfalign {name}"
     makefiles = (PROJECT / "Makefile").read_text() + (
         (PROJECT / "cluster.mk").read_text() if (PROJECT / "cluster.mk").exists() else ""
     )

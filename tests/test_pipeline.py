@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from selfalign.cli.main import cli
+from selfalign.cli.commands import COMMANDS
 from selfalign.config import RunConfig
 from selfalign.pipeline import BY_NAME, PRODUCER, STAGES, downstream
 from selfalign.run.stage import _IMPLEMENTATIONS
@@ -19,7 +19,7 @@ def test_every_artifact_read_is_written_by_an_earlier_stage() -> None:
 def test_every_stage_has_a_section_a_command_and_an_implementation() -> None:
     for stage in STAGES:
         assert stage.name in RunConfig.model_fields
-        assert stage.name in cli.commands
+        assert stage.name in COMMANDS
         assert stage.name in _IMPLEMENTATIONS
 
 

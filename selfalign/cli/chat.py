@@ -26,7 +26,7 @@ from selfalign.telemetry import no_progress_bars
 _RENDERERS = {"standard": render_standard, "verbose": render_verbose, "align": render_align}
 
 
-@click.command("chat", short_help="Ask a model of the pipeline.")
+@click.command("chat")
 @click.argument("question", required=False)
 @click.option(
     "--model",

@@ -69,7 +69,7 @@ def store_of_platform(
     return str(found)
 
 
-@click.command("controller", short_help="Drive the AlignmentRuns of a namespace (runs in a pod).")
+@click.command("controller")
 @click.option(
     "--resync-seconds",
     type=click.IntRange(min=1),
@@ -116,7 +116,7 @@ def controller_command(
         server.close()
 
 
-@click.command("start-stage", short_help="Start one stage of a run on a cluster and follow it.")
+@click.command("start-stage")
 @click.argument("stage", type=STAGE_NAME)
 @click.option("--run", required=True, metavar="NAME", help="Of which run.")
 @click.option(

@@ -1,40 +1,54 @@
-"""All commands, in the order `--help` should be read."""
+"""All commands, in the order `--help` shows them, imported when they are used."""
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import click
 
-from selfalign.cli.chat import chat_command
-from selfalign.cli.cluster import controller_command, start_stage_command
-from selfalign.cli.inspect import (
-    config_command,
-    inputs_group,
-    rollback_command,
-    seeds_group,
-    store_group,
-)
-from selfalign.cli.logs import logs_command
-from selfalign.cli.report import report_command
-from selfalign.cli.run import run_command
-from selfalign.cli.show import show_command
-from selfalign.cli.stage import STAGE_COMMANDS
-from selfalign.cli.status import status_command
-from selfalign.cli.submit import submit_command
+from selfalign.pipeline import STAGES
 
-COMMANDS: list[click.Command] = [
-    run_command,
-    status_command,
-    logs_command,
-    report_command,
-    show_command,
-    chat_command,
-    rollback_command,
-    config_command,
-    seeds_group,
-    store_group,
-    inputs_group,
-    submit_command,
-    start_stage_command,
-    controller_command,
-    *STAGE_COMMANDS,
-]
+# name, where the command is in selfalign.cli, one line of help
+_ROWS = """
+run         run:run_command             Run every stage on this machine; resume where it stopped.
+status      status:status_command       What is done, running or failed, and the next action.
+logs        logs:logs_command           The log of a stage, here or on a cluster.
+report      report:report_command       Write one HTML file of a run: verdict, scores, funnel.
+show        show:show_command           An artifact: counts, filters' losses, records.
+chat        chat:chat_command           Ask a model of the pipeline.
+rollback    inspect:rollback_command    Point `current` back at an earlier promoted model.
+config      inspect:config_command      Show every value of the configuration and where it is from.
+seeds       inspect:seeds_group         Check the human-written lines; count them.
+store       inspect:store_group         Check the object store.
+inputs      inspect:inputs_group        Upload seeds, evaluation files and base model to the store.
+submit      submit:submit_command       Start a run on a cluster.
+start-stage cluster:start_stage_command Start one stage of a run on a cluster and follow it.
+controller  cluster:controller_command  Drive the AlignmentRuns of a namespace (runs in a pod).
+"""
+
+
+def _table() -> dict[str, tuple[str, str]]:
+    rows = [line.split(maxsplit=2) for line in _ROWS.strip().splitlines()]
+    stages = {stage.name: (f"stage:{stage.name}", stage.summary) for stage in STAGES}
+    return {name: (place, text) for name, place, text in rows} | stages
+
+
+COMMANDS = _table()
+
+
+class LazyGroup(click.Group):
+    """Knows its commands by name and imports the one that is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(f"selfalign.cli.{module}"), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])

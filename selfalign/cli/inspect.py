@@ -30,7 +30,7 @@ from selfalign.store.files import os_errors
 from selfalign.store.open import open_store
 
 
-@click.command("config", short_help="Show every value of the configuration and where it is from.")
+@click.command("config")
 @config_options
 @click.option("--schema", is_flag=True, help="Print the JSON schema: every key, meaning, default.")
 @json_option
@@ -72,7 +72,7 @@ def _origin(name: str, origins: dict[str, str]) -> str:
     return "default"
 
 
-@click.group("seeds", short_help="Check the human-written lines; count them.")
+@click.group("seeds")
 def seeds_group() -> None:
     """The lines written by people: principles, exemplars, seed prompts, templates."""
 
@@ -143,7 +143,7 @@ def seeds_check(
         )
 
 
-@click.group("store", short_help="Check the object store.")
+@click.group("store")
 def store_group() -> None:
     """The object store that artifacts pass through."""
 
@@ -170,7 +170,7 @@ def store_check(
     return 0 if all(result.ok for result in results) else ConfigurationError.exit_code
 
 
-@click.group("inputs", short_help="Upload seeds, evaluation files and base model to the store.")
+@click.group("inputs")
 def inputs_group() -> None:
     """Seeds, evaluation files and the base model, content-addressed in the store."""
 
@@ -203,7 +203,7 @@ def inputs_push(config_path: Path, overrides: tuple[str, ...], out: Path | None)
         click.echo(f"wrote {out}")
 
 
-@click.command("rollback", short_help="Point `current` back at an earlier promoted model.")
+@click.command("rollback")
 @store_options
 @cluster_options
 @click.option(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _HIDDEN = ("event", "level", "timestamp", "run", "stage", "shard", "logger")
 
 
-@click.command("logs", short_help="The log of a stage, here or on a cluster.")
+@click.command("logs")
 @click.argument("stage", type=STAGE_NAME)
 @click.option(
     "--run",

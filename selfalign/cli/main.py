@@ -13,11 +13,10 @@ from typing import Any
 import click
 
 from selfalign import __version__
-from selfalign.cli.commands import COMMANDS
+from selfalign.cli.commands import LazyGroup
 from selfalign.errors import Interrupted, SelfAlignError, StorageFull, StoreDenied
-from selfalign.run.executors.display import drop_output
 from selfalign.store.files import translate_os_error
-from selfalign.telemetry import configure_logging, log
+from selfalign.telemetry import configure_logging, drop_output, log
 
 TERMINATION_LOG = Path("/dev/termination-log")  # Kubernetes' default terminationMessagePath
 _TERMINATION_BYTES = 4096  # what the kubelet reads of it
@@ -44,15 +43,8 @@ Start here:
 """
 
 
-class _InOrder(click.Group):
-    """Lists commands in the order they were added, not by the alphabet."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
-
-
 @click.group(
-    cls=_InOrder,
+    cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=_EPILOG,
 )
@@ -69,10 +61,6 @@ def cli(log_level: str) -> None:
     aligned model, stage by stage, reproducibly, and promote it only if it is better."""
     json_lines = True if os.environ.get("SELFALIGN_LOG") == "json" else None
     configure_logging(json_lines=json_lines, level=log_level)
-
-
-for _command in COMMANDS:
-    cli.add_command(_command)
 
 
 def main() -> None:

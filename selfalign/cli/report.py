@@ -21,7 +21,7 @@ from selfalign.store.base import Store
 from selfalign.store.files import os_errors
 
 
-@click.command("report", short_help="Write one HTML file of a run: verdict, scores, funnel.")
+@click.command("report")
 @click.argument("run_id", required=False)
 @click.option(
     "--out",

@@ -18,7 +18,7 @@ from selfalign.inputs import localise
 from selfalign.load import load_config
 from selfalign.pipeline import STAGES
 from selfalign.records import now
-from selfalign.run.executors.display import RunConsole, RunDisplay, drop_output
+from selfalign.run.executors.display import RunConsole, RunDisplay
 from selfalign.run.executors.local import LocalRun
 from selfalign.run.record import RunRecord, RunStatus, check_run_name, new_run_id, write_run
 from selfalign.seeds import annotation_budget, load_seeds
@@ -27,9 +27,10 @@ from selfalign.store.artifact import read_manifest
 from selfalign.store.base import PreconditionFailed, Store
 from selfalign.store.open import open_store
 from selfalign.store.pointer import read_pointer, standing
+from selfalign.telemetry import drop_output
 
 
-@click.command("run", short_help="Run every stage on this machine; resume where it stopped.")
+@click.command("run")
 @config_options
 @click.option("--run-id", default=None, metavar="ID", help="Name of the run.  [default: by time]")
 @click.option(

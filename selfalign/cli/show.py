@@ -30,7 +30,7 @@ from selfalign.store.base import Store
 from selfalign.store.manifest import Manifest
 
 
-@click.command("show", short_help="An artifact: counts, filters' losses, records.")
+@click.command("show")
 @click.argument("artifact", type=click.Choice(list(PRODUCER)))
 @click.argument("key", required=False)
 @click.option(

@@ -11,7 +11,7 @@ import click
 from selfalign.cli.options import config_options, json_option, print_json
 from selfalign.config import TrainConfig
 from selfalign.load import load_config
-from selfalign.pipeline import STAGES, Stage
+from selfalign.pipeline import BY_NAME, Stage
 from selfalign.store.open import open_store
 from selfalign.telemetry import no_progress_bars
 
@@ -24,7 +24,7 @@ def _shard_from_environment() -> str:
 def stage_command(stage: Stage) -> click.Command:
     """The command of one stage."""
 
-    @click.command(stage.name, help=_help(stage), short_help=stage.summary)
+    @click.command(stage.name, help=_help(stage))
     @config_options
     @click.option(
         "--shard",
@@ -109,4 +109,8 @@ def _help(stage: Stage) -> str:
     """
 
 
-STAGE_COMMANDS = [stage_command(stage) for stage in STAGES]
+def __getattr__(name: str) -> click.Command:
+    """`selfalign.cli.stage.align` is the command of stage `align`."""
+    if name not in BY_NAME:
+        raise AttributeError(name)
+    return stage_command(BY_NAME[name])

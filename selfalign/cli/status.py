@@ -21,7 +21,7 @@ _LOG_LINES = 10
 _PROGRESS_LINES, _PROGRESS_PODS = 20, 16  # of a log, and pods, that are read for the progress
 
 
-@click.command("status", short_help="What is done, running or failed, and the next action.")
+@click.command("status")
 @click.argument("run_id", required=False)
 @click.option(
     "--logs",

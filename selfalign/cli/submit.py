@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from selfalign.run.executors.kubernetes.cluster import Cluster
 
 
-@click.command("submit", short_help="Start a run on a cluster.")
+@click.command("submit")
 @click.option(
     "--config",
     "-c",

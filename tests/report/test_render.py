@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from selfalign.cli.report import _principle_names
+from selfalign.cli.report import _of_seeds
 from selfalign.evaluation.summary import EvaluationSummary
 from selfalign.load import load_config
 from selfalign.report.collect import ReportData
@@ -68,7 +68,7 @@ def test_rules_have_the_names_they_had_in_the_run_or_none(world: Path) -> None:
     seeds = file_digests(config.seeds.directory)
     gathered.manifests["aligned_responses"] = SimpleNamespace(identity={"seeds": seeds})  # type: ignore[assignment]
     store = LocalStore(world.parent / "store")
-    assert _principle_names(store, gathered)[3] == "helpful"
+    assert _of_seeds(store, gathered)[0][3] == "helpful"
     principles = config.seeds.directory / "principles.txt"
     principles.write_text(principles.read_text().replace("(helpful)", "(useful)"))
-    assert _principle_names(store, gathered) == {}
+    assert _of_seeds(store, gathered) == ({}, None)

@@ -195,7 +195,6 @@ def test_an_input_whose_content_has_another_digest_is_refused(store: LocalStore,
         inputs.fetch(store, name)
 
 
-
 def test_control_characters_in_an_error_are_escaped() -> None:
     error = DataError("store \x1b]0;x\x07: a\u202eb", remedy="delete \x9b2J")
     assert str(error) == "store \\x1b]0;x\\x07: a\\u202eb\n  remedy: delete \\x9b2J"

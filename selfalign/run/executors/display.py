@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,13 +19,9 @@ from rich.progress import (
 )
 
 from selfalign.run.plan import Planned
+from selfalign.telemetry import drop_output
 
 _PLAIN_INTERVAL_SECONDS = 15.0
-
-
-def drop_output(stream: IO[str]) -> None:
-    """Discard what is buffered and all that follows, because nobody reads the stream any more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class RunConsole(Console):

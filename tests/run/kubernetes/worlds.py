@@ -408,7 +408,7 @@ def ended_pod(
     owner = cluster.get("jobs", job)
     labels = owner["spec"]["template"]["metadata"]["labels"]
     metadata: Resource = {
-        "name": f"{job}-{suffix}",
+        "name": f"{job}-{suffix}-{owner['metadata']['uid'][:5]}",
         "labels": {**labels, "batch.kubernetes.io/job-name": job},
         "ownerReferences": [{"uid": owner["metadata"]["uid"], "controller": True}],
     }

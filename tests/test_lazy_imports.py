@@ -1,0 +1,40 @@
+"""What a command imports to answer: libraries that take a second are for those who use them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "transformers", "vllm", "peft", "scipy", "numpy", "pandas", "datasets", "boto3")
+CLIENTS = ("kubernetes", "prometheus_client", "urllib3", "jinja2", "datasketch")
+LIGHT = ("pydantic", "yaml")
+
+
+@pytest.mark.parametrize(
+    ("program", "forbidden"),
+    [
+        (
+            "import sys; sys.argv = ['selfalign', '--help']; from selfalign.cli.main import cli; "
+            "cli.main(standalone_mode=False)",
+            (*HEAVY, *CLIENTS, *LIGHT),
+        ),
+        ("import selfalign.cli.status", (*HEAVY, *CLIENTS)),
+        ("import selfalign.cli.logs", (*HEAVY, *CLIENTS)),
+        ("import selfalign.run.executors.kubernetes.controller", (*HEAVY, *CLIENTS)),
+    ],
+    ids=["--help", "status", "logs", "controller"],
+)
+def test_heavy_modules_are_imported_where_they_are_used(
+    program: str, forbidden: tuple[str, ...]
+) -> None:
+    code = (
+        f"{program}\nimport sys; print('loaded', *sorted({{m.split('.')[0] for m in sys.modules}}))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    loaded = set(result.stdout.rpartition("loaded ")[2].split())
+    assert "selfalign" in loaded
+    assert not loaded & set(forbidden)
