@@ -42,6 +42,9 @@ class LoadedConfig:
     origins: dict[str, str]
 
 
+_MAX_YAML_CHARACTERS, _MAX_YAML_NODES = 1 << 20, 100_000
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
     """Refuses a key that is given twice: YAML would silently keep the last one."""
 
@@ -128,8 +131,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"{path}: cannot be read: {error}", remedy="it must be a readable UTF-8 YAML file"
         ) from error
     try:
-        raw = yaml.load(text, _UniqueKeyLoader)
-        _refuse_cycles(raw)
+        raw = read_yaml(text)
     except (ValueError, RecursionError) as error:  # such as the date 2024-13-45
         raise ConfigurationError(
             f"{path}: a value cannot be read: {error}",
@@ -150,9 +152,28 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _refuse_cycles(value: Any) -> None:
-    """Raise ValueError where an alias holds itself: `a: &a {b: *a}`."""
-    json.dumps(value, default=str, skipkeys=True)
+def read_yaml(text: str) -> Any:
+    """The value of a YAML text, in bounded time and memory.
+
+    Raises yaml.YAMLError for what is no YAML, and ValueError or RecursionError for a text that is
+    too long, nested too deep, or whose aliases hold themselves or expand to too much.
+    """
+    if len(text) > _MAX_YAML_CHARACTERS:
+        raise ValueError(f"{len(text)} characters, expected at most {_MAX_YAML_CHARACTERS}")
+    left = _MAX_YAML_NODES
+    nodes: list[Any] = [yaml.compose(text, yaml.SafeLoader)]
+    while nodes:  # aliases are the same node again, so this counts what they expand to
+        node = nodes.pop()
+        left -= 1
+        if left < 0:
+            raise ValueError(f"more than {_MAX_YAML_NODES} values, aliases expanded")
+        if isinstance(node, yaml.MappingNode):
+            nodes += [each for pair in node.value for each in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+    value = yaml.load(text, _UniqueKeyLoader)
+    json.dumps(value, default=str, skipkeys=True)  # ValueError where an alias holds itself
+    return value
 
 
 def _parse_override(text: str) -> tuple[str, Any]:
@@ -163,9 +184,7 @@ def _parse_override(text: str) -> tuple[str, Any]:
             remedy="for example --set align.sampling.temperature=0.7",
         )
     try:
-        parsed = yaml.safe_load(value)
-        _refuse_cycles(parsed)
-        return name, parsed
+        return name, read_yaml(value)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigurationError(
             f"--set {text!r}: the value is not valid YAML", remedy="quote it"

@@ -17,6 +17,7 @@ from typing import IO, Any
 import structlog
 
 _PROGRESS_INTERVAL_SECONDS = 0.5
+_VALUE_LIMIT = 4096  # characters of one value of an event
 
 log: Any = structlog.get_logger("selfalign")
 
@@ -40,7 +41,8 @@ def configure_logging(*, json_lines: bool | None = None, level: str = "info") ->
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.dict_tracebacks if json_lines else _keep,
+            _traceback if json_lines else _keep,
+            _shorten,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(
@@ -75,6 +77,20 @@ def drop_output(stream: IO[str]) -> None:
 def bind(**values: object) -> None:
     """Bind names to every later event of this process."""
     structlog.contextvars.bind_contextvars(**values)
+
+
+# Locals hold whatever a run or a model brought: they are not for logs.
+_traceback = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=20)
+)
+
+
+def _shorten(_logger: object, _method: str, event: Any) -> Any:
+    """Cut long values, so that no input of a user makes a log line of megabytes."""
+    for name, value in event.items():
+        if isinstance(value, str) and len(value) > _VALUE_LIMIT:
+            event[name] = f"{value[:_VALUE_LIMIT]}... ({len(value)} characters)"
+    return event
 
 
 def _keep(_logger: object, _method: str, event: Any) -> Any:

@@ -6,11 +6,11 @@ A field of the wrong type, missing, unknown or contradicting another is a DataEr
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
+import regex
 from pydantic import BeforeValidator, ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
 from selfalign.errors import DataError
@@ -25,12 +25,12 @@ def _compile(value: Any) -> Any:
     if not value:
         raise ValueError("an empty pattern is found everywhere")
     try:
-        return re.compile(value, re.IGNORECASE)
-    except re.error as e:
+        return regex.compile(value, regex.IGNORECASE)
+    except regex.error as e:
         raise ValueError(f"not a regular expression: {e}") from e
 
 
-_Pattern = Annotated[re.Pattern[str], BeforeValidator(_compile)]
+_Pattern = Annotated[Any, BeforeValidator(_compile)]
 
 
 @dataclass(frozen=True, slots=True)

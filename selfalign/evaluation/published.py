@@ -138,10 +138,14 @@ def _parse(path: Path) -> Any:
             f"{path}:{e.lineno}: not JSON at column {e.colno}: {e.msg}",
             remedy="correct the file; JSON lines belong in a file that does not end in .json",
         ) from e
+    except RecursionError as e:
+        raise DataError(f"{path}: nested too deep", remedy="give the file as published") from e
     except UnicodeEncodeError as e:
         raise DataError(
             f"{path}: a text holds half of a surrogate pair", remedy="save the file as UTF-8"
         ) from e
+    except ValueError as e:  # an integer of more than 4,300 digits
+        raise DataError(f"{path}: {e}", remedy="give the file as published") from e
     return parsed
 
 

@@ -63,6 +63,10 @@ def parse_topic_guided(file: str, text: str, problems: Problems) -> list[tuple[i
             found = f"{error.msg} at column {error.colno}"
             problems.add(file, number, expected, found, "correct the line")
             continue
+        except (ValueError, RecursionError):  # an integer of 5,000 digits, 100,000 brackets
+            found = "a number or a nesting beyond any limit"
+            problems.add(file, number, "a small JSON object", found, "correct the line")
+            continue
         if _has_lone_surrogate(value):
             found = "half of a surrogate pair, an escape such as \\ud800"
             problems.add(file, number, "text", found, "write the character itself")
@@ -130,8 +134,8 @@ def parse_principles(file: str, text: str, problems: Problems) -> list[Principle
 def parse_labels(file: str, text: str, problems: Problems) -> Labels | None:
     """The three labels; none may be empty or be the beginning of another."""
     try:
-        value: Any = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value: Any = yaml.safe_load(text) if len(text) < 10_000 and "*" not in text else None
+    except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         found = getattr(error, "problem", None) or "something else"
         line = mark.line + 1 if mark else 0

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-import re
-
 import pytest
+import regex
 
 from selfalign.engines.base import Completion
 from selfalign.errors import EngineError
@@ -51,7 +50,7 @@ ANSWERS = [
 
 def item(**fields) -> HeldoutItem:
     patterns = {
-        name: tuple(re.compile(pattern, re.IGNORECASE) for pattern in fields.pop(name, ()))
+        name: tuple(regex.compile(pattern, re.IGNORECASE) for pattern in fields.pop(name, ()))
         for name in ("all_of", "none_of")
     }
     return HeldoutItem("h", "harmful", "Do harm.", **fields, **patterns)

@@ -1,0 +1,83 @@
+"""Texts that people or models bring are read within bounds, or end in a clear error."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import regex
+import structlog
+
+from selfalign.config import SeedsConfig
+from selfalign.errors import ConfigurationError, DataError
+from selfalign.evaluation.datasets import load_truthfulqa
+from selfalign.evaluation.generation import judge_answer
+from selfalign.evaluation.items import HeldoutItem
+from selfalign.load import load_config
+from selfalign.seeds import load_seeds
+from selfalign.telemetry import configure_logging, log
+
+LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [LAUGHS, "a: " + "[" * 5000, "a: &a {b: *a}", "a: " + "x" * (2 << 20), "a: 1" * 400_000],
+    ids=["aliases", "nested", "cycle", "long", "keys"],
+)
+def test_a_hostile_configuration_is_refused_at_once(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "selfalign.yaml"
+    path.write_text(text)
+    started = time.monotonic()
+    with pytest.raises(ConfigurationError, match=r"selfalign\.yaml"):
+        load_config(path)
+    assert time.monotonic() - started < 20
+
+
+def test_an_alias_that_expands_to_little_is_no_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "selfalign.yaml"
+    path.write_text("base_model: {path: &p x, revision: *p}\n")
+    assert load_config(path).config.base_model.revision == "x"
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, "1" * 5000, '{"a":' * 2000])
+def test_a_hostile_line_of_the_seeds_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "topic_guided.jsonl").write_text(line + "\n")
+    with pytest.raises(ConfigurationError, match=r"topic_guided\.jsonl:1"):
+        load_seeds(SeedsConfig(directory=tmp_path))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[" + "1" * 5000 + "]"])
+def test_a_hostile_evaluation_file_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "mc_task.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"mc_task\.json"):
+        load_truthfulqa(path)
+
+
+def test_a_pattern_that_never_ends_is_named_with_its_item() -> None:
+    item = HeldoutItem("slow", "any", "?", all_of=(regex.compile("(a+)+$"),))
+    with pytest.raises(DataError, match=r"'slow'.*\(a\+\)\+"):
+        judge_answer(item, "a" * 40 + "!")
+
+
+def test_no_local_and_no_long_value_reaches_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    before = structlog.get_config()
+    configure_logging(json_lines=True)
+    try:
+        secret = "s3cr3t" * 1000  # noqa: F841 - a local that a traceback with locals would show
+        try:
+            raise ValueError("broken")
+        except ValueError:
+            log.exception("it.failed", text="x" * 1_000_000)
+    finally:
+        structlog.configure(**before)
+    line = capsys.readouterr().err
+    assert "broken" in line
+    assert "s3cr3t" not in line
+    assert len(line) < 10_000
+    assert json.loads(line)["event"] == "it.failed"
