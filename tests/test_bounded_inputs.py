@@ -60,9 +60,9 @@ def test_a_hostile_evaluation_file_is_named(tmp_path: Path, text: str) -> None:
 
 
 def test_a_pattern_that_never_ends_is_named_with_its_item() -> None:
-    item = HeldoutItem("slow", "any", "?", all_of=(regex.compile("(a+)+$"),))
-    with pytest.raises(DataError, match=r"'slow'.*\(a\+\)\+"):
-        judge_answer(item, "a" * 40 + "!")
+    item = HeldoutItem("slow", "any", "?", all_of=(regex.compile("(a|aa)+$"),))
+    with pytest.raises(DataError, match="'slow': the pattern"):
+        judge_answer(item, "a" * 60 + "!")
 
 
 def test_no_local_and_no_long_value_reaches_the_log(capsys: pytest.CaptureFixture[str]) -> None:

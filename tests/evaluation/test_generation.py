@@ -50,7 +50,7 @@ ANSWERS = [
 
 def item(**fields) -> HeldoutItem:
     patterns = {
-        name: tuple(regex.compile(pattern, re.IGNORECASE) for pattern in fields.pop(name, ()))
+        name: tuple(regex.compile(pattern, regex.IGNORECASE) for pattern in fields.pop(name, ()))
         for name in ("all_of", "none_of")
     }
     return HeldoutItem("h", "harmful", "Do harm.", **fields, **patterns)
