@@ -33,17 +33,23 @@ class SelfAlignError(Exception):
     retryable: ClassVar[bool] = False
 
     def __init__(self, message: str, *, remedy: str | None = None) -> None:
-        self.message = _printable(message)
+        self.message = printable(message)
         super().__init__(self.message)
-        self.remedy = None if remedy is None else _printable(remedy)
+        self.remedy = None if remedy is None else printable(remedy)
 
     def __str__(self) -> str:
         return f"{self.message}\n  remedy: {self.remedy}" if self.remedy else self.message
 
 
-def _printable(text: str) -> str:
-    """`text` with control characters escaped: what it quotes must not steer a terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+# Control characters except tab and line feed, and those that turn the direction of text around.
+_STEERING = {*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+_ESCAPES = {code: ascii(chr(code))[1:-1] for code in _STEERING - {0x09, 0x0A}}
+
+
+def printable(text: str) -> str:
+    """`text` with the characters escaped that would steer a terminal: a model or a bucket may have
+    written it."""
+    return text.translate(_ESCAPES)
 
 
 class PermanentError(SelfAlignError):

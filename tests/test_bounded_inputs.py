@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 import regex
 import structlog
+from click.testing import CliRunner
 
+from selfalign.cli.logs import for_people
+from selfalign.cli.main import cli
 from selfalign.config import SeedsConfig
-from selfalign.errors import ConfigurationError, DataError
+from selfalign.errors import ConfigurationError, DataError, printable
 from selfalign.evaluation.datasets import load_truthfulqa
 from selfalign.evaluation.generation import judge_answer
 from selfalign.evaluation.items import HeldoutItem
@@ -81,3 +84,21 @@ def test_no_local_and_no_long_value_reaches_the_log(capsys: pytest.CaptureFixtur
     assert "s3cr3t" not in line
     assert len(line) < 10_000
     assert json.loads(line)["event"] == "it.failed"
+
+
+def test_what_a_model_wrote_does_not_steer_a_terminal() -> None:
+    text = "safe\n\ttext é 你 \x1b[31m\x9b\u202eevil\r\x07"
+    shown = printable(text)
+    assert shown == "safe\n\ttext é 你 \\x1b[31m\\x9b\\u202eevil\\r\\x07"
+    assert printable(shown) == shown
+    line = json.dumps({"event": "stage.failed", "error": "\x1b]0;x\x07"})
+    assert "\x1b" not in printable(for_people("", line))
+
+
+def test_the_configuration_shows_no_secret(tmp_path: Path) -> None:
+    path = tmp_path / "selfalign.yaml"
+    path.write_text("base_model: {path: x}\nengine: {options: {hf_token: hf_abc, api_key: k3y}}\n")
+    output = CliRunner().invoke(cli, ["config", "--config", str(path)]).output
+    assert "engine.options.hf_token" in output
+    assert "hf_abc" not in output
+    assert "k3y" not in output

@@ -13,7 +13,7 @@ import click
 from selfalign.cli.options import Opened, json_option, open_from, store_options
 from selfalign.cli.show import find_artifact
 from selfalign.engines.base import Engine, GenerationRequest, Sampling
-from selfalign.errors import ConfigurationError
+from selfalign.errors import ConfigurationError, printable
 from selfalign.inputs import localise
 from selfalign.prompts import render_align, render_standard, render_verbose, stop_strings
 from selfalign.records import record_seed
@@ -75,7 +75,7 @@ def chat_command(
                 told = {"question": text, "answer": answer, "model": model, "prompt": prompt}
                 click.echo(json.dumps(told, ensure_ascii=False))  # one line for each question
             else:
-                click.echo(answer)
+                click.echo(printable(answer))
 
 
 def _ask(

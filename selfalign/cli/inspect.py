@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from selfalign.store.check import check_store
 from selfalign.store.files import os_errors
 from selfalign.store.open import open_store
 
+_SECRET = re.compile(r"(token|password|secret|api_?key)$", re.IGNORECASE)
+
 
 @click.command("config")
 @config_options
@@ -44,7 +47,14 @@ def config_command(
         return
     loaded = load_config(config_path, overrides)
     values = _flatten(loaded.config.model_dump(mode="json"))
-    rows = [(name, value, _origin(name, loaded.origins)) for name, value in values.items()]
+    rows = [
+        (
+            name,
+            "(hidden)" if _SECRET.search(name) and value else value,
+            _origin(name, loaded.origins),
+        )
+        for name, value in values.items()
+    ]
     if as_json:
         print_json({name: {"value": value, "origin": origin} for name, value, origin in rows})
         return

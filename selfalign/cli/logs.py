@@ -13,7 +13,7 @@ import click
 
 from selfalign.cli.cluster import STAGE_NAME, cluster_options, connect_to
 from selfalign.cli.options import open_from, run_directory, store_options
-from selfalign.errors import ConfigurationError
+from selfalign.errors import ConfigurationError, printable
 from selfalign.run.record import latest_run, read_run
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def printer() -> Callable[[str, str], None]:
     """Prints a line of a log: as it is where a program reads, else for people."""
     if not sys.stdout.isatty():
         return lambda _shard, line: click.echo(line)
-    return lambda shard, line: click.echo(for_people(shard, line))
+    return lambda shard, line: click.echo(printable(for_people(shard, line)))
 
 
 def for_people(shard: str, line: str) -> str:

@@ -20,7 +20,7 @@ from selfalign.cli.options import (
     print_json,
     store_options,
 )
-from selfalign.errors import ConfigurationError, DataError
+from selfalign.errors import ConfigurationError, DataError, printable
 from selfalign.identity import collect_inputs
 from selfalign.inputs import localise
 from selfalign.pipeline import PRODUCER
@@ -141,7 +141,7 @@ def _print(console: Console, store: Store, manifest: Manifest, limit: int, dropp
     if dropped:
         for reason, texts in _dropped_samples(manifest).items():
             for text in texts:
-                console.print(f"[red]{reason}[/red]  {escape(text)}", soft_wrap=True)
+                console.print(f"[red]{reason}[/red]  {escape(printable(text))}", soft_wrap=True)
     for row in itertools.islice(read_rows(store, manifest), limit):
         console.print_json(json.dumps(row, ensure_ascii=False))
 

@@ -10,6 +10,7 @@ import click
 
 from selfalign.cli.cluster import cluster_options, connect_to
 from selfalign.cli.options import json_option, new_console, open_from, print_json, store_options
+from selfalign.errors import printable
 from selfalign.run.record import RunStatus, latest_run, read_run, status_to_show
 from selfalign.run.view import Progress, next_action, progress_of, show_status, word
 from selfalign.store.pointer import read_pointer
@@ -98,7 +99,7 @@ def _show_on_cluster(cluster: Cluster, name: str | None, with_logs: bool, as_jso
     console = new_console()
     show_status(console, status, action, cluster.namespace, progress)
     for line in shown if with_logs else []:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        console.print(printable(line), highlight=False, soft_wrap=True, markup=False)
 
 
 def _as_json(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from selfalign.errors import printable
 from selfalign.run.record import RunStatus, StageState
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def _styled(phase: str) -> str:
 
 
 def _line(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, emoji=False)
+    console.print(printable(text), highlight=False, soft_wrap=True, emoji=False)
 
 
 def _last_progress(lines: list[str]) -> dict[str, Any] | None:
