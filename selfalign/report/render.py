@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 
 from selfalign import __version__
+from selfalign.errors import printable
 from selfalign.evaluation.scores import ALIGNED, CONTINUOUS, LENGTH_WORDS
 from selfalign.evaluation.summary import EvaluationSummary, MetricSummary
 from selfalign.pipeline import STAGES
@@ -105,6 +106,7 @@ def render_report(data: ReportData, principles: dict[int, str]) -> str:
         loader=jinja2.PackageLoader("selfalign", "report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: printable(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
