@@ -26,8 +26,8 @@ BUCKET = "selfalign"
 SECRET = "notARealSecretKey0notARealSecretKey0notA"
 PATIENCE_SECONDS = 900
 OVERRIDES = [
-    *("seed", "seeds.directory", "engine.kind", "evaluate.ablate_principles"),
-    *("instruct", "align", "engrave", "clone"),
+    *("seed", "seeds.directory", "evaluate.ablate_principles", "engine.kind", "align.sampling"),
+    *("instruct.general_requests", "*.num_shards", "engrave.max_steps", "clone.max_steps"),
 ]
 
 
