@@ -3,10 +3,18 @@
 SelfAlignError
 ├── PermanentError            never retry: the same inputs fail the same way
 │   ├── ConfigurationError    2   configuration, seeds or command line are wrong
+│   │   ├── ClusterRejected       the API server finds an object wrong
+│   │   ├── HelmFailed            Helm finds a chart or its values wrong
+│   │   └── NightlyOverlap        a nightly run is refused while another one is running
 │   ├── DataError             3   an artifact, a model or a data file is wrong, corrupt or empty
 │   └── StoreDenied           4   the store refuses these credentials
+│       └── ClusterDenied         the API server refuses these credentials, or a policy the object
 └── TemporaryError           75   retry later, bounded
+    ├── ArtifactBusy              another run is making the same artifact
+    ├── LeftOver                  an object of an earlier run of the same name still exists
+    ├── NotDeployed               a stage has no template on the cluster
     ├── StoreUnavailable     69   the store cannot be reached or keeps failing
+    │   └── ClusterUnavailable    the API server cannot be reached
     ├── EngineError          70   generation or training failed inside the engine
     ├── OutOfMemory          71   the engine ran out of device or host memory
     └── StorageFull          74   no space left, or the local disk fails

@@ -114,6 +114,17 @@ def write_resolved(config: RunConfig, path: Path) -> None:
     path.write_text(dump_config(config), "utf-8")
 
 
+def deep_merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` over `below`; mappings merge, everything else is replaced."""
+    merged = dict(below)
+    for name, value in above.items():
+        if isinstance(value, dict) and isinstance(merged.get(name), dict):
+            merged[name] = deep_merge(merged[name], value)
+        else:
+            merged[name] = value
+    return merged
+
+
 def dump_config(config: RunConfig) -> str:
     """The whole configuration as YAML."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

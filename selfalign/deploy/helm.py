@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import click
 import yaml
 
 from selfalign.errors import ConfigurationError, SelfAlignError
+from selfalign.load import deep_merge
 
 Values = Mapping[str, Any]
 
@@ -26,21 +28,13 @@ _values = click.option("--values", "-f", "files", multiple=True, type=click.Path
 _chart = click.argument("chart", type=click.Path(path_type=Path, exists=True))
 
 
-class HelmFailed(SelfAlignError):
+class HelmFailed(ConfigurationError):
     """Helm refused; the message is Helm's own."""
 
 
 def merge_values(layers: Sequence[Values]) -> dict[str, Any]:
     """Merge values as `helm -f a -f b` does: maps key by key, anything else is replaced."""
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.items():
-            known = merged.get(key)
-            if isinstance(value, Mapping) and isinstance(known, Mapping):
-                merged[key] = merge_values([known, value])
-            else:
-                merged[key] = value
-    return merged
+    return reduce(deep_merge, map(dict, layers), {})
 
 
 def render(chart: Path, release: str, namespace: str, values: Values) -> dict[str, str]:

@@ -20,7 +20,7 @@ from selfalign.config import RunConfig
 from selfalign.errors import ConfigurationError, TemporaryError
 from selfalign.identity import DATA_FIELDS, Inputs
 from selfalign.inputs import is_stored, read_input, revision_of
-from selfalign.load import dump_config, validate_config
+from selfalign.load import deep_merge, dump_config, validate_config
 from selfalign.pipeline import STAGES
 from selfalign.run.executors.kubernetes import crd
 from selfalign.run.executors.kubernetes.cluster import (
@@ -233,17 +233,6 @@ def stage_templates(cluster: Cluster) -> dict[str, Resource]:
 def stage_template(cluster: Cluster, stage: str) -> Resource:
     """A stage's template. Raises NotDeployed."""
     return _only(cluster, stage, cluster.list("cronjobs", f"{crd.TEMPLATE_LABEL}={stage}"))
-
-
-def deep_merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` over `below`; mappings merge, everything else is replaced."""
-    merged = dict(below)
-    for name, value in above.items():
-        if isinstance(value, dict) and isinstance(merged.get(name), dict):
-            merged[name] = deep_merge(merged[name], value)
-        else:
-            merged[name] = value
-    return merged
 
 
 def _only(cluster: Cluster, stage: str, found: list[Resource]) -> Resource:

@@ -14,7 +14,7 @@ from typing import Any
 
 from selfalign.config import RunConfig
 from selfalign.errors import ConfigurationError, DataError, TemporaryError
-from selfalign.load import validate_config
+from selfalign.load import deep_merge, validate_config
 from selfalign.pipeline import BY_NAME
 from selfalign.run.drive import iso
 from selfalign.run.executors.kubernetes import crd
@@ -28,7 +28,6 @@ from selfalign.run.executors.kubernetes.cluster import (
 )
 from selfalign.run.executors.kubernetes.configuration import (
     check_allowed,
-    deep_merge,
     pinned_config,
     platform_config,
     read_policy,
