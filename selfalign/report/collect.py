@@ -5,10 +5,11 @@ A run that is not finished has a report too: what is missing is simply not there
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
+
+from pydantic import RootModel
 
 from selfalign.evaluation.gate import Verdict
 from selfalign.evaluation.summary import EvaluationSummary
@@ -22,7 +23,7 @@ from selfalign.run.record import (
     status_to_show,
 )
 from selfalign.stages.train import loss_curve
-from selfalign.store.artifact import read_file, read_manifest, read_records
+from selfalign.store.artifact import read_file, read_file_as, read_manifest, read_records
 from selfalign.store.base import Store
 from selfalign.store.manifest import Manifest
 from selfalign.store.pointer import PromotedModel, read_pointer, standing
@@ -104,14 +105,12 @@ def _add_evaluation(store: Store, data: ReportData) -> None:
     evaluation = data.manifests.get("evaluation")
     if evaluation is None:
         return
-    data.summary = EvaluationSummary.model_validate_json(
-        read_file(store, evaluation, "summary.json")
-    )
-    prompts: dict[str, str] = json.loads(read_file(store, evaluation, "prompts.json"))
+    data.summary = read_file_as(store, evaluation, "summary.json", EvaluationSummary)
+    prompts = read_file_as(store, evaluation, "prompts.json", RootModel[dict[str, str]]).root
     data.answers = _answers(read_records(store, evaluation, EvaluationRecord), prompts)
     promotion = data.manifests.get("promotion")
     if promotion is not None:
-        data.verdict = Verdict.model_validate_json(read_file(store, promotion, "verdict.json"))
+        data.verdict = read_file_as(store, promotion, "verdict.json", Verdict)
         if data.verdict.promote:
             data.standing = standing(promotion.parents["final_model"].digest, current)
 

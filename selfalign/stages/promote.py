@@ -12,7 +12,7 @@ from selfalign.evaluation.gate import Verdict, judge
 from selfalign.evaluation.summary import EvaluationSummary
 from selfalign.records import now
 from selfalign.stages.contract import StageContext, provenance
-from selfalign.store.artifact import read_file
+from selfalign.store.artifact import read_file_as
 from selfalign.store.base import PreconditionFailed
 from selfalign.store.manifest import Counts, Manifest
 from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
@@ -26,9 +26,7 @@ def promote(context: StageContext) -> Manifest:
     started = now()
     evaluation = context.parent("evaluation")
     final = context.parent("final_model")
-    summary = EvaluationSummary.model_validate_json(
-        read_file(context.store, evaluation, "summary.json")
-    )
+    summary = read_file_as(context.store, evaluation, "summary.json", EvaluationSummary)
     verdict = judge(summary, context.config.promote)
     if verdict.promote:
         _move(context, evaluation, final)

@@ -124,5 +124,10 @@ def _details(config: TrainConfig, result: TrainResult) -> dict[str, object]:
 
 
 def loss_curve(text: bytes) -> list[dict[str, float]]:
-    """The loss curve kept in an artifact's files/loss.jsonl."""
-    return [json.loads(line) for line in text.decode().splitlines() if line]
+    """The loss curve in an artifact's files/loss.jsonl. Raises DataError for any other text."""
+    try:
+        return [json.loads(line) for line in text.decode().splitlines() if line]
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            "loss.jsonl: not a loss curve", remedy="delete the model's artifact and train it again"
+        ) from error

@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import zstandard
+from pydantic import BaseModel
 
 from selfalign.errors import DataError
 from selfalign.records import Json, Record
 from selfalign.store.base import NotFound, PreconditionFailed, Store
-from selfalign.store.documents import decode_json, read_document, reason
+from selfalign.store.documents import decode_json, parse_document, read_document, reason
 from selfalign.store.files import COPY_BYTES, file_sha256, local_target
 from selfalign.store.manifest import (
     Counts,
@@ -48,6 +49,7 @@ MAX_RECORD_BYTES = 4 << 20
 MAX_PART_BYTES = 256 << 20  # decompressed; a reader holds one part of each shard in memory
 _AnyRecord = TypeVar("_AnyRecord", bound=Record)
 _Parsed = TypeVar("_Parsed")
+_AnyModel = TypeVar("_AnyModel", bound=BaseModel)
 
 
 def _compress(lines: list[str]) -> bytes:
@@ -385,6 +387,12 @@ def read_file(store: Store, manifest: Manifest, name: str) -> bytes:
         if entry.name == f"files/{name}":
             return _read_verified(store, prefix, entry)
     raise _unnamed(store, prefix, f"files/{name}")
+
+
+def read_file_as(store: Store, manifest: Manifest, name: str, model: type[_AnyModel]) -> _AnyModel:
+    """A JSON file of an artifact. Raises DataError, naming it, where it holds no such model."""
+    where = f"{store.url}/{artifact_prefix(manifest.artifact, manifest.key)}files/{name}"
+    return parse_document(where, read_file(store, manifest, name), model)
 
 
 def verify(store: Store, manifest: Manifest) -> list[str]:

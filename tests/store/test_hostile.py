@@ -15,6 +15,7 @@ import zstandard
 
 from selfalign import inputs
 from selfalign.errors import DataError, SelfAlignError
+from selfalign.evaluation.summary import EvaluationSummary
 from selfalign.records import Prompt, digest
 from selfalign.run.record import (
     RunRecord,
@@ -29,6 +30,7 @@ from selfalign.store.artifact import (
     ArtifactWriter,
     download_files,
     read_file,
+    read_file_as,
     read_manifest,
     read_records,
     read_rows,
@@ -444,3 +446,20 @@ def test_a_corruption_has_no_effect_or_is_an_error_that_names_the_object(
             assert failed or found == expected[name], (number, key, name)
         store.write(key, good)
     assert all(refused.values()), refused
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[" * 100_000, b'{"a": 1}', b"\xff\xfe"])
+def test_a_file_that_holds_something_else_is_named(tmp_path: Path, text: bytes) -> None:
+    store = LocalStore(tmp_path)
+    writer = ArtifactWriter(
+        store, artifact="evaluation", stage="evaluate", key="k" * 20, identity={}, parents={}
+    )
+    manifest = writer.publish(
+        shards=[],
+        files=[writer.add_bytes(text, "summary.json")],
+        counts=Counts(),
+        details={},
+        provenance=Provenance(started_at="", finished_at=""),
+    )
+    with pytest.raises(DataError, match=r"files/summary\.json"):
+        read_file_as(store, manifest, "summary.json", EvaluationSummary)
