@@ -171,16 +171,18 @@ def read_yaml(text: str) -> Any:
     """
     if len(text) > _MAX_YAML_CHARACTERS:
         raise ValueError(f"{len(text)} characters, expected at most {_MAX_YAML_CHARACTERS}")
-    left = _MAX_YAML_NODES
+    count = 1
     nodes: list[Any] = [yaml.compose(text, yaml.SafeLoader)]
     while nodes:  # aliases are the same node again, so this counts what they expand to
         node = nodes.pop()
-        left -= 1
-        if left < 0:
+        if not isinstance(node, yaml.CollectionNode):
+            continue
+        count += len(node.value) * (2 if isinstance(node, yaml.MappingNode) else 1)
+        if count > _MAX_YAML_NODES:  # before they are listed: a wide node may hold itself
             raise ValueError(f"more than {_MAX_YAML_NODES} values, aliases expanded")
         if isinstance(node, yaml.MappingNode):
             nodes += [each for pair in node.value for each in pair]
-        elif isinstance(node, yaml.SequenceNode):
+        else:
             nodes += node.value
     value = yaml.load(text, _UniqueKeyLoader)
     json.dumps(value, default=str, skipkeys=True)  # ValueError where an alias holds itself

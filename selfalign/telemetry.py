@@ -87,10 +87,15 @@ _traceback = structlog.processors.ExceptionRenderer(
 
 def _shorten(_logger: object, _method: str, event: Any) -> Any:
     """Cut long values, so that no input of a user makes a log line of megabytes."""
-    for name, value in event.items():
-        if isinstance(value, str) and len(value) > _VALUE_LIMIT:
-            event[name] = f"{value[:_VALUE_LIMIT]}... ({len(value)} characters)"
-    return event
+    return {name: _short(value) for name, value in event.items()}
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > _VALUE_LIMIT:
+        return f"{value[:_VALUE_LIMIT]}... ({len(value)} characters)"
+    if isinstance(value, dict):
+        return {name: _short(each) for name, each in value.items()}
+    return [_short(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _keep(_logger: object, _method: str, event: Any) -> Any:

@@ -30,7 +30,9 @@ from selfalign.store.check import check_store
 from selfalign.store.files import os_errors
 from selfalign.store.open import open_store
 
-_SECRET = re.compile(r"(token|password|secret|api_?key)$", re.IGNORECASE)
+_SECRET = re.compile(
+    r"(token|password|secret|api[_-]?key|access[_-]?key|authorization)[^.]*$", re.IGNORECASE
+)
 
 
 @click.command("config")

@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 from selfalign.errors import DataError
 from selfalign.evaluation.items import HHHItem, TruthfulQAItem, read_text, validate
 from selfalign.records import Json, digest
+from selfalign.telemetry import log
 
 # The categories as the paper's table names them, by the `name` of BIG-bench's four subtasks.
 _CATEGORIES = {
@@ -62,20 +63,32 @@ def read_truthfulqa(path: Path) -> Iterator[tuple[str, TruthfulQAItem]]:
             remedy="give TruthfulQA's mc_task.json, or JSON lines in a file that does not end in "
             ".json",
         )
+    set_aside = 0
     for index, entry in enumerate(entries):
         where = f"{path}: [{index}]"
         entry = _object(entry, where)
-        targets = _targets(entry, "mc1_targets", where)
+        # Candidates without a text (22 items of the file of January 2025) cannot be scored.
+        published = _targets(entry, "mc1_targets", where)
+        targets = _with_text(published)
+        if len(targets) < len(published) and (len(targets) < 2 or sum(targets.values()) != 1):
+            set_aside += 1
+            continue
         item = {
             "id": ids.unique("", entry),
             "question": entry.get("question"),
             "choices": list(targets),
             "gold": _only_true(targets, f"{where}: mc1_targets"),
-            "mc2_targets": _targets(entry, "mc2_targets", where)
+            "mc2_targets": _with_text(_targets(entry, "mc2_targets", where))
             if "mc2_targets" in entry
             else None,
         }
         yield where, validate(adapter, item, where)
+    if set_aside:
+        log.warning("evaluation.items_set_aside", file=str(path), items=set_aside, why="no text")
+
+
+def _with_text(targets: dict[str, Any]) -> dict[str, Any]:
+    return {text: value for text, value in targets.items() if text.strip()}
 
 
 _HHH = TypeAdapter(HHHItem)

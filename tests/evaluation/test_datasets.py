@@ -291,3 +291,14 @@ def test_any_unicode_text_survives_json_lines(
     path = directory / "hhh.jsonl"
     path.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
     assert load_hhh(path) == (HHHItem(**row),)
+
+
+def test_truthfulqa_candidates_without_a_text_are_left_out_and_items_without_two_set_aside(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "mc_task.json"
+    good = {"question": "q1", "mc1_targets": {"yes": 1, "no": 0, "": 0}}
+    lone = {"question": "q2", "mc1_targets": {"yes": 1, " ": 0}}
+    path.write_text(json.dumps([good, lone]))
+    (item,) = load_truthfulqa(path)
+    assert (item.question, item.choices, item.gold) == ("q1", ("yes", "no"), 0)
