@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -107,5 +108,6 @@ def test_the_configuration_shows_no_secret(tmp_path: Path) -> None:
     path.write_text("base_model: {path: x}\nengine: {options: {hf_token: hf_abc, api_key: k3y}}\n")
     output = CliRunner().invoke(cli, ["config", "--config", str(path)]).output
     assert "engine.options.hf_token" in output
+    assert re.search(r"align\.sampling\.max_new_tokens +512", output)
     assert "hf_abc" not in output
     assert "k3y" not in output

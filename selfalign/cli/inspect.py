@@ -52,7 +52,7 @@ def config_command(
     rows = [
         (
             name,
-            "(hidden)" if _SECRET.search(name) and value else value,
+            "(hidden)" if _SECRET.search(name) and isinstance(value, str) else value,
             _origin(name, loaded.origins),
         )
         for name, value in values.items()
