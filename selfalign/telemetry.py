@@ -8,6 +8,7 @@ local runner and `selfalign logs` read these lines back.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -51,6 +52,15 @@ def configure_logging(*, json_lines: bool | None = None, level: str = "info") ->
         logger_factory=structlog.PrintLoggerFactory(_CurrentStderr()),  # type: ignore[arg-type]
         cache_logger_on_first_use=False,
     )
+
+
+def parse_event(line: str) -> dict[str, Any] | None:
+    """The event that a line of a log holds; None for a library's chatter or a traceback."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) else None
 
 
 def no_progress_bars() -> None:

@@ -21,7 +21,7 @@ from selfalign.evaluation.generation import judge_answer
 from selfalign.evaluation.items import HeldoutItem
 from selfalign.load import load_config
 from selfalign.seeds import load_seeds
-from selfalign.telemetry import configure_logging, log
+from selfalign.telemetry import configure_logging, log, parse_event
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9)
@@ -111,3 +111,9 @@ def test_the_configuration_shows_no_secret(tmp_path: Path) -> None:
     assert re.search(r"align\.sampling\.max_new_tokens +512", output)
     assert "hf_abc" not in output
     assert "k3y" not in output
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"a":' * 100_000, "[1]", "3", "no JSON", ""])
+def test_a_line_that_is_no_event_of_a_log_is_none(line: str) -> None:
+    assert parse_event(line) is None
+    assert parse_event('{"event": "stage.started"}') == {"event": "stage.started"}

@@ -57,10 +57,10 @@ def store_of_platform(
     credentials are this person's own."""
     if store_url is not None or not (namespace or context or kubeconfig):
         return store_url
-    from selfalign.run.executors.kubernetes.configuration import platform_config
+    from selfalign.run.executors.kubernetes.configuration import config_in, read_platform
 
     cluster = connect_to(namespace, context, kubeconfig)
-    found = platform_config(cluster).get("store")
+    found = config_in(read_platform(cluster)).get("store")
     if not found:
         raise ConfigurationError(
             f"the platform in namespace {cluster.namespace} has no store configured",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +14,7 @@ from selfalign.cli.cluster import STAGE_NAME, cluster_options, connect_to
 from selfalign.cli.options import open_from, run_directory, store_options
 from selfalign.errors import ConfigurationError, printable
 from selfalign.run.record import latest_run, read_run
+from selfalign.telemetry import parse_event
 
 if TYPE_CHECKING:
     from selfalign.run.executors.kubernetes.cluster import Cluster
@@ -102,7 +102,7 @@ def printer() -> Callable[[str, str], None]:
 def for_people(shard: str, line: str) -> str:
     """One line of a stage's JSON log: shard, time, event and values."""
     where = f"[{shard}] " if shard else ""
-    event = _event(line)
+    event = parse_event(line)
     if event is None or "event" not in event:
         return where + line
     clock = str(event.get("timestamp", ""))[11:19]
@@ -139,13 +139,5 @@ def _of_cluster(
 
 
 def _stage_of(line: str) -> str | None:
-    event = _event(line)
+    event = parse_event(line)
     return None if event is None else event.get("stage")
-
-
-def _event(line: str) -> dict[str, Any] | None:
-    try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return event if isinstance(event, dict) else None

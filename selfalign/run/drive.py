@@ -161,7 +161,8 @@ def next_status(
     moment: str,
 ) -> RunStatus:
     """The status that follows from what was observed and decided. Pure."""
-    if any(isinstance(action, Succeed) for action in actions):
+    succeeds = any(isinstance(action, Succeed) for action in actions)
+    if succeeds:
         attempts = [_ended(a, moment) for a in attempts if a.condition != "Pending"]
     published = sum(planned.manifest is not None for planned in plan)
     current = next(
@@ -190,7 +191,7 @@ def next_status(
             moment=moment,
             stage=failure.stage,
         )
-    if any(isinstance(action, Succeed) for action in actions):
+    if succeeds:
         return _succeeded(after, plan[-1], moment)
     return after.model_copy(update=_progress(current, attempts))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from selfalign.errors import printable
 from selfalign.run.record import RunStatus, StageState
+from selfalign.telemetry import parse_event
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -179,12 +179,6 @@ def _line(console: Console, text: str) -> None:
 
 def _last_progress(lines: list[str]) -> dict[str, Any] | None:
     for line in reversed(lines):
-        if '"stage.progress"' not in line:
-            continue
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(event, dict):
+        if '"stage.progress"' in line and (event := parse_event(line)) is not None:
             return event
     return None

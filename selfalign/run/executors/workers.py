@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+from selfalign.telemetry import parse_event
+
 EventSink = Callable[[dict[str, Any]], None]
 
 _STOP_GRACE_SECONDS = 60.0  # a trainer finishes its step and saves a checkpoint
@@ -115,11 +117,8 @@ def _read(worker: Worker, events: queue.Queue[tuple[Worker, str | None]]) -> Non
 
 
 def _handle(worker: Worker, line: str, log_file: IO[str], on_event: EventSink) -> None:
-    try:
-        event = json.loads(line)
-    except ValueError:
-        event = None
-    if isinstance(event, dict):
+    event = parse_event(line)
+    if event is not None:
         log_file.write(line + "\n")
     else:
         # a library's chatter or a traceback; the log stays one JSON object per line

@@ -166,3 +166,13 @@ def test_a_broken_policy_ends_no_run_silently() -> None:
     world.submit()
     world.step()
     assert "policy.yaml: overrides" in world.status()["message"]
+
+
+@pytest.mark.parametrize("text", ["a: &a {b: *a}", "seed: 1\nseed: 2", "a: " + "[" * 5000])
+def test_a_broken_configuration_of_the_platform_is_named_on_the_run(text: str) -> None:
+    world = World()
+    platform = {"data": {"config.yaml": text}}
+    world.cluster.patch("configmaps", "selfalign-config", platform)
+    world.submit()
+    world.step()
+    assert "selfalign-config: config.yaml is not valid YAML" in world.status()["message"]

@@ -20,7 +20,7 @@ from selfalign.config import RunConfig
 from selfalign.errors import ConfigurationError, TemporaryError
 from selfalign.identity import DATA_FIELDS, Inputs
 from selfalign.inputs import is_stored, read_input, revision_of
-from selfalign.load import deep_merge, dump_config, validate_config
+from selfalign.load import deep_merge, dump_config, read_yaml, validate_config
 from selfalign.pipeline import STAGES
 from selfalign.run.executors.kubernetes import crd
 from selfalign.run.executors.kubernetes.cluster import (
@@ -76,11 +76,25 @@ class Policy(BaseModel):
     max_config_bytes: int = Field(65_536, ge=1)
 
 
-def read_policy(cluster: Cluster) -> Policy:
-    """What the platform was installed with. Raises ConfigurationError where that is wrong."""
-    found = _platform_config_map(cluster)
+def read_platform(cluster: Cluster) -> Resource:
+    """The ConfigMap that the platform was installed with.
+
+    Raises ConfigurationError where it is not installed.
+    """
     try:
-        return Policy.model_validate(_parse(found, crd.POLICY_FILE))
+        return cluster.get("configmaps", crd.PLATFORM_CONFIG)
+    except Gone:
+        raise ConfigurationError(
+            f"ConfigMap {crd.PLATFORM_CONFIG} is missing in namespace {cluster.namespace}: the "
+            "platform is not installed there",
+            remedy=f"make deploy NAMESPACE={cluster.namespace}",
+        ) from None
+
+
+def policy_in(platform: Resource) -> Policy:
+    """What the platform allows runs. Raises ConfigurationError where that is wrong."""
+    try:
+        return Policy.model_validate(_parse(platform, crd.POLICY_FILE))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -124,9 +138,9 @@ def check_allowed(spec: crd.AlignmentRunSpec, policy: Policy, platform: dict[str
             )
 
 
-def platform_config(cluster: Cluster) -> dict[str, Any]:
-    """The platform's own configuration. Raises ConfigurationError where it is not installed."""
-    return _parse(_platform_config_map(cluster), crd.CONFIG_FILE)
+def config_in(platform: Resource) -> dict[str, Any]:
+    """The platform's own configuration. Raises ConfigurationError where it is no mapping."""
+    return _parse(platform, crd.CONFIG_FILE)
 
 
 def pinned_config(cluster: Cluster, run: Resource, spec: crd.AlignmentRunSpec) -> RunConfig:
@@ -153,7 +167,8 @@ def pinned_config(cluster: Cluster, run: Resource, spec: crd.AlignmentRunSpec) -
 
 def merged_config(cluster: Cluster, spec: crd.AlignmentRunSpec) -> RunConfig:
     """Check against the policy, merge and validate. Raises ConfigurationError, NotDeployed."""
-    policy, raw = read_policy(cluster), platform_config(cluster)
+    platform = read_platform(cluster)
+    policy, raw = policy_in(platform), config_in(platform)
     check_allowed(spec, policy, raw)
     for stage, template in stage_templates(cluster).items():
         try:
@@ -251,17 +266,6 @@ def _only(cluster: Cluster, stage: str, found: list[Resource]) -> Resource:
     )
 
 
-def _platform_config_map(cluster: Cluster) -> Resource:
-    try:
-        return cluster.get("configmaps", crd.PLATFORM_CONFIG)
-    except Gone:
-        raise ConfigurationError(
-            f"ConfigMap {crd.PLATFORM_CONFIG} is missing in namespace {cluster.namespace}: the "
-            "platform is not installed there",
-            remedy=f"make deploy NAMESPACE={cluster.namespace}",
-        ) from None
-
-
 def _pin(cluster: Cluster, run: Resource, config: RunConfig) -> Resource:
     name = crd.config_name(name_of(run))
     body = {
@@ -291,8 +295,8 @@ def _parse(config_map: Resource, file: str) -> dict[str, Any]:
     where = f"ConfigMap {name_of(config_map)}: {file}"
     remedy = "correct the values it was installed with, and deploy again"
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = read_yaml(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{where} is not valid YAML", remedy=remedy) from error
     if not isinstance(value, dict):
         raise ConfigurationError(f"{where} is not a mapping", remedy=remedy)

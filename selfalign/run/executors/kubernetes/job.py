@@ -62,7 +62,7 @@ class JobExecutor:
         """Create the Job of this attempt, or find that it exists.
 
         Raises:
-            NotDeployed, LeftOver, ArtifactBusy: not yet; the attempt stays Pending.
+            NotDeployed, LeftOver, ArtifactBusy: not yet; nothing was created.
             ConfigurationError: the template is wrong, or the name belongs to something else.
         """
         stage = planned.stage.name

@@ -6,7 +6,6 @@ FailureTarget come earlier, while pods still end. A failed pod is not a failed J
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from selfalign.pipeline import BY_NAME
 from selfalign.run.executors.kubernetes import crd
 from selfalign.run.executors.kubernetes.cluster import Resource, annotations_of, labels_of
 from selfalign.run.record import Attempt, Cause
+from selfalign.telemetry import parse_event
 
 # podFailurePolicy writes it into the condition; the pods may be gone by then
 _EXIT_CODE = re.compile(r"exit code (\d+)")
@@ -146,11 +146,8 @@ def readable(message: str) -> str:
     error event or the last line of a traceback says what was wrong."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     for line in reversed(lines):
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(event, dict) and (event.get("error") or event.get("exception")):
+        event = parse_event(line)
+        if event is not None and (event.get("error") or event.get("exception")):
             return _of_event(event)
     if any(line.startswith("Traceback (most recent call last)") for line in lines):
         return lines[-1]

@@ -285,7 +285,8 @@ class _Step:
         others = self.by.cluster.list(crd.PLURAL)
         unfinished = [run for run in others if not crd.is_finished(run) and not _suspended(run)]
         started = [run for run in unfinished if (run.get("status") or {}).get("startedAt")]
-        free = configuration.read_policy(self.by.cluster).max_active_runs - len(started)
+        policy = configuration.policy_in(configuration.read_platform(self.by.cluster))
+        free = policy.max_active_runs - len(started)
         waiting = sorted((run for run in unfinished if run not in started), key=_turn)
         before = [run for run in waiting if _turn(run) < _turn(self.run)]
         if len(before) < free:

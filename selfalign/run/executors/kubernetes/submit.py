@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from selfalign.config import RunConfig
 from selfalign.errors import ConfigurationError, DataError, TemporaryError
 from selfalign.load import deep_merge, validate_config
 from selfalign.pipeline import BY_NAME
@@ -28,9 +27,10 @@ from selfalign.run.executors.kubernetes.cluster import (
 )
 from selfalign.run.executors.kubernetes.configuration import (
     check_allowed,
+    config_in,
     pinned_config,
-    platform_config,
-    read_policy,
+    policy_in,
+    read_platform,
 )
 from selfalign.run.executors.kubernetes.job import JobExecutor, attempts_of
 from selfalign.run.executors.kubernetes.logs import find_run
@@ -87,21 +87,16 @@ class Submission:
 
     def _create(self, name: str, config: dict[str, Any], **metadata: Any) -> Resource:
         check_run_name(name)
-        self.validated(config)
+        platform = read_platform(self.cluster)
+        own = config_in(platform)
+        # The stages' own sections are merged when the run starts.
+        validate_config(deep_merge(own, config), "the run's configuration")
         spec = {key: value for key, value in self.spec.items() if value is not None}
         if config:
             spec["config"] = config
         body = crd.new_run(name, self.cluster.namespace, spec, **metadata)
-        check_allowed(
-            crd.parse_spec(body), read_policy(self.cluster), platform_config(self.cluster)
-        )
+        check_allowed(crd.parse_spec(body), policy_in(platform), own)
         return self.cluster.create(crd.PLURAL, body)
-
-    def validated(self, config: dict[str, Any]) -> RunConfig:
-        """The configuration over the platform's. The stages' own sections are merged when the run
-        starts. Raises ConfigurationError."""
-        raw = deep_merge(platform_config(self.cluster), config)
-        return validate_config(raw, "the run's configuration")
 
 
 def start_by_hand(
