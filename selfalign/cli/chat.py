@@ -12,8 +12,8 @@ import click
 
 from selfalign.cli.options import Opened, json_option, open_from, store_options
 from selfalign.cli.show import find_artifact
-from selfalign.engines.base import Engine, GenerationRequest, Sampling
-from selfalign.errors import ConfigurationError, printable
+from selfalign.engines.base import Engine, GenerationRequest, Quarantined, Sampling
+from selfalign.errors import ConfigurationError, DataError, printable
 from selfalign.inputs import localise
 from selfalign.prompts import render_align, render_standard, render_verbose, stop_strings
 from selfalign.records import record_seed
@@ -83,8 +83,13 @@ def _ask(
 ) -> str:
     rendered = _RENDERERS[prompt](seeds, text)
     request = GenerationRequest("chat", rendered, sampling, record_seed(seed, text))
-    (completion,) = engine.generate([request])
-    return completion.text.strip()
+    (answer,) = engine.generate([request])
+    if isinstance(answer, Quarantined):
+        raise DataError(
+            f"the question cannot be put to the model: {answer.explanation}",
+            remedy="ask it in other words, or a shorter one",
+        )
+    return answer.text.strip()
 
 
 def _questions() -> Iterator[str]:

@@ -2,6 +2,9 @@
 
 Three engines hold to the same contract (`tests/engines/test_contract.py`): `vllm`,
 `transformers` and a deterministic `fake`. An engine is a context manager that owns its model.
+
+A request that cannot be answered is answered by `Quarantined`, in the stream and without an
+exception: one bad row must not end a night. An engine raises only for what concerns all requests.
 """
 
 from __future__ import annotations
@@ -11,6 +14,15 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self
 
 FinishReason = Literal["stop", "length"]
+QuarantineReason = Literal[
+    "empty",  # there is nothing to continue
+    "not_unicode",  # half of a surrogate pair: no text that can be encoded
+    "nul",  # U+0000, at which C code ends a text
+    "too_long",  # no room for one new token
+    "refused",  # the engine takes other requests and refuses this one
+    "aborted",  # the engine began and gave up
+    "never_ending",  # a limit of time was reached
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +68,26 @@ class Completion:
     num_prompt_tokens: int
     num_new_tokens: int
 
-    @classmethod
-    def of_too_long_prompt(cls, request: GenerationRequest, num_prompt_tokens: int) -> Self:
-        """The answer to a prompt that leaves no room for one new token: an empty text."""
-        return cls(request.id, "", "length", num_prompt_tokens, num_new_tokens=0)
 
-    @property
-    def too_long(self) -> bool:
-        """Whether the prompt left no room for one new token."""
-        return self.finish_reason == "length" and self.num_new_tokens == 0
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """In place of a Completion or a Score: why the request of this `id` cannot be answered.
+
+    `explanation` is for people: one clause with the numbers, without the text itself.
+    """
+
+    id: str
+    reason: QuarantineReason
+    explanation: str
+
+    @classmethod
+    def too_long(cls, request_id: str, num_tokens: int, max_length: int) -> Self:
+        """A prompt, or a prompt with what is scored after it, that leaves no room."""
+        return cls(
+            request_id,
+            "too_long",
+            f"{num_tokens} tokens leave no room for one more: the limit is {max_length}",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,21 +133,14 @@ class Engine(Protocol):
         """Tokens of `text` as a prompt."""
         ...
 
-    def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion]:
-        """Completions in any order, each as soon as it is done; requests are drawn lazily.
-
-        Raises:
-            DataError: a prompt has no tokens.
-        """
+    def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion | Quarantined]:
+        """One answer to each request, in any order, as soon as it is done; requests are drawn
+        lazily."""
         ...
 
-    def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Score]:
-        """Log-likelihoods in any order.
-
-        Raises:
-            DataError: nothing comes before a continuation, or prompt and continuation together
-                exceed `max_length`.
-        """
+    def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Score | Quarantined]:
+        """Log-likelihoods in any order; nothing before a continuation is `empty`, and prompt,
+        continuation and one token more than `max_length` are `too_long`."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -132,3 +148,28 @@ class Engine(Protocol):
     def __exit__(self, *exc_info: object) -> None:
         """Release the model's memory."""
         ...
+
+
+def unfit(request: GenerationRequest | ScoreRequest) -> Quarantined | None:
+    """Why no engine can be asked this; None where it can. Every engine asks this first."""
+    text = request.prompt
+    if isinstance(request, ScoreRequest):
+        text += request.continuation
+    if not request.prompt.strip():
+        return Quarantined(request.id, "empty", "the prompt is empty or white space")
+    return unreadable(request.id, text)
+
+
+def unreadable(request_id: str, text: str) -> Quarantined | None:
+    """Why `text` cannot be encoded or stored; None where it can."""
+    if "\0" in text:
+        return Quarantined(request_id, "nul", f"U+0000 at character {text.index(chr(0))}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        return Quarantined(
+            request_id,
+            "not_unicode",
+            f"half of a surrogate pair, U+{ord(text[e.start]):04X}, at character {e.start}",
+        )
+    return None

@@ -27,11 +27,13 @@ from selfalign.engines.base import (
     EngineInfo,
     FinishReason,
     GenerationRequest,
+    Quarantined,
     Sampling,
     Score,
     ScoreRequest,
+    unfit,
 )
-from selfalign.errors import ConfigurationError, DataError, EngineError
+from selfalign.errors import ConfigurationError, EngineError
 
 DEFAULT_MAX_LENGTH = 1_000_000  # words; far more than any test's prompt
 _SYLLABLES = ("ba", "den", "fi", "gol", "ka", "lum", "mi", "nor", "pa", "res", "ti", "vo", "zu")
@@ -93,27 +95,24 @@ class FakeEngine:
     def count_tokens(self, text: str) -> int:
         return len(text.split())
 
-    def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion | Quarantined]:
         for request in requests:
-            num_prompt_tokens = self.count_tokens(request.prompt)
-            room = self.max_length - num_prompt_tokens
-            if room < 1:
-                yield Completion.of_too_long_prompt(request, num_prompt_tokens)
+            if bad := self._unfit(request, request.prompt):
+                yield bad
                 continue
             self._misbehave()
+            num_prompt_tokens = self.count_tokens(request.prompt)
+            room = self.max_length - num_prompt_tokens
             text, reason = _cut(self._whole_text(request), request.sampling, room)
             num_new_tokens = self.count_tokens(text)
             yield Completion(request.id, text, reason, num_prompt_tokens, num_new_tokens)
 
-    def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Score]:
+    def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Score | Quarantined]:
         for request in requests:
             whole = request.prompt + request.continuation
-            if self.count_tokens(whole) > self.max_length:
-                raise DataError(
-                    f"request {request.id}: needs {self.count_tokens(whole)} tokens, the limit is "
-                    f"{self.max_length}",
-                    remedy="shorten the text, or raise engine.max_length",
-                )
+            if bad := self._unfit(request, whole):
+                yield bad
+                continue
             self._misbehave()
             words = list(_WORD.finditer(whole, len(request.prompt)))
             value = sum(_log_probability(whole[: word.end()]) for word in words)
@@ -137,6 +136,13 @@ class FakeEngine:
                 names |= {f"word{n}": _made_up_word(words) for n in range(1, 33)}
                 return Template(scripted.text).safe_substitute(names)
         return "".join(f" {_made_up_word(words)}" for _ in range(words.randint(3, 24)))
+
+    def _unfit(self, request: GenerationRequest | ScoreRequest, text: str) -> Quarantined | None:
+        if bad := unfit(request):
+            return bad
+        if (num_tokens := self.count_tokens(text)) >= self.max_length:
+            return Quarantined.too_long(request.id, num_tokens, self.max_length)
+        return None
 
     def _misbehave(self) -> None:
         if self._options.delay_seconds:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice, takewhile
 from typing import Any, TypeVar
 
-from selfalign.engines.base import GenerationRequest, ScoreRequest
+from selfalign.engines.base import GenerationRequest, Quarantined, ScoreRequest, unfit
 from selfalign.errors import DataError
 
 CONTEXT_TOKENS = 8  # of the prompt, decoded with the first new token: enough for one character
@@ -66,47 +66,52 @@ class PromptTokenizer:
         )
         return [[*self._head, *ids] for ids in encoded["input_ids"]]
 
-    def prompts(self, requests: Sequence[GenerationRequest]) -> list[list[int]]:
-        """Token ids of each prompt, however long. Raises DataError for an empty one."""
-        encoded = self.encode([request.prompt for request in requests])
-        for request, ids in zip(requests, encoded, strict=True):
-            if not ids:
-                raise DataError(
-                    f"request {request.id}: the prompt has no tokens",
-                    remedy="give the model at least one token to continue",
-                )
-        return encoded
+    def prompts(self, requests: Sequence[GenerationRequest]) -> list[list[int] | Quarantined]:
+        """Token ids of each prompt, or why it cannot be continued."""
 
-    def continuations(self, requests: Sequence[ScoreRequest]) -> list[Scored]:
-        """Tokens to be scored for each request.
+        def fitted(request: GenerationRequest, ids: list[int]) -> list[int] | Quarantined:
+            if not ids:
+                return Quarantined(request.id, "empty", "the prompt has no tokens")
+            if len(ids) >= self._max_length:
+                return Quarantined.too_long(request.id, len(ids), self._max_length)
+            return ids
+
+        bad = [unfit(request) for request in requests]
+        good = [each for each, why in zip(requests, bad, strict=True) if why is None]
+        encoded = iter(self.encode([request.prompt for request in good]))
+        return [
+            fitted(request, next(encoded)) if why is None else why
+            for request, why in zip(requests, bad, strict=True)
+        ]
+
+    def continuations(self, requests: Sequence[ScoreRequest]) -> list[Scored | Quarantined]:
+        """Tokens to be scored for each request, or why it cannot be scored.
 
         Prompt and continuation are tokenised together, as the model would read them; the
         continuation's tokens are those after the longest start that the prompt alone has in
-        common. A token that the two texts share is thus scored as the continuation's.
-
-        Raises:
-            DataError: nothing comes before the continuation, or both are too long together
-                (vLLM scores only with room for one token more, so that is everyone's limit).
+        common. A token that the two texts share is thus scored as the continuation's. vLLM scores
+        only with room for one token more, so that is everyone's limit.
         """
-        prompts = self.encode([request.prompt for request in requests])
-        wholes = self.encode([request.prompt + request.continuation for request in requests])
-        scored = []
-        for request, prompt, whole in zip(requests, prompts, wholes, strict=True):
+
+        def fitted(
+            request: ScoreRequest, prompt: list[int], whole: list[int]
+        ) -> Scored | Quarantined:
             both = zip(prompt, whole, strict=False)
             start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
             if start == 0:
-                raise DataError(
-                    f"request {request.id}: no token comes before the continuation",
-                    remedy="score a continuation of a prompt that has at least one token",
-                )
+                return Quarantined(request.id, "empty", "no token comes before the continuation")
             if len(whole) >= self._max_length:
-                raise DataError(
-                    f"request {request.id}: prompt and continuation of {len(whole)} tokens and "
-                    f"one new token exceed the limit of {self._max_length}",
-                    remedy="shorten the text, or raise engine.max_length if the model takes more",
-                )
-            scored.append(Scored(whole, start))
-        return scored
+                return Quarantined.too_long(request.id, len(whole), self._max_length)
+            return Scored(whole, start)
+
+        bad = [unfit(request) for request in requests]
+        good = [each for each, why in zip(requests, bad, strict=True) if why is None]
+        prompts = iter(self.encode([request.prompt for request in good]))
+        wholes = iter(self.encode([request.prompt + request.continuation for request in good]))
+        return [
+            fitted(request, next(prompts), next(wholes)) if why is None else why
+            for request, why in zip(requests, bad, strict=True)
+        ]
 
     def stream(self, prompt: Sequence[int], stop: tuple[str, ...]) -> TextStream:
         """What turns the new tokens after `prompt` into text."""

@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from selfalign.config import EngineConfig
-from selfalign.engines.base import Completion, EngineInfo, GenerationRequest, Score, ScoreRequest
+from selfalign.engines.base import (
+    Completion,
+    EngineInfo,
+    GenerationRequest,
+    Quarantined,
+    Score,
+    ScoreRequest,
+)
 from selfalign.engines.tokens import PromptTokenizer, Scored, batched
 from selfalign.errors import ConfigurationError, EngineError, OutOfMemory, SelfAlignError
 
@@ -33,7 +40,8 @@ ENVIRONMENT = {
 }
 
 R = TypeVar("R", GenerationRequest, ScoreRequest)
-Job = tuple[R, Scored, Any]  # the tokens, and vLLM's SamplingParams; None: no room for a new token
+# The tokens, and vLLM's SamplingParams; None where the request cannot be put to the model.
+Job = tuple[R, Scored | Quarantined, Any]
 
 
 class VllmEngine:
@@ -86,22 +94,27 @@ class VllmEngine:
     def count_tokens(self, text: str) -> int:
         return len(self._tokenizer.encode([text])[0])
 
-    def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion | Quarantined]:
         for request, prompt, output in self._stream(requests, self._generation_jobs):
-            num_prompt_tokens = len(prompt.tokens)
-            if output is None:
-                yield Completion.of_too_long_prompt(request, num_prompt_tokens)
+            if isinstance(prompt, Quarantined):
+                yield prompt
                 continue
+            num_prompt_tokens = len(prompt.tokens)
             (done,) = output.outputs
             if done.finish_reason not in ("stop", "length"):
-                raise EngineError(f"request {request.id}: vLLM ended it as {done.finish_reason!r}")
+                why = f"vLLM ended it as {done.finish_reason!r}"
+                yield Quarantined(request.id, "aborted", why)
+                continue
             num_new_tokens = len(done.token_ids)
             yield Completion(
                 request.id, done.text, done.finish_reason, num_prompt_tokens, num_new_tokens
             )
 
-    def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Score]:
+    def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Score | Quarantined]:
         for request, scored, output in self._stream(requests, self._score_jobs):
+            if isinstance(scored, Quarantined):
+                yield scored
+                continue
             places = list(zip(scored.tokens, output.prompt_logprobs, strict=False))[scored.start :]
             value = sum(chosen[token].logprob for token, chosen in places)
             yield Score(request.id, value, len(places))
@@ -124,23 +137,24 @@ class VllmEngine:
         self, requests: list[GenerationRequest]
     ) -> Iterator[Job[GenerationRequest]]:
         for request, tokens in zip(requests, self._tokenizer.prompts(requests), strict=True):
+            if isinstance(tokens, Quarantined):
+                yield request, tokens, None
+                continue
             sampling, room = request.sampling, self.max_length - len(tokens)
-            parameters = None
-            if room > 0:
-                parameters = self._sampling_params(
-                    temperature=sampling.temperature,
-                    top_p=sampling.top_p,
-                    max_tokens=min(sampling.max_new_tokens, room),
-                    repetition_penalty=sampling.repetition_penalty,
-                    stop=list(sampling.stop),
-                    seed=request.seed,
-                )
+            parameters = self._sampling_params(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_tokens=min(sampling.max_new_tokens, room),
+                repetition_penalty=sampling.repetition_penalty,
+                stop=list(sampling.stop),
+                seed=request.seed,
+            )
             yield request, Scored(tokens, len(tokens)), parameters
 
     def _score_jobs(self, requests: list[ScoreRequest]) -> Iterator[Job[ScoreRequest]]:
         parameters = self._sampling_params(temperature=0, max_tokens=1, prompt_logprobs=0)
         for request, scored in zip(requests, self._tokenizer.continuations(requests), strict=True):
-            yield request, scored, parameters
+            yield request, scored, None if isinstance(scored, Quarantined) else parameters
 
     def _stream(
         self, requests: Iterable[R], prepare: Callable[[list[R]], Iterator[Job[R]]]
@@ -155,7 +169,7 @@ class VllmEngine:
             while True:
                 while len(pending) < self._in_flight and (job := next(jobs, None)):
                     request, prompt, parameters = job
-                    if parameters is None:
+                    if isinstance(prompt, Quarantined):
                         yield job
                         continue
                     name = str(next(self._names))

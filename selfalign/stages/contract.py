@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from selfalign._version import __version__
 from selfalign.config import RunConfig
-from selfalign.engines.base import Completion, Engine, EngineInfo, GenerationRequest
+from selfalign.engines.base import Completion, Engine, EngineInfo, GenerationRequest, Quarantined
 from selfalign.errors import DataError
 from selfalign.pipeline import Stage
 from selfalign.records import Record, now, record_seed
@@ -27,7 +27,6 @@ from selfalign.store.pointer import PromotedModel
 from selfalign.telemetry import Progress, log
 
 DROPPED_SAMPLES_PER_FILTER = 3  # texts kept per part and filter, so that a person can look
-LONGEST_SAMPLE = 300  # characters of a prompt that is too long; its end is what differs
 
 _Item = TypeVar("_Item")
 
@@ -261,7 +260,7 @@ def _generated(
     It is opened only if there is a chunk.
     """
     places: dict[str, tuple[Chunk[_Item], int]] = {}  # by request: its chunk, its place there
-    answers: dict[str, dict[int, Completion]] = {}  # by chunk, by place
+    answers: dict[str, dict[int, Completion | Quarantined]] = {}  # by chunk, by place
 
     def requests(chunks: Iterable[Chunk[_Item]]) -> Iterator[GenerationRequest]:
         for chunk in chunks:
@@ -282,10 +281,11 @@ def _generated(
         if len(answered) == len(chunk.items):
             outcome = PartOutcome()
             for position, item in enumerate(chunk.items):
-                if answered[position].too_long:
-                    outcome.drop("too_long", request(item).prompt[-LONGEST_SAMPLE:])
+                answer = answered[position]
+                if isinstance(answer, Quarantined):
+                    outcome.drop(answer.reason, f"{answer.id}: {answer.explanation}")
                 else:
-                    finish(outcome, item, answered[position])
+                    finish(outcome, item, answer)
             del answers[chunk.name]
             yield chunk.name, outcome
 

@@ -12,15 +12,18 @@ from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from itertools import groupby
 from pathlib import Path
+from typing import TypeVar
 
 from selfalign.engines.base import (
     Completion,
     Engine,
     EngineInfo,
     GenerationRequest,
+    Quarantined,
     Sampling,
     ScoreRequest,
 )
+from selfalign.errors import DataError
 from selfalign.evaluation.datasets import load_heldout, load_hhh, load_truthfulqa
 from selfalign.evaluation.generation import heldout_scores
 from selfalign.evaluation.multiple_choice import (
@@ -44,6 +47,7 @@ from selfalign.store.artifact import ShardWriter
 from selfalign.store.manifest import Counts, Manifest, Part, Shard
 from selfalign.telemetry import Progress
 
+_Answer = TypeVar("_Answer")
 _Task = Callable[[Engine, Variant], Iterator[ItemScore]]
 
 
@@ -127,13 +131,14 @@ def _tasks(context: StageContext) -> dict[str, _Task]:
     if config.hhh is not None:
         hhh_items, hhh = load_hhh(config.hhh), hhh_template(config.hhh_template)
         tasks["hhh"] = lambda engine, variant: hhh_scores(
-            hhh_items, engine.score(_in_context(variant, hhh_requests(hhh_items, hhh)))
+            hhh_items, _answered(engine.score(_in_context(variant, hhh_requests(hhh_items, hhh))))
         )
     if config.truthfulqa is not None:
         qa_items = load_truthfulqa(config.truthfulqa)
         qa = truthfulqa_template(config.truthfulqa_template)
         tasks["truthfulqa"] = lambda engine, variant: truthfulqa_scores(
-            qa_items, engine.score(_in_context(variant, truthfulqa_requests(qa_items, qa)))
+            qa_items,
+            _answered(engine.score(_in_context(variant, truthfulqa_requests(qa_items, qa)))),
         )
     return tasks
 
@@ -157,10 +162,20 @@ def _heldout_task(context: StageContext, path: Path) -> _Task:
             )
             for item in items
         )
-        completions = engine.generate(requests)
+        completions = _answered(engine.generate(requests))
         return heldout_scores(items, (_answer(c, variant) for c in completions))
 
     return task
+
+
+def _answered(answers: Iterable[_Answer | Quarantined]) -> Iterator[_Answer]:
+    for answer in answers:
+        if isinstance(answer, Quarantined):
+            raise DataError(
+                f"item {answer.id!r} cannot be put to the model: {answer.explanation}",
+                remedy="shorten the item, or raise engine.max_length if the model takes more",
+            )
+        yield answer
 
 
 def _answer(completion: Completion, variant: Variant) -> Completion:

@@ -11,7 +11,7 @@ import json
 import random
 from collections.abc import Iterator
 
-from selfalign.engines.base import GenerationRequest, Sampling
+from selfalign.engines.base import Completion, GenerationRequest, Quarantined, Sampling
 from selfalign.errors import DataError
 from selfalign.filters.candidates import parse_topics
 from selfalign.filters.topics import balance_topics
@@ -82,7 +82,12 @@ def _grow(context: StageContext, engine: EngineHandle, topics: Topics, number: i
                 prompt = render_topics(context.seeds, question_type, examples)
                 yield GenerationRequest(request_id, prompt, sampling, seed)
 
-    completions = {c.id: c for c in engine.get().generate(requests())}
+    completions: dict[str, Completion] = {}
+    for answer in engine.get().generate(requests()):
+        if isinstance(answer, Quarantined):
+            log.warning("topics.quarantined", request=answer.id, why=answer.explanation)
+        else:
+            completions[answer.id] = answer
     grown = {question_type: list(known) for question_type, known in topics.items()}
     for request_id in sorted(completions):
         question_type, examples = shown[request_id]

@@ -7,8 +7,14 @@ from itertools import count, islice
 
 import pytest
 
-from selfalign.engines.base import Completion, Engine, GenerationRequest, ScoreRequest
-from selfalign.errors import DataError
+from selfalign.engines.base import (
+    Completion,
+    Engine,
+    GenerationRequest,
+    Quarantined,
+    Score,
+    ScoreRequest,
+)
 from tests.engines.conftest import MAX_LENGTH, Ask
 
 PROMPTS = (
@@ -25,7 +31,11 @@ PROMPTS = (
 def answers(engine: Engine, requests: list[GenerationRequest]) -> dict[str, Completion]:
     completions = list(engine.generate(requests))
     assert len(completions) == len(requests)
-    return {completion.id: completion for completion in completions}
+    return {done.id: done for done in completions if isinstance(done, Completion)}
+
+
+def scored(engine: Engine, requests: list[ScoreRequest]) -> dict[str, Score]:
+    return {score.id: score for score in engine.score(requests) if isinstance(score, Score)}
 
 
 def test_every_request_is_answered_once(engine: Engine, ask: Ask) -> None:
@@ -120,19 +130,50 @@ def test_token_counts_are_those_of_the_prompt(engine: Engine, ask: Ask) -> None:
         assert completion.num_prompt_tokens == engine.count_tokens(prompt) > 0
 
 
-def test_a_prompt_that_leaves_no_room_is_answered_as_too_long(engine: Engine, ask: Ask) -> None:
+UNFIT = {
+    "too_long": "Willow " * 2 * MAX_LENGTH,
+    "empty": "",
+    "white": " \n\t ",
+    "nul": "User: what is\0this?",
+    "not_unicode": "User: half of a pair \ud83d.\nWillow:",
+}
+REASONS = {name: "empty" if name == "white" else name for name in UNFIT}
+
+
+def test_a_prompt_that_cannot_be_continued_is_set_aside_with_its_reason(
+    engine: Engine, ask: Ask
+) -> None:
     assert engine.max_length == MAX_LENGTH
-    text = "Willow " * 2 * MAX_LENGTH
-    done = answers(engine, [ask("long", text), ask("fine"), *(ask(n, text) for n in range(40))])
-    assert done["long"] == Completion("long", "", "length", engine.count_tokens(text), 0)
-    assert [name for name, completion in done.items() if not completion.too_long] == ["fine"]
+    requests = [ask(f"fine-{name}", seed=3) for name in UNFIT]
+    alone = answers(engine, requests)
+    bad = [ask(name, text) for name, text in UNFIT.items()]
+    mixed = [each for pair in zip(requests, bad, strict=True) for each in pair]
+    found: dict[str, Completion] = {}
+    reasons: dict[str, str] = {}
+    for answer in engine.generate([*mixed, *(ask(n, UNFIT["too_long"]) for n in range(40))]):
+        if isinstance(answer, Quarantined):
+            assert answer.id not in reasons
+            reasons[answer.id] = answer.reason
+        else:
+            found[answer.id] = answer
+    assert found == alone
+    assert reasons == REASONS | {str(n): "too_long" for n in range(40)}
 
 
-def test_a_score_beyond_the_models_room_is_refused_by_name(engine: Engine) -> None:
-    request = ScoreRequest("the-long-one", "Willow " * 2 * MAX_LENGTH, "x")
-    with pytest.raises(DataError, match=rf"the-long-one.*{MAX_LENGTH}") as caught:
-        list(engine.score([request]))
-    assert caught.value.remedy is not None
+def test_a_text_that_cannot_be_scored_is_set_aside_with_its_reason(engine: Engine) -> None:
+    fine = ScoreRequest("fine", PROMPTS[0], " the old tower")
+    (alone,) = engine.score([fine])
+    bad = [ScoreRequest(name, text, " x") for name, text in UNFIT.items()]
+    bad.append(ScoreRequest("tail", "Willow", " says\ud83d"))
+    results = {result.id: result for result in engine.score([*bad[:3], fine, *bad[3:]])}
+    score = results.pop("fine")
+    assert isinstance(score, Score)
+    assert isinstance(alone, Score)
+    assert score.log_likelihood == pytest.approx(alone.log_likelihood, abs=1e-4)
+    assert {name: why.reason for name, why in results.items() if isinstance(why, Quarantined)} == {
+        **REASONS, "tail": "not_unicode",
+    }  # fmt: skip
+    assert str(MAX_LENGTH) in results["too_long"].explanation  # type: ignore[union-attr]
 
 
 def test_a_completion_ends_where_the_model_has_no_more_room(engine: Engine, ask: Ask) -> None:
@@ -149,7 +190,7 @@ def test_a_completion_ends_where_the_model_has_no_more_room(engine: Engine, ask:
 
 def test_scores_are_negative_and_count_tokens(engine: Engine) -> None:
     requests = [ScoreRequest(str(n), prompt, " the old tower") for n, prompt in enumerate(PROMPTS)]
-    scores = {score.id: score for score in engine.score(requests)}
+    scores = scored(engine, requests)
     assert sorted(scores) == sorted(request.id for request in requests)
     assert all(score.log_likelihood < 0 and score.num_tokens >= 3 for score in scores.values())
 
@@ -158,7 +199,7 @@ def test_scores_do_not_depend_on_what_runs_beside_them(engine: Engine) -> None:
     requests = [
         ScoreRequest(str(n), prompt, " the old tower" * (n + 1)) for n, prompt in enumerate(PROMPTS)
     ]
-    together = {score.id: score for score in engine.score(requests)}
+    together = scored(engine, requests)
     for request in requests:
         (alone,) = engine.score([request])
         assert alone.num_tokens == together[request.id].num_tokens
@@ -172,7 +213,7 @@ def test_log_likelihoods_add_up(engine: Engine) -> None:
         ScoreRequest("second", prompt + first, second),
         ScoreRequest("both", prompt, first + second),
     ]
-    scores = {score.id: score for score in engine.score(requests)}
+    scores = scored(engine, requests)
     total = scores["first"].log_likelihood + scores["second"].log_likelihood
     assert scores["both"].log_likelihood == pytest.approx(total, abs=1e-4)
     tokens = scores["first"].num_tokens + scores["second"].num_tokens

@@ -11,9 +11,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from selfalign.engines.base import ScoreRequest
+from selfalign.engines.base import Quarantined, ScoreRequest
 from selfalign.engines.tokens import PromptTokenizer, TextStream
-from selfalign.errors import DataError
 from tests.engines.conftest import BEGIN, END, llama_config
 
 
@@ -148,7 +147,7 @@ def test_a_token_shared_by_prompt_and_continuation_is_the_continuations(
     assert scored.start < len(prompt)
 
 
-def test_a_continuation_of_nothing_is_refused(llama: Path) -> None:
+def test_a_continuation_of_nothing_is_set_aside(llama: Path) -> None:
     from transformers import AutoTokenizer
 
     bare: Any = AutoTokenizer.from_pretrained(llama)
@@ -156,5 +155,5 @@ def test_a_continuation_of_nothing_is_refused(llama: Path) -> None:
     from tokenizers import processors
 
     bare.backend_tokenizer.post_processor = processors.Sequence([])
-    with pytest.raises(DataError, match="request x: no token comes before"):
-        PromptTokenizer(bare, 64, 320).continuations([ScoreRequest("x", "", "Willow")])
+    (found,) = PromptTokenizer(bare, 64, 320).continuations([ScoreRequest("x", "W", "illow")])
+    assert found == Quarantined("x", "empty", "no token comes before the continuation")

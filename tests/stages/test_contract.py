@@ -13,6 +13,7 @@ from selfalign.engines.base import (
     Completion,
     EngineInfo,
     GenerationRequest,
+    Quarantined,
     Sampling,
     Score,
     ScoreRequest,
@@ -43,7 +44,7 @@ class EchoEngine:
     def count_tokens(self, text: str) -> int:
         return len(text.split())
 
-    def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion | Quarantined]:
         order = random.Random(0)
         flying: list[GenerationRequest] = []
         done = 0
@@ -94,10 +95,10 @@ def finish(outcome: PartOutcome, index: int, completion: Completion) -> None:
 class ShortEngine(EchoEngine):
     """Has no room for every tenth prompt."""
 
-    def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion | Quarantined]:
         for request in requests:
             if request.seed % 10 == 3:
-                yield Completion.of_too_long_prompt(request, 101)
+                yield Quarantined.too_long(request.id, 101, self.max_length)
             else:
                 yield Completion(request.id, request.prompt, "stop", 1, 1)
 

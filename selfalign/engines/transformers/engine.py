@@ -17,7 +17,14 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from selfalign.config import EngineConfig
-from selfalign.engines.base import Completion, EngineInfo, GenerationRequest, Score, ScoreRequest
+from selfalign.engines.base import (
+    Completion,
+    EngineInfo,
+    GenerationRequest,
+    Quarantined,
+    Score,
+    ScoreRequest,
+)
 from selfalign.engines.tokens import PromptTokenizer, Scored, batched
 from selfalign.engines.transformers.decoding import Row, decode
 from selfalign.engines.transformers.forward import Forward
@@ -77,14 +84,14 @@ class TransformersEngine:
     def count_tokens(self, text: str) -> int:
         return len(self._tokenizer.encode([text])[0])
 
-    def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion | Quarantined]:
         for batch in batched(requests, self._batch_size):
             rows = []
             for request, prompt in zip(batch, self._tokenizer.prompts(batch), strict=True):
-                room = self.max_length - len(prompt)
-                if room < 1:
-                    yield Completion.of_too_long_prompt(request, len(prompt))
+                if isinstance(prompt, Quarantined):
+                    yield prompt
                     continue
+                room = self.max_length - len(prompt)
                 stream = self._tokenizer.stream(prompt, request.sampling.stop)
                 limit = min(request.sampling.max_new_tokens, room)
                 rows.append(Row(request, prompt, limit, stream))
@@ -96,13 +103,22 @@ class TransformersEngine:
                     break
                 yield from finished
 
-    def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Score]:
+    def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Score | Quarantined]:
         for batch in batched(requests, self._batch_size):
-            scored = self._tokenizer.continuations(batch)
+            names: list[str] = []
+            scored: list[Scored] = []
+            for request, row in zip(batch, self._tokenizer.continuations(batch), strict=True):
+                if isinstance(row, Quarantined):
+                    yield row
+                    continue
+                names.append(request.id)
+                scored.append(row)
+            if not scored:
+                continue
             with _translated(f"scoring {batch[0].id} to {batch[-1].id}"), torch.inference_mode():
                 likelihoods = self._log_likelihoods(scored)
-            for request, row, value in zip(batch, scored, likelihoods, strict=True):
-                yield Score(request.id, value, len(row.tokens) - row.start)
+            for name, row, value in zip(names, scored, likelihoods, strict=True):
+                yield Score(name, value, len(row.tokens) - row.start)
 
     def __enter__(self) -> Self:
         return self
