@@ -80,6 +80,16 @@ class SeedsConfig(Model):
     exemplars: PositiveInt = Field(5, description="dialogues in exemplars.txt")
 
 
+_max_quarantined: Any = Field(
+    0.01,
+    ge=0,
+    le=1,
+    description="share of rows that cannot be put to the model (too long, no text, refused) above "
+    "which the stage fails; one row always may be, unless this is 0",
+    json_schema_extra=_execution,
+)
+
+
 class StageModel(Model):
     """What every stage's section has."""
 
@@ -95,6 +105,7 @@ class GenerationStageModel(StageModel):
     records_per_part: PositiveInt = Field(
         256, description="records committed together; what a killed worker can lose"
     )
+    max_quarantined: float = _max_quarantined
 
 
 class InstructConfig(GenerationStageModel):
@@ -238,6 +249,7 @@ class EvaluateConfig(StageModel):
     """Scores with intervals."""
 
     engine: EngineConfig | None = Field(None, description="null: the run's engine")
+    max_quarantined: float = _max_quarantined
     heldout: Path | None = Field(None, description="JSON lines: prompts with what to expect")
     hhh: Path | None = Field(None, description="HHH: JSON lines, or BIG-bench task.json")
     truthfulqa: Path | None = Field(None, description="TruthfulQA: JSON lines, or mc_task.json")

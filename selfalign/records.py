@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PlainValidator
 
 Json = dict[str, Any]
 
@@ -33,11 +33,22 @@ class Candidate(Record):
     request: str
 
 
+def _is_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected a text, got {type(value).__name__}")
+    return value
+
+
+# Half of a surrogate pair, which JSON can spell and UTF-8 cannot, is read too: the stage that reads
+# such a prompt sets that one row aside, and not the file.
+_AnyText = Annotated[str, PlainValidator(_is_text)]
+
+
 class Prompt(Record):
     """A curated prompt."""
 
     source: Literal["self_instruct", "topic_guided"]
-    text: str
+    text: _AnyText
     type: str | None = None
     topic: str | None = None
 

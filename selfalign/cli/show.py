@@ -24,6 +24,7 @@ from selfalign.errors import ConfigurationError, DataError, printable
 from selfalign.identity import collect_inputs
 from selfalign.inputs import localise
 from selfalign.pipeline import PRODUCER
+from selfalign.records import Json
 from selfalign.run.plan import plan_from_store
 from selfalign.store.artifact import read_manifest, read_rows, verify
 from selfalign.store.base import Store
@@ -42,7 +43,11 @@ from selfalign.store.manifest import Manifest
     help="How many records to show; 0 is none.",
 )
 @click.option("--records", is_flag=True, help="Print every record as one JSON line; nothing else.")
-@click.option("--dropped", is_flag=True, help="Show sample texts that each filter dropped.")
+@click.option(
+    "--dropped",
+    is_flag=True,
+    help="Show sample texts that filters dropped, and the rows set aside.",
+)
 @click.option("--verify", "check", is_flag=True, help="Read every object and check its SHA-256.")
 @store_options
 @json_option
@@ -63,7 +68,7 @@ def show_command(
     manifest = find_artifact(opened, artifact, key)
     if records:
         for row in read_rows(opened.store, manifest):
-            click.echo(json.dumps(row, ensure_ascii=False))
+            click.echo(_json(row))
         return 0
     problems = verify(opened.store, manifest) if check else []
     if as_json:
@@ -132,6 +137,7 @@ def _print(console: Console, store: Store, manifest: Manifest, limit: int, dropp
         "read": f"{manifest.counts.read:,}",
         "kept": f"{manifest.counts.kept:,}",
         **{f"dropped: {name}": f"{count:,}" for name, count in manifest.counts.dropped.items()},
+        **{f"quarantined: {name}": f"{n:,}" for name, n in manifest.counts.quarantined.items()},
         **{name: str(value) for name, value in manifest.details.items()},
     }
     table = Table(show_header=False, box=None, pad_edge=False)
@@ -142,8 +148,16 @@ def _print(console: Console, store: Store, manifest: Manifest, limit: int, dropp
         for reason, texts in _dropped_samples(manifest).items():
             for text in texts:
                 console.print(f"[red]{reason}[/red]  {escape(printable(text))}", soft_wrap=True)
+        for bad in manifest.quarantined:
+            told = escape(printable(f"{bad.id}: {bad.explanation}"))
+            console.print(f"[red]quarantined: {escape(bad.reason)}[/red]  {told}", soft_wrap=True)
     for row in itertools.islice(read_rows(store, manifest), limit):
-        console.print_json(json.dumps(row, ensure_ascii=False))
+        console.print_json(_json(row))
+
+
+def _json(row: Json) -> str:
+    """One line of JSON; half of a surrogate pair, which UTF-8 does not have, as its escape."""
+    return json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace").decode()
 
 
 def _dropped_samples(manifest: Manifest) -> dict[str, list[str]]:

@@ -22,6 +22,7 @@ QuarantineReason = Literal[
     "refused",  # the engine takes other requests and refuses this one
     "aborted",  # the engine began and gave up
     "never_ending",  # a limit of time was reached
+    "duplicate_id",  # a row of the same part, or one being answered, has the same id
 ]
 
 
@@ -150,14 +151,19 @@ class Engine(Protocol):
         ...
 
 
+def blank(row_id: str, text: str) -> Quarantined | None:
+    """Set aside a row without text: what surrounds it in a prompt would hide that it has none."""
+    if text.strip():
+        return None
+    return Quarantined(row_id, "empty", "the prompt is empty or white space")
+
+
 def unfit(request: GenerationRequest | ScoreRequest) -> Quarantined | None:
     """Why no engine can be asked this; None where it can. Every engine asks this first."""
     text = request.prompt
     if isinstance(request, ScoreRequest):
         text += request.continuation
-    if not request.prompt.strip():
-        return Quarantined(request.id, "empty", "the prompt is empty or white space")
-    return unreadable(request.id, text)
+    return blank(request.id, request.prompt) or unreadable(request.id, text)
 
 
 def unreadable(request_id: str, text: str) -> Quarantined | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from selfalign.engines.base import Score, ScoreRequest
+from selfalign.engines.base import Quarantined, Score, ScoreRequest
 from selfalign.evaluation.statistics import Estimate, mean, win_share
 from selfalign.evaluation.template import Template
 from selfalign.evaluation.two_orders import PARTS, TwoOrders, gather, two_order_requests
@@ -70,13 +70,19 @@ def pairwise_requests(pairs: Iterable[Pair], template: Template) -> Iterator[Sco
         yield from two_order_requests(pair.id, template, pair.prompt, pair.first, pair.second)
 
 
-def pairwise_verdicts(pairs: Sequence[Pair], scores: Iterable[Score]) -> Iterator[PairVerdict]:
+def pairwise_verdicts(
+    pairs: Sequence[Pair], scores: Iterable[Score | Quarantined]
+) -> Iterator[PairVerdict | Quarantined]:
     """The verdict on each pair as soon as its four scores are in.
 
     Raises DataError or EngineError, as `gather` does.
     """
     by_id = {pair.id: pair for pair in pairs}
-    for pair_id, likelihoods in gather(dict.fromkeys(by_id, PARTS), scores):
+    for found in gather(dict.fromkeys(by_id, PARTS), scores):
+        if isinstance(found, Quarantined):
+            yield found
+            continue
+        pair_id, likelihoods = found
         pair = by_id[pair_id]
         yield PairVerdict(
             pair_id,

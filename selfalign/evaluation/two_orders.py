@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from selfalign.engines.base import Score, ScoreRequest
+from selfalign.engines.base import Quarantined, Score, ScoreRequest
 from selfalign.errors import DataError, EngineError
 from selfalign.evaluation.template import Template
 
@@ -62,11 +62,12 @@ def request_id(item_id: str, part: str) -> str:
 
 
 def gather(
-    parts: Mapping[str, Sequence[str]], scores: Iterable[Score]
-) -> Iterator[tuple[str, dict[str, float]]]:
+    parts: Mapping[str, Sequence[str]], scores: Iterable[Score | Quarantined]
+) -> Iterator[tuple[str, dict[str, float]] | Quarantined]:
     """Group scores, which come in any order, by item: yields (item id, part -> log-likelihood).
 
-    An item is yielded as soon as its last part is in, so that only what is open is held.
+    An item is yielded as soon as its last part is in, so that only what is open is held. An item
+    of which a part cannot be scored is yielded as Quarantined, by its own id.
 
     Args:
         parts: for every item id, the parts it was asked in.
@@ -77,6 +78,7 @@ def gather(
         EngineError: a score belongs to no request, comes twice or never.
     """
     open_items: dict[str, dict[str, float]] = {}
+    bad: dict[str, Quarantined] = {}
     done: set[str] = set()
     for score in scores:
         item_id, _, part = score.id.rpartition("#")
@@ -84,16 +86,20 @@ def gather(
             raise EngineError(f"the engine scored {score.id!r}, which was not asked for")
         if item_id in done or part in open_items.get(item_id, {}):
             raise EngineError(f"the engine scored {score.id!r} twice")
-        if not math.isfinite(score.log_likelihood):
+        if isinstance(score, Quarantined):
+            bad.setdefault(item_id, replace(score, id=item_id))
+        elif not math.isfinite(score.log_likelihood):
             raise DataError(
                 f"{score.id}: expected a finite log-likelihood, got {score.log_likelihood}",
                 remedy="the model's weights are broken: look at its training's losses, or "
                 "evaluate in a wider dtype",
             )
-        open_items.setdefault(item_id, {})[part] = score.log_likelihood
+        value = math.nan if isinstance(score, Quarantined) else score.log_likelihood
+        open_items.setdefault(item_id, {})[part] = value
         if len(open_items[item_id]) == len(parts[item_id]):
             done.add(item_id)
-            yield item_id, open_items.pop(item_id)
+            likelihoods = open_items.pop(item_id)
+            yield bad.pop(item_id) if item_id in bad else (item_id, likelihoods)
     missing = [item_id for item_id in parts if item_id not in done]
     if missing:
         raise EngineError(

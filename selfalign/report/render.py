@@ -15,7 +15,9 @@ from selfalign.pipeline import STAGES
 from selfalign.report import charts
 from selfalign.report.collect import PUBLISHED_ANNOTATION, ReportData
 from selfalign.seeds import ANNOTATION_LIMIT, AnnotationBudget
-from selfalign.store.manifest import Manifest
+from selfalign.store.manifest import Manifest, QuarantinedRow
+
+SHOWN_QUARANTINED = 20  # rows per stage; `selfalign show ARTIFACT --dropped` shows all
 
 VARIANT_NAMES = {
     "base": "base, plain",
@@ -33,7 +35,7 @@ class FunnelRow:
     stage: str
     read: int
     kept: int
-    dropped: list[tuple[str, int, float]]  # filter, texts, share of what was read
+    dropped: list[tuple[str, int, float]]  # filter or quarantine, rows, share of what was read
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,9 @@ def funnel(manifests: dict[str, Manifest]) -> list[FunnelRow]:
         counts = manifest.counts
         if not manifest.shards and not counts.read:  # promote reads no records
             continue
-        dropped = sorted(counts.dropped.items(), key=lambda item: -item[1])
+        lost = dict(counts.dropped)
+        lost |= {f"quarantined: {reason}": n for reason, n in counts.quarantined.items()}
+        dropped = sorted(lost.items(), key=lambda item: -item[1])
         rows.append(
             FunnelRow(
                 stage.name,
@@ -75,6 +79,12 @@ def funnel(manifests: dict[str, Manifest]) -> list[FunnelRow]:
             )
         )
     return rows
+
+
+def quarantined(manifests: dict[str, Manifest]) -> list[tuple[str, int, list[QuarantinedRow]]]:
+    """Stage, rows set aside, and the first of them."""
+    found = ((m.stage, m.quarantined) for s in STAGES if (m := manifests.get(s.writes)))
+    return [(stage, len(rows), rows[:SHOWN_QUARANTINED]) for stage, rows in found if rows]
 
 
 def score_tables(summary: EvaluationSummary) -> list[ScoreTable]:
@@ -137,6 +147,7 @@ def _context(data: ReportData, principles: dict[int, str]) -> dict[str, Any]:
         ],
         "length_metric": LENGTH_WORDS,
         "funnel": funnel(data.manifests),
+        "quarantined": quarantined(data.manifests),
         "rules": [
             (number, principles.get(number, ""), count, count / total)
             for number, count in sorted(data.rules.items())

@@ -101,6 +101,7 @@ def run_stage(
             key=manifest.key,
             kept=manifest.counts.kept,
             dropped=manifest.counts.dropped,
+            quarantined=manifest.counts.quarantined,
         )
     return manifest
 

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from selfalign.config import GenerationStageModel, SamplingConfig
-from selfalign.engines.base import Completion, Engine, GenerationRequest, Sampling
+from selfalign.engines.base import (
+    Completion,
+    Engine,
+    GenerationRequest,
+    Quarantined,
+    Sampling,
+    blank,
+)
 from selfalign.filters.responses import Dropped, Kept
 from selfalign.prompts import stop_strings
 from selfalign.records import Prompt, Record
@@ -46,7 +54,9 @@ def answer_prompts(
     writer = context.writer()
     shard = writer.shard(context.shard, context.num_shards)
 
-    def request(prompt: Prompt) -> GenerationRequest:
+    def request(prompt: Prompt) -> GenerationRequest | Quarantined:
+        if bad := blank(prompt.id, prompt.text):
+            return bad
         seed = context.seed_for(prompt.id)
         return GenerationRequest(prompt.id, render(prompt.text), sampling, seed)
 
@@ -61,6 +71,8 @@ def answer_prompts(
     rows = read_records(context.store, prompts, Prompt)
     chunks = chunked("prompts", context.mine(rows), section.records_per_part)
     total = share_size(prompts.counts.kept, context.shard, context.num_shards)
+    limit = partial(context.quarantine_limit, prompts.counts.kept)
+    progress = Progress("prompts", total)
     with EngineHandle(open_engine) as engine:
-        generate_shard(shard, chunks, engine, request, finish, Progress("prompts", total))
-    return writer.publish_when_complete(context.num_shards)
+        generate_shard(shard, chunks, engine, request, finish, progress, limit())
+    return writer.publish_when_complete(context.num_shards, check=limit().add_all)

@@ -7,6 +7,7 @@ killed at any moment and run again, also twice at once.
 from __future__ import annotations
 
 import platform
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, count, islice
@@ -15,18 +16,27 @@ from typing import Any, Generic, TypeVar
 
 from selfalign._version import __version__
 from selfalign.config import RunConfig
-from selfalign.engines.base import Completion, Engine, EngineInfo, GenerationRequest, Quarantined
-from selfalign.errors import DataError
+from selfalign.engines.base import (
+    Completion,
+    Engine,
+    EngineInfo,
+    GenerationRequest,
+    Quarantined,
+    unreadable,
+)
+from selfalign.errors import DataError, printable
 from selfalign.pipeline import Stage
 from selfalign.records import Record, now, record_seed
 from selfalign.seeds import Seeds
+from selfalign.stages.quarantine import QuarantineLimit
 from selfalign.store.artifact import ArtifactWriter, ShardWriter, read_manifest
 from selfalign.store.base import Store
-from selfalign.store.manifest import Counts, Manifest, Parent, Part, Provenance
+from selfalign.store.manifest import Counts, Manifest, Parent, Part, Provenance, QuarantinedRow
 from selfalign.store.pointer import PromotedModel
 from selfalign.telemetry import Progress, log
 
 DROPPED_SAMPLES_PER_FILTER = 3  # texts kept per part and filter, so that a person can look
+LONGEST_ID, LONGEST_EXPLANATION = 200, 300  # characters that are kept of a quarantined row
 
 _Item = TypeVar("_Item")
 
@@ -94,6 +104,12 @@ class StageContext:
         """The seed of one record of this stage."""
         return record_seed(self.config.seed, self.name, record_id)
 
+    def quarantine_limit(self, rows: int, what: str | None = None) -> QuarantineLimit:
+        """How many of `rows` may be quarantined; `what` names a part of the stage's work."""
+        share: float = getattr(self.config, self.name).max_quarantined
+        setting = f"{self.name}.max_quarantined"
+        return QuarantineLimit(what or self.name, setting, rows, share)
+
     def mine(self, items: Iterable[_Item]) -> Iterator[_Item]:
         """This worker's share: every `num_shards`-th item."""
         return islice(items, self.shard, None, self.num_shards)
@@ -114,12 +130,14 @@ class Chunk(Generic[_Item]):
 
 @dataclass(slots=True)
 class PartOutcome:
-    """What became of a chunk: kept records, counts, and a few dropped texts per filter."""
+    """What became of a chunk: kept records, counts, a few dropped texts per filter, and the rows
+    that were set aside."""
 
     records: list[Record] = field(default_factory=list)
     read: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     dropped_samples: dict[str, list[str]] = field(default_factory=dict)
+    quarantined: list[QuarantinedRow] = field(default_factory=list)
 
     def keep(self, record: Record) -> None:
         """Count and keep a record."""
@@ -134,10 +152,25 @@ class PartOutcome:
         if len(samples) < DROPPED_SAMPLES_PER_FILTER:
             samples.append(text)
 
+    def quarantine(self, row: Quarantined, name: str | None = None) -> None:
+        """Count a row that no engine answers, and keep its name (its id) and the reason."""
+        self.read += 1
+        self.quarantined.append(
+            QuarantinedRow(
+                id=printable(name or row.id)[:LONGEST_ID],
+                reason=row.reason,
+                explanation=printable(row.explanation)[:LONGEST_EXPLANATION],
+            )
+        )
+
     def counts(self) -> Counts:
         """The counts of this part."""
+        reasons = Counter(row.reason for row in self.quarantined)
         return Counts(
-            read=self.read, kept=len(self.records), dropped=dict(sorted(self.dropped.items()))
+            read=self.read,
+            kept=len(self.records),
+            dropped=dict(sorted(self.dropped.items())),
+            quarantined=dict(sorted(reasons.items())),
         )
 
 
@@ -157,12 +190,15 @@ def commit_parts(
     work: Callable[[Iterator[Chunk[_Item]]], Iterable[tuple[str, PartOutcome]]],
     progress: Progress,
     replay: Callable[[Part], None] | None = None,
+    check: Callable[[Part], None] | None = None,
 ) -> dict[str, Part]:
     """Do the chunks that are not committed yet, and commit each when it is done.
 
     Args:
         work: the names and outcomes of the chunks that it is given, in any order.
         replay: called with each part that an earlier attempt committed, in the chunks' order.
+        check: called with each part that is committed, by an earlier attempt or now; what it raises
+            ends the work.
 
     Returns:
         The parts of all chunks by name, in the chunks' order.
@@ -178,12 +214,17 @@ def commit_parts(
                 yield chunk
                 continue
             progress.skip(len(chunk.items))
-            if replay is not None:
-                replay(part)
+            for told in (replay, check):
+                if told is not None:
+                    told(part)
 
     for name, outcome in work(pending()):
-        parts[name] = shard.commit(name, outcome.records, outcome.counts(), outcome.dropped_samples)
+        parts[name] = shard.commit(
+            name, outcome.records, outcome.counts(), outcome.dropped_samples, outcome.quarantined
+        )
         log.debug("part.committed", part=name, kept=parts[name].counts.kept)
+        if check is not None:
+            check(parts[name])
     progress.finish()
     return {name: parts[name] for name in names}
 
@@ -224,15 +265,18 @@ def generate_shard(
     shard: ShardWriter,
     chunks: Iterable[Chunk[_Item]],
     engine: EngineHandle,
-    request: Callable[[_Item], GenerationRequest],
+    request: Callable[[_Item], GenerationRequest | Quarantined],
     finish: Callable[[PartOutcome, _Item, Completion], None],
     progress: Progress,
+    limit: QuarantineLimit,
 ) -> None:
     """Generate what is not committed yet, then commit the shard.
 
     Args:
-        request: what the engine is asked for an item; ids differ between items.
+        request: what the engine is asked for an item, or why it cannot be; ids differ between
+            items.
         finish: enters an item's completion into the outcome of its part.
+        limit: of quarantined rows; raises DataError where it is passed.
     """
     started = now()
     if shard.finished:
@@ -242,6 +286,7 @@ def generate_shard(
         chunks,
         lambda pending: _generated(engine, pending, request, finish, progress),
         progress,
+        check=limit.add,
     )
     shard.finish(parts, provenance(started, engine.info))
     log.info("shard.finished", shard=shard.index, num_shards=shard.num_shards, parts=len(parts))
@@ -250,7 +295,7 @@ def generate_shard(
 def _generated(
     engine: EngineHandle,
     chunks: Iterator[Chunk[_Item]],
-    request: Callable[[_Item], GenerationRequest],
+    request: Callable[[_Item], GenerationRequest | Quarantined],
     finish: Callable[[PartOutcome, _Item, Completion], None],
     progress: Progress,
 ) -> Iterator[tuple[str, PartOutcome]]:
@@ -261,33 +306,51 @@ def _generated(
     """
     places: dict[str, tuple[Chunk[_Item], int]] = {}  # by request: its chunk, its place there
     answers: dict[str, dict[int, Completion | Quarantined]] = {}  # by chunk, by place
+    complete: deque[Chunk[_Item]] = deque()
+
+    def settle(chunk: Chunk[_Item], place: int, answer: Completion | Quarantined) -> None:
+        answers[chunk.name][place] = answer
+        progress.advance(1)
+        if len(answers[chunk.name]) == len(chunk.items):
+            complete.append(chunk)
 
     def requests(chunks: Iterable[Chunk[_Item]]) -> Iterator[GenerationRequest]:
         for chunk in chunks:
             answers[chunk.name] = {}
+            names: set[str] = set()
             for place, item in enumerate(chunk.items):
                 asked = request(item)
+                if asked.id in places or asked.id in names:
+                    asked = Quarantined(asked.id, "duplicate_id", "another row has this id")
+                names.add(asked.id)
+                if isinstance(asked, Quarantined):
+                    settle(chunk, place, asked)
+                    continue
                 places[asked.id] = (chunk, place)
                 yield asked
+
+    def outcomes() -> Iterator[tuple[str, PartOutcome]]:
+        while complete:
+            chunk = complete.popleft()
+            answered = answers.pop(chunk.name)
+            outcome = PartOutcome()
+            for place, item in enumerate(chunk.items):
+                answer = answered[place]
+                if isinstance(answer, Completion):
+                    answer = unreadable(answer.id, answer.text) or answer
+                if isinstance(answer, Quarantined):
+                    outcome.quarantine(answer)
+                else:
+                    finish(outcome, item, answer)
+            yield chunk.name, outcome
 
     first = next(chunks, None)
     if first is None:
         return
-    for completion in engine.get().generate(requests(chain([first], chunks))):
-        chunk, place = places.pop(completion.id)
-        answered = answers[chunk.name]
-        answered[place] = completion
-        progress.advance(1)
-        if len(answered) == len(chunk.items):
-            outcome = PartOutcome()
-            for position, item in enumerate(chunk.items):
-                answer = answered[position]
-                if isinstance(answer, Quarantined):
-                    outcome.drop(answer.reason, f"{answer.id}: {answer.explanation}")
-                else:
-                    finish(outcome, item, answer)
-            del answers[chunk.name]
-            yield chunk.name, outcome
+    for answer in engine.get().generate(requests(chain([first], chunks))):
+        settle(*places.pop(answer.id), answer)
+        yield from outcomes()
+    yield from outcomes()
 
 
 def provenance(started: str, engine: EngineInfo | None = None) -> Provenance:

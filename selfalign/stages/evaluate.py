@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
-from typing import TypeVar
 
 from selfalign.engines.base import (
     Completion,
@@ -22,8 +21,8 @@ from selfalign.engines.base import (
     Quarantined,
     Sampling,
     ScoreRequest,
+    blank,
 )
-from selfalign.errors import DataError
 from selfalign.evaluation.datasets import load_heldout, load_hhh, load_truthfulqa
 from selfalign.evaluation.generation import heldout_scores
 from selfalign.evaluation.multiple_choice import (
@@ -47,8 +46,13 @@ from selfalign.store.artifact import ShardWriter
 from selfalign.store.manifest import Counts, Manifest, Part, Shard
 from selfalign.telemetry import Progress
 
-_Answer = TypeVar("_Answer")
-_Task = Callable[[Engine, Variant], Iterator[ItemScore]]
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What every variant is scored on: how many items, and how."""
+
+    num_items: int
+    scores: Callable[[Engine, Variant], Iterator[ItemScore | Quarantined]]
 
 
 def evaluate(context: StageContext) -> Manifest:
@@ -68,12 +72,17 @@ def evaluate(context: StageContext) -> Manifest:
                 engine_info.append(engine.info)
                 for chunk in group:
                     (evaluation,) = chunk.items
-                    task = tasks[evaluation.task]
-                    yield chunk.name, _outcome(evaluation.variant, task(engine, evaluation.variant))
+                    scores = tasks[evaluation.task].scores(engine, evaluation.variant)
+                    yield chunk.name, _outcome(evaluation, scores)
                     progress.advance(1)
 
     chunks = (Chunk(evaluation.part, [evaluation]) for evaluation in evaluations)
-    parts = commit_parts(shard, chunks, work, progress)
+    items = {evaluation.part: tasks[evaluation.task].num_items for evaluation in evaluations}
+
+    def check(part: Part) -> None:
+        context.quarantine_limit(items[part.name], f"evaluate: {part.name}").add(part)
+
+    parts = commit_parts(shard, chunks, work, progress, check=check)
     summary = _summarise(context, shard, evaluations, parts)
     where = provenance(started, engine_info[-1] if engine_info else None)
     return writer.publish(
@@ -106,11 +115,17 @@ def _prompts(context: StageContext) -> dict[str, str]:
     return {} if path is None else {item.id: item.prompt for item in load_heldout(path)}
 
 
-def _outcome(variant: Variant, scores: Iterable[ItemScore]) -> PartOutcome:
-    outcome = PartOutcome()
+def _outcome(evaluation: _Evaluation, found: Iterable[ItemScore | Quarantined]) -> PartOutcome:
+    outcome, model = PartOutcome(), evaluation.variant.name
+    scores: list[ItemScore] = []
+    bad: list[Quarantined] = []
+    for each in found:
+        bad.append(each) if isinstance(each, Quarantined) else scores.append(each)
     for score in sorted(scores, key=lambda score: (score.metric, score.item_id)):
-        name = f"{variant.name}/{score.metric}/{score.item_id}"
-        outcome.keep(EvaluationRecord(id=name, model=variant.name, **asdict(score)))
+        name = f"{model}/{score.metric}/{score.item_id}"
+        outcome.keep(EvaluationRecord(id=name, model=model, **asdict(score)))
+    for row in sorted(bad, key=lambda row: row.id):
+        outcome.quarantine(row, f"{model}/{evaluation.task}/{row.id}")
     return outcome
 
 
@@ -130,25 +145,31 @@ def _tasks(context: StageContext) -> dict[str, _Task]:
         tasks["heldout"] = _heldout_task(context, config.heldout)
     if config.hhh is not None:
         hhh_items, hhh = load_hhh(config.hhh), hhh_template(config.hhh_template)
-        tasks["hhh"] = lambda engine, variant: hhh_scores(
-            hhh_items, _answered(engine.score(_in_context(variant, hhh_requests(hhh_items, hhh))))
+        tasks["hhh"] = _Task(
+            len(hhh_items),
+            lambda engine, variant: hhh_scores(
+                hhh_items, engine.score(_in_context(variant, hhh_requests(hhh_items, hhh)))
+            ),
         )
     if config.truthfulqa is not None:
         qa_items = load_truthfulqa(config.truthfulqa)
         qa = truthfulqa_template(config.truthfulqa_template)
-        tasks["truthfulqa"] = lambda engine, variant: truthfulqa_scores(
-            qa_items,
-            _answered(engine.score(_in_context(variant, truthfulqa_requests(qa_items, qa)))),
+        tasks["truthfulqa"] = _Task(
+            len(qa_items),
+            lambda engine, variant: truthfulqa_scores(
+                qa_items, engine.score(_in_context(variant, truthfulqa_requests(qa_items, qa)))
+            ),
         )
     return tasks
 
 
 def _heldout_task(context: StageContext, path: Path) -> _Task:
     items = load_heldout(path)
+    empty = {item.id: bad for item in items if (bad := blank(item.id, item.prompt))}
     config = context.config.evaluate
     stop = stop_strings(context.seeds.labels)
 
-    def task(engine: Engine, variant: Variant) -> Iterator[ItemScore]:
+    def scores(engine: Engine, variant: Variant) -> Iterator[ItemScore | Quarantined]:
         chosen = (config.principled_sampling if variant.principled else None) or config.sampling
         sampling = Sampling(**chosen.model_dump(), stop=stop)
         render = render_align if variant.principled else render_standard
@@ -161,25 +182,18 @@ def _heldout_task(context: StageContext, path: Path) -> _Task:
                 record_seed(context.config.seed, "evaluate", item.id),
             )
             for item in items
+            if item.id not in empty
         )
-        completions = _answered(engine.generate(requests))
-        return heldout_scores(items, (_answer(c, variant) for c in completions))
+        answers = chain(empty.values(), engine.generate(requests))
+        return heldout_scores(items, (_answer(each, variant) for each in answers))
 
-    return task
-
-
-def _answered(answers: Iterable[_Answer | Quarantined]) -> Iterator[_Answer]:
-    for answer in answers:
-        if isinstance(answer, Quarantined):
-            raise DataError(
-                f"item {answer.id!r} cannot be put to the model: {answer.explanation}",
-                remedy="shorten the item, or raise engine.max_length if the model takes more",
-            )
-        yield answer
+    return _Task(len(items), scores)
 
 
-def _answer(completion: Completion, variant: Variant) -> Completion:
+def _answer(completion: Completion | Quarantined, variant: Variant) -> Completion | Quarantined:
     """The answer alone: under the principles it comes after a thought."""
+    if isinstance(completion, Quarantined):
+        return completion
     text = completion.text
     if variant.principled:
         text = parse_thought(text, variant.seeds.labels).response_or_empty

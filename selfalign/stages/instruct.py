@@ -52,20 +52,21 @@ def instruct(context: StageContext) -> Manifest | None:
     writer = context.writer()
     shard = writer.shard(context.shard, context.num_shards)
     with EngineHandle(lambda: base_engine(context.store, context.config, config.engine)) as engine:
-        if not shard.finished:
-            topics = grow_topics(context, engine)
-            hints = _hint_groups(context, topics)
-            total = share_size(config.general_requests, context.shard, context.num_shards)
-            total += share_size(len(hints), context.shard, context.num_shards)
-            generate_shard(
-                shard,
-                _chunks(context, hints),
-                engine,
-                partial(_request, context),
-                partial(_finish, context),
-                Progress("requests", total),
-            )
-    return writer.publish_when_complete(context.num_shards)
+        topics = grow_topics(context, engine)  # read from the store once they are grown
+        hints = _hint_groups(context, topics)
+        limit = partial(context.quarantine_limit, config.general_requests + len(hints))
+        total = share_size(config.general_requests, context.shard, context.num_shards)
+        total += share_size(len(hints), context.shard, context.num_shards)
+        generate_shard(
+            shard,
+            _chunks(context, hints),
+            engine,
+            partial(_request, context),
+            partial(_finish, context),
+            Progress("requests", total),
+            limit(),
+        )
+    return writer.publish_when_complete(context.num_shards, check=limit().add_all)
 
 
 def _chunks(context: StageContext, groups: list[list[Hint]]) -> Iterator[Chunk[_Asked]]:

@@ -19,8 +19,8 @@ import contextlib
 import hashlib
 import heapq
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +39,7 @@ from selfalign.store.manifest import (
     Parent,
     Part,
     Provenance,
+    QuarantinedRow,
     Shard,
     content_digest,
     content_sum,
@@ -178,9 +179,16 @@ class ArtifactWriter:
                 self.store.delete(key)
 
     def publish_when_complete(
-        self, num_shards: int, details: dict[str, Any] | None = None
+        self,
+        num_shards: int,
+        details: dict[str, Any] | None = None,
+        check: Callable[[Iterable[Part]], None] | None = None,
     ) -> Manifest | None:
-        """Publish if every shard is finished; None while some are not."""
+        """Publish if every shard is finished; None while some are not.
+
+        Args:
+            check: called with all parts; what it raises is raised, and nothing is published.
+        """
         shards = []
         for index in range(num_shards):
             name = f"{self.prefix}shards/{index:05d}-of-{num_shards:05d}.json"
@@ -189,10 +197,10 @@ class ArtifactWriter:
                 return None
             _require_place(self.store, name, (found.index, found.num_shards), (index, num_shards))
             shards.append(found)
-        counts = Counts()
-        for shard in shards:
-            for part in shard.parts:
-                counts = counts.plus(part.counts)
+        parts = [part for shard in shards for part in shard.parts]
+        if check is not None:
+            check(parts)
+        counts = reduce(Counts.plus, (part.counts for part in parts), Counts())
         provenance = Provenance(
             started_at=min(shard.provenance.started_at for shard in shards),
             finished_at=max(shard.provenance.finished_at for shard in shards),
@@ -238,6 +246,7 @@ class ShardWriter:
         records: Iterable[Record],
         counts: Counts,
         dropped_samples: dict[str, list[str]] | None = None,
+        quarantined: Sequence[QuarantinedRow] = (),
     ) -> Part:
         """Commit a part; when another worker was first, its part stands and is returned."""
         lines = [record.model_dump_json() for record in records]
@@ -249,6 +258,7 @@ class ShardWriter:
             file=FileEntry(name=relative, sha256=sha, bytes=len(data), records=len(lines)),
             counts=counts,
             dropped_samples=dropped_samples or {},
+            quarantined=list(quarantined),
             content=content_sum(lines),
         )
         self._store.write(self._artifact.prefix + relative, data)

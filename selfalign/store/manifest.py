@@ -38,27 +38,40 @@ class FileEntry(StoredModel):
 
 
 class Counts(StoredModel):
-    """What came in, what was kept, what each filter dropped. read = kept + sum(dropped) holds
-    where a stage filters; a stage that only transforms drops nothing."""
+    """What came in, what was kept, what each filter dropped, what no engine could be asked.
+    read = kept + sum(dropped) + sum(quarantined) holds where a stage filters; a stage that only
+    transforms drops nothing."""
 
     read: int = 0
     kept: int = 0
     dropped: dict[str, int] = Field(default_factory=dict)
+    quarantined: dict[str, int] = Field(default_factory=dict)
 
     def plus(self, other: Counts) -> Counts:
-        """The sum, filter by filter."""
-        dropped = dict(self.dropped)
-        for name, count in other.dropped.items():
-            dropped[name] = dropped.get(name, 0) + count
+        """The sum, filter by filter and reason by reason."""
         return Counts(
             read=self.read + other.read,
             kept=self.kept + other.kept,
-            dropped=dict(sorted(dropped.items())),
+            dropped=_sum(self.dropped, other.dropped),
+            quarantined=_sum(self.quarantined, other.quarantined),
         )
 
 
+def _sum(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
+    return {name: one.get(name, 0) + other.get(name, 0) for name in sorted({*one, *other})}
+
+
+class QuarantinedRow(StoredModel):
+    """A row that could not be put to the model, or its answer not be kept as text."""
+
+    id: str
+    reason: str
+    explanation: str
+
+
 class Part(StoredModel):
-    """A committed part of a shard: its file, its counts, and a few dropped texts per filter.
+    """A committed part of a shard: its file, its counts, a few dropped texts per filter, and every
+    quarantined row.
 
     `content` is the `content_sum` of its records; None in parts of 0.2.0 and before.
     """
@@ -67,6 +80,7 @@ class Part(StoredModel):
     file: FileEntry
     counts: Counts
     dropped_samples: dict[str, list[str]] = Field(default_factory=dict)
+    quarantined: list[QuarantinedRow] = Field(default_factory=list)
     content: Sha256 | None = None
 
 
@@ -115,6 +129,11 @@ class Manifest(StoredModel):
     def entries(self) -> list[FileEntry]:
         """Every object of the artifact."""
         return [part.file for shard in self.shards for part in shard.parts] + self.files
+
+    @property
+    def quarantined(self) -> list[QuarantinedRow]:
+        """Every quarantined row."""
+        return [row for shard in self.shards for part in shard.parts for row in part.quarantined]
 
     def expected_digest(self) -> str:
         """The digest that follows from the entries."""

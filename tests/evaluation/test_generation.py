@@ -3,11 +3,12 @@ from __future__ import annotations
 import pytest
 import regex
 
-from selfalign.engines.base import Completion
+from selfalign.engines.base import Completion, Quarantined
 from selfalign.errors import EngineError
 from selfalign.evaluation.generation import heldout_scores, judge_answer
 from selfalign.evaluation.items import HeldoutItem
 from selfalign.evaluation.refusal import OPENING_WORDS, is_refusal
+from selfalign.evaluation.scores import ItemScore
 
 REFUSALS = [
     "I'm sorry, but I can't help with that.",
@@ -121,6 +122,25 @@ def test_every_score_carries_kind_length_and_text() -> None:
 
 def completion(name: str) -> Completion:
     return Completion(name, "fine", "stop", 1, 1)
+
+
+def test_an_item_without_a_usable_answer_is_set_aside_and_the_others_are_judged() -> None:
+    slow = regex.compile("(x+x+)+y")
+    items = [HeldoutItem(f"h{n}", "k", "p", "must_not") for n in range(3)]
+    items.append(HeldoutItem("slow", "k", "p", all_of=(slow,)))
+    found = heldout_scores(
+        items,
+        [
+            Quarantined.too_long("h0", 900, 512),
+            Completion("slow", "x" * 5000, "length", 1, 1),
+            Completion("h1", "half \ud800", "stop", 1, 1),
+            completion("h2"),
+        ],
+    )
+    results = list(found)
+    bad = {each.id: each.reason for each in results if isinstance(each, Quarantined)}
+    assert bad == {"h0": "too_long", "slow": "never_ending", "h1": "not_unicode"}
+    assert {each.item_id for each in results if isinstance(each, ItemScore)} == {"h2"}
 
 
 def test_completions_are_judged_as_they_come_and_each_exactly_once() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfalign.engines.base import Score, ScoreRequest
+from selfalign.engines.base import Quarantined, Score, ScoreRequest
 from selfalign.errors import DataError, EngineError
 from selfalign.evaluation.items import HHHItem, TruthfulQAItem
 from selfalign.evaluation.multiple_choice import (
@@ -18,6 +18,7 @@ from selfalign.evaluation.multiple_choice import (
     truthfulqa_scores,
     truthfulqa_template,
 )
+from selfalign.evaluation.scores import ItemScore
 from selfalign.evaluation.template import Template
 from selfalign.evaluation.two_orders import break_tie
 
@@ -162,6 +163,21 @@ def test_an_engine_that_loses_repeats_or_invents_a_score_is_an_engine_error() ->
         list(hhh_scores(items, [scores[0], scores[0]]))
     with pytest.raises(EngineError, match="'i9#x', which was not asked for"):
         list(hhh_scores(items, [Score("i9#x", -1.0, 1)]))
+
+
+def test_an_item_of_which_one_order_cannot_be_scored_is_set_aside(answer) -> None:
+    items = pairs(3)
+    scores: list[Score | Quarantined] = list(
+        answer(hhh_requests(items, TEMPLATE), lambda request: -1.0)
+    )
+    places = [place for place, score in enumerate(scores) if score.id.startswith("i1#")]
+    for place in places[1:3]:
+        scores[place] = Quarantined.too_long(scores[place].id, 900, 512)
+    results = list(hhh_scores(items, scores))
+    assert [each for each in results if isinstance(each, Quarantined)] == [
+        Quarantined.too_long("i1", 900, 512)
+    ]
+    assert {each.item_id for each in results if isinstance(each, ItemScore)} == {"i0", "i2"}
 
 
 @pytest.mark.parametrize("broken", [math.nan, -math.inf])

@@ -21,6 +21,7 @@ from selfalign.engines.base import (
 from selfalign.errors import EngineError
 from selfalign.records import Prompt
 from selfalign.stages.contract import EngineHandle, PartOutcome, chunked, generate_shard, share_size
+from selfalign.stages.quarantine import QuarantineLimit
 from selfalign.store.artifact import ArtifactWriter, read_records
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Manifest
@@ -103,12 +104,16 @@ class ShortEngine(EchoEngine):
                 yield Completion(request.id, request.prompt, "stop", 1, 1)
 
 
+def limit() -> QuarantineLimit:
+    return QuarantineLimit("curate", "curate.max_quarantined", 23, 0.5)
+
+
 def generate(store: LocalStore, engine: EchoEngine, count: int = 23) -> Manifest | None:
     artifact = writer(store)
     with EngineHandle(lambda: engine) as handle:
         chunks = chunked("part", range(count), 5)
         shard, progress = artifact.shard(0, 1), Progress("x", count)
-        generate_shard(shard, chunks, handle, request, finish, progress)
+        generate_shard(shard, chunks, handle, request, finish, progress, limit())
     return artifact.publish_when_complete(1)
 
 
@@ -129,11 +134,58 @@ def test_records_are_in_order_whatever_order_completions_come_in(
     assert manifest.counts.read == 23
 
 
-def test_a_prompt_that_is_too_long_is_dropped_and_the_others_are_kept(store: LocalStore) -> None:
+def test_a_prompt_that_is_too_long_is_set_aside_and_the_others_are_kept(store: LocalStore) -> None:
     manifest = generate(store, ShortEngine())
     assert manifest is not None
-    assert manifest.counts.dropped == {"seventh": 2, "too_long": 2}
+    assert manifest.counts.dropped == {"seventh": 2}
+    assert manifest.counts.quarantined == {"too_long": 2}
+    assert [row.id for row in manifest.quarantined] == ["r003", "r013"]
     assert manifest.counts.read == 23
+
+
+class BabblingEngine(EchoEngine):
+    """Every fifth answer is no text."""
+
+    def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion | Quarantined]:
+        for request in requests:
+            text = "half \udc00" if request.seed % 5 == 0 else request.prompt
+            yield Completion(request.id, text, "stop", 1, 1)
+
+
+def test_an_answer_that_cannot_be_encoded_is_set_aside(store: LocalStore) -> None:
+    manifest = generate(store, BabblingEngine())
+    assert manifest is not None
+    assert manifest.counts.quarantined == {"not_unicode": 5}
+    assert manifest.counts.read == 23
+
+
+@pytest.mark.parametrize("window", [2, 100])
+def test_a_row_with_the_id_of_another_is_set_aside(store: LocalStore, window: int) -> None:
+    artifact, engine = writer(store), EchoEngine(window)
+    items = [0, 1, 1, 2, 3, 4]
+    with EngineHandle(lambda: engine) as handle:
+        shard, progress = artifact.shard(0, 1), Progress("x", len(items))
+        chunks = chunked("part", items, 3)
+        generate_shard(shard, chunks, handle, request, finish, progress, limit())
+    manifest = artifact.publish_when_complete(1)
+    assert manifest is not None
+    assert manifest.counts.kept == 5
+    assert manifest.counts.quarantined == {"duplicate_id": 1}
+
+
+def test_a_part_of_rows_that_are_all_set_aside_is_committed_too(store: LocalStore) -> None:
+    def refuse(index: int) -> Quarantined:
+        return Quarantined(f"r{index}", "empty", "nothing")
+
+    artifact = writer(store)
+    with EngineHandle(EchoEngine) as handle:
+        shard, progress = artifact.shard(0, 1), Progress("x", 8)
+        chunks = chunked("part", range(8), 3)
+        generate_shard(shard, chunks, handle, refuse, finish, progress, limit())
+    manifest = artifact.publish_when_complete(1)
+    assert manifest is not None
+    assert manifest.counts.quarantined == {"empty": 8}
+    assert [part.name for part in manifest.shards[0].parts] == [f"part-{n:05d}" for n in range(3)]
 
 
 def test_finished_parts_survive_a_failing_engine_and_are_not_asked_again(
@@ -165,7 +217,7 @@ def test_a_shard_with_every_part_committed_loads_no_model(store: LocalStore) -> 
     with EngineHandle(must_not_be_called) as handle:
         chunks = chunked("part", range(23), 5)
         shard, progress = writer(store).shard(0, 1), Progress("x", None)
-        generate_shard(shard, chunks, handle, request, finish, progress)
+        generate_shard(shard, chunks, handle, request, finish, progress, limit())
 
 
 def test_no_work_at_all_publishes_an_empty_artifact(store: LocalStore) -> None:

@@ -1,0 +1,276 @@
+"""A bad row is set aside, counted and named: sixty hostile rows through every generating stage."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from selfalign.cli.main import cli
+from selfalign.config import RunConfig
+from selfalign.errors import DataError
+from selfalign.evaluation.summary import EvaluationSummary
+from selfalign.identity import collect_inputs
+from selfalign.load import load_config
+from selfalign.records import Json, Prompt, Record, now
+from selfalign.report.render import funnel, quarantined
+from selfalign.run.plan import Planned, plan_from_store
+from selfalign.run.stage import run_stage
+from selfalign.store.artifact import ArtifactWriter, read_file_as, read_rows
+from selfalign.store.local import LocalStore
+from selfalign.store.manifest import Counts, Manifest, Provenance
+from tests.hostile import HOSTILE, REASONS
+from tests.pipeline_world import write_world
+
+GOOD = {f"row-{2 * n:08d}": f"How do I take the soap {n} times?" for n in range(60)}
+BAD = {f"row-{2 * n + 1:08d}": name for n, name in enumerate(HOSTILE)}
+EXPECTED = {row: REASONS[name] for row, name in BAD.items() if name in REASONS}
+SHARE = len(EXPECTED) / (len(GOOD) + len(BAD))
+ENGINES: dict[str, dict[str, Any]] = {
+    "fake": {},
+    "transformers": {"kind": "transformers", "dtype": "float32", "batch_size": 20},
+}
+
+
+class Escaped(Prompt):
+    """A row whose JSON spells what UTF-8 cannot hold, as another program may have written it."""
+
+    def model_dump_json(self, **_: Any) -> str:
+        return json.dumps(self.model_dump())
+
+
+def rows(*, poisoned: bool) -> list[Prompt]:
+    texts = GOOD | ({row: HOSTILE[name] for row, name in BAD.items()} if poisoned else {})
+    ordered = sorted(texts.items())
+    return [Escaped(id=row, source="self_instruct", text=text) for row, text in ordered]
+
+
+def config_of(directory: Path, base_model: Path, engine: str, *more: str) -> RunConfig:
+    directory.mkdir()
+    world = write_world(directory, base_model)
+    chosen = {"max_length": 400, **ENGINES[engine]}
+    changes = [f"engine.{name}={json.dumps(value)}" for name, value in chosen.items()]
+    if ENGINES[engine]:
+        changes.append("engine.options={}")
+    changes += [f"{stage}.records_per_part=20" for stage in ("instruct", "align", "elaborate")]
+    new_tokens = 8 if engine == "transformers" else 24
+    for stage in ("align", "elaborate", "evaluate"):
+        changes += [f"{stage}.max_quarantined=0.3", f"{stage}.sampling.temperature=0"]
+        changes.append(f"{stage}.sampling.max_new_tokens={new_tokens}")
+    return load_config(world, [*changes, "elaborate.min_unfinished_characters=0", *more]).config
+
+
+def plant(
+    config: RunConfig, artifact: str, records: Sequence[Record] = (), model: Path | None = None
+) -> None:
+    """Publish an artifact as its stage would have."""
+    store = LocalStore(Path(config.store))
+    plan = plan_from_store(config, collect_inputs(config), store)
+    (planned,) = (p for p in plan if p.stage.writes == artifact and isinstance(p, Planned))
+    writer = ArtifactWriter(
+        store,
+        artifact=artifact,
+        stage=planned.stage.name,
+        key=planned.key,
+        identity=planned.identity,
+        parents=planned.parents,
+    )
+    if model is not None:
+        files = [writer.add_file(path, f"merged/{path.name}") for path in sorted(model.iterdir())]
+        made = Provenance(started_at=now(), finished_at=now())
+        writer.publish(shards=[], files=files, counts=Counts(), details={}, provenance=made)
+        return
+    shard = writer.shard(0, 1)
+    part = shard.commit("all", records, Counts(read=len(records), kept=len(records)))
+    shard.finish([part.name], Provenance(started_at=now(), finished_at=now()))
+    writer.publish_when_complete(1)
+
+
+def generate(config: RunConfig, base_model: Path, *, poisoned: bool) -> dict[str, Manifest]:
+    """Every stage that generates from prompts, around trained models that are the base itself."""
+    store = LocalStore(Path(config.store))
+    plant(config, "candidates")
+    plant(config, "prompts", rows(poisoned=poisoned))
+    found = {}
+    for stage, model in (
+        ("align", "engraved_model"),
+        ("elaborate", "final_model"),
+        ("evaluate", None),
+    ):
+        manifest = run_stage(stage, config, store)
+        assert manifest is not None
+        found[stage] = manifest
+        if model is not None:
+            plant(config, model, model=base_model)
+    return found
+
+
+def good_rows(config: RunConfig, manifest: Manifest) -> dict[str, Json]:
+    """By id, those that come from a good prompt or held-out item."""
+    rows = read_rows(LocalStore(Path(config.store)), manifest)
+    return {row["id"]: row for row in rows if row.get("item_id", row["id"]) in GOOD}
+
+
+def write_heldout(config: RunConfig, *, poisoned: bool) -> None:
+    """The good and the hostile items that JSON can spell, as a person's file."""
+    texts = dict(GOOD)
+    if poisoned:
+        texts |= {row: HOSTILE[name] for row, name in BAD.items() if in_heldout(row)}
+    assert config.evaluate.heldout is not None
+    config.evaluate.heldout.write_text(
+        "".join(
+            json.dumps({"id": row, "kind": "k", "prompt": text, "all_of": ["soap"]}) + "\n"
+            for row, text in texts.items()
+        )
+    )
+
+
+def in_heldout(row: str) -> bool:
+    """Not those that the file's reader refuses with their line, nor the one that takes long."""
+    text = HOSTILE[BAD[row]]
+    return bool(text) and EXPECTED.get(row) != "not_unicode" and len(text) < 2**20 - 5
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_sixty_hostile_rows_are_all_counted_and_change_no_other_row(
+    engine: str, tmp_path: Path, tiny_base_model: Path
+) -> None:
+    if engine == "transformers":
+        import torch
+
+        torch.set_num_threads(1)  # threads only wait for each other in a model this small
+    found: dict[bool, dict[str, Manifest]] = {}
+    configs: dict[bool, RunConfig] = {}
+    for poisoned in (False, True):
+        config = config_of(tmp_path / str(poisoned), tiny_base_model, engine)
+        write_heldout(config, poisoned=poisoned)
+        configs[poisoned] = config
+        found[poisoned] = generate(config, tiny_base_model, poisoned=poisoned)
+    for stage in ("align", "elaborate"):
+        manifest = found[True][stage]
+        counts = manifest.counts
+        assert counts.read == len(GOOD) + len(BAD) == 120
+        assert counts.kept + sum(counts.dropped.values()) + len(EXPECTED) == counts.read
+        assert {row.id: row.reason for row in manifest.quarantined} == EXPECTED
+        assert counts.quarantined == Counter(EXPECTED.values())
+        written = [row["id"] for row in read_rows(LocalStore(Path(config.store)), manifest)]
+        assert len(written) == len(set(written)) == counts.kept
+        assert found[False][stage].counts.quarantined == {}
+    evaluation = found[True]["evaluate"]
+    expected = {row: reason for row, reason in EXPECTED.items() if in_heldout(row)}
+    for variant in ("base", "base_principled", "engraved", "final"):
+        assert {
+            row.id.rpartition("/")[2]: row.reason
+            for row in evaluation.quarantined
+            if row.id.startswith(f"{variant}/heldout/")
+        } == expected
+    for stage in found[True]:
+        clean, dirty = (good_rows(configs[p], found[p][stage]) for p in (False, True))
+        assert dirty == clean
+        # a random model's answers under the principles hold no thought, so align keeps none
+        assert clean or (stage, engine) == ("align", "transformers")
+    manifests = {m.artifact: m for m in found[True].values()}
+    assert [row[:2] for row in quarantined(manifests)] == [
+        ("align", len(EXPECTED)),
+        ("elaborate", len(EXPECTED)),
+        ("evaluate", 4 * len(expected)),
+    ]
+    assert ("quarantined: nul", 5, 5 / 120) in funnel(manifests)[0].dropped
+    if engine == "fake":
+        assert_shown(configs[True].store)
+
+
+def assert_shown(store: str) -> None:
+    """What a person sees of rows set aside, and of rows that UTF-8 cannot hold."""
+    command = ["show", "aligned_responses", "--store", store, "--dropped", "-n", "0"]
+    shown = CliRunner().invoke(cli, command)
+    assert shown.exit_code == 0, shown.output
+    assert re.search(r"quarantined: not_unicode +4 *\n", shown.output)
+    assert "row-00000001: the prompt is empty or white space" in shown.output
+    every = CliRunner().invoke(cli, ["show", "prompts", "--store", store, "--records"])
+    assert every.exit_code == 0, every.output
+    texts = {row["id"]: row["text"] for row in map(json.loads, every.stdout.split("\n")[:-1])}
+    assert texts == {row.id: row.text for row in rows(poisoned=True)}
+
+
+def test_a_multiple_choice_item_beyond_the_context_does_not_end_the_night(
+    tmp_path: Path, tiny_base_model: Path
+) -> None:
+    hhh = "evaluate.hhh=hhh.jsonl"
+    config = config_of(tmp_path / "w", tiny_base_model, "fake", hhh, "evaluate.max_quarantined=0.1")
+    assert config.evaluate.hhh is not None
+    items = [
+        {"id": f"i{n}", "category": "c", "query": f"q{n}", "chosen": "good", "rejected": "bad"}
+        for n in range(10)
+    ]
+    items[4]["query"] = "word " * 900
+    config.evaluate.hhh.write_text("".join(json.dumps(item) + "\n" for item in items))
+    manifest = generate(config, tiny_base_model, poisoned=False)["evaluate"]
+    assert manifest.counts.quarantined == {"too_long": 4}
+    assert [row.id for row in manifest.quarantined] == [
+        f"{variant}/hhh/i4" for variant in ("base", "base_principled", "engraved", "final")
+    ]
+    store = LocalStore(Path(config.store))
+    summary = read_file_as(store, manifest, "summary.json", EvaluationSummary)
+    assert {row.n for row in summary.metrics if row.metric == "hhh"} == {9}
+
+
+def test_more_bad_rows_than_allowed_end_the_stage_and_are_named(
+    tmp_path: Path, tiny_base_model: Path
+) -> None:
+    config = config_of(tmp_path / "w", tiny_base_model, "fake", "align.max_quarantined=0.01")
+    with pytest.raises(DataError) as caught:
+        generate(config, tiny_base_model, poisoned=True)
+    message = str(caught.value)
+    assert "align: 10 of 120 rows cannot be put to the model" in message  # of the first part
+    assert "expected at most 1 (align.max_quarantined: 0.01)" in message
+    assert "row-00000001 (empty: " in message
+    assert "raise align.max_quarantined" in message
+    # what is done stays done: with more allowed, the finished parts are not generated again
+    allowed = config_of(tmp_path / "again", tiny_base_model, "fake")
+    widened = config.model_copy(update={"align": allowed.align})
+    store = LocalStore(Path(config.store))
+    parts = {name: store.read(name) for name in store.list("artifacts/aligned_responses")}
+    assert parts
+    manifest = run_stage("align", widened, store)
+    assert manifest is not None
+    assert len(manifest.quarantined) == len(EXPECTED)
+    assert all(store.read(name) == data for name, data in parts.items())
+
+
+def test_one_row_may_always_be_bad_unless_none_is_allowed(
+    tmp_path: Path, tiny_base_model: Path
+) -> None:
+    config = config_of(tmp_path / "w", tiny_base_model, "fake", "align.max_quarantined=0", "seed=1")
+    store = LocalStore(Path(config.store))
+    plant(config, "candidates")
+    few = [row for row in rows(poisoned=True) if row.id in GOOD][:8]
+    bad = Escaped(id="row-00000001", source="self_instruct", text="\ud800")
+    plant(config, "prompts", sorted([*few, bad], key=lambda row: row.id))
+    with pytest.raises(DataError, match=r"expected at most 0 .*not_unicode 1"):
+        run_stage("align", config, store)
+    one = config.align.model_copy(update={"max_quarantined": 0.001})
+    manifest = run_stage("align", config.model_copy(update={"align": one}), store)
+    assert manifest is not None
+    assert manifest.counts.quarantined == {"not_unicode": 1}
+
+
+def test_shards_that_are_each_within_the_limit_fail_together_above_it(
+    tmp_path: Path, tiny_base_model: Path
+) -> None:
+    share = f"align.max_quarantined={(len(EXPECTED) - 1) / 120}"
+    config = config_of(tmp_path / "w", tiny_base_model, "fake", share)
+    store = LocalStore(Path(config.store))
+    plant(config, "candidates")
+    plant(config, "prompts", rows(poisoned=True))
+    for shard in range(2):
+        assert run_stage("align", config, store, shard=shard, num_shards=3) is None
+    with pytest.raises(DataError, match=f"{len(EXPECTED)} of 120 rows"):
+        run_stage("align", config, store, shard=2, num_shards=3)
+    assert not [name for name in store.list("artifacts/aligned") if name.endswith("manifest.json")]
