@@ -11,9 +11,7 @@ since turns open at the start of a line and nowhere else. Nothing else of a quer
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
-from functools import cache
 from typing import Literal
 
 from selfalign.records import digest
@@ -22,8 +20,6 @@ from selfalign.seeds import Exemplar, Hint, Labels, Principle, Seeds, Template, 
 PromptName = Literal[
     "self_instruct", "topics", "questions", "align", "verbose", "distil_standard", "distil_concise"
 ]
-# Whatever str.splitlines takes for a line end: a tokenizer may do the same.
-_LINE_END = re.compile(r"(\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])")
 
 
 def render_self_instruct(seeds: Seeds, examples: Sequence[str]) -> str:
@@ -120,21 +116,24 @@ def template_digest(seeds: Seeds, name: PromptName) -> str:
 def neutralise(query: str, labels: Labels) -> str:
     """The query with the line ends (and blanks) before each label replaced by one space.
 
-    Labels are recognised whatever their case and inner spacing, and after spaces: to a language
-    model " user :" opens a turn as well. The words of the query stay as they are.
+    Labels are recognised whatever their case and spacing, and after spaces: to a language model
+    " user :" opens a turn as well. The words of the query stay as they are. The chat template that
+    goes with a model says the same in jinja.
     """
-    label = _any_label(labels)
-    first, *rest = _LINE_END.split(query)
-    pieces = [first]
-    for line_end, line in zip(rest[::2], rest[1::2], strict=True):
+    openers = tuple(compact(label) for label in labels.all)
+    pieces, start, position = [], 0, 0
+    for number, line in enumerate(query.splitlines(keepends=True)):
         text = line.lstrip()
-        if not label.match(text):
-            pieces += (line_end, line)
-            continue
-        while pieces and not pieces[-1].strip():
-            pieces.pop()
-        pieces += (" ", text)
-    return "".join(pieces)
+        if number and compact(text).startswith(openers):
+            pieces += [query[start:position].rstrip(), " "]
+            start = position + len(line) - len(text)
+        position += len(line)
+    return "".join([*pieces, query[start:]])
+
+
+def compact(text: str) -> str:
+    """The text without case and white space, in which labels are compared."""
+    return "".join(text.casefold().split())
 
 
 def stop_strings(labels: Labels) -> tuple[str, ...]:
@@ -143,13 +142,6 @@ def stop_strings(labels: Labels) -> tuple[str, ...]:
     The answer's label is none of them: between thought and answer it is wanted.
     """
     return (f"\n{labels.user}", f"\n{labels.thought}")
-
-
-@cache
-def _any_label(labels: Labels) -> re.Pattern[str]:
-    """Any of the labels, with free spacing between words and before punctuation."""
-    pieces = (re.findall(r"\w+|[^\w\s]", label) for label in labels.all)
-    return re.compile("|".join(r"\s*".join(map(re.escape, piece)) for piece in pieces), re.I)
 
 
 def _labels(labels: Labels) -> dict[str, str]:

@@ -23,6 +23,7 @@ from typing import Any
 from selfalign.config import EngineConfig, LoraConfig, TrainConfig
 from selfalign.engines.base import GenerationRequest, Sampling
 from selfalign.engines.open import open_engine
+from selfalign.serving.form import ChatForm
 from selfalign.store.manifest import FileEntry
 from selfalign.training import Example, train
 
@@ -160,9 +161,11 @@ def bench_training(model: Path, scratch: Path, steps: int, batch: int) -> dict[s
     def on_progress(step: int, total: int, loss: float, rate: float) -> None:
         seen.append((step, time.perf_counter()))
 
+    form = ChatForm(opening="", ask="", answer="", turn_openers=())
     train(
-        config, base_model=model, revision=None, examples=examples, output=scratch / "out",
-        work=scratch / "work", checkpoints=NoCheckpoints(), seed=0, on_progress=on_progress,
+        config, base_model=model, revision=None, examples=examples, form=form,
+        output=scratch / "out", work=scratch / "work", checkpoints=NoCheckpoints(), seed=0,
+        on_progress=on_progress,
     )  # fmt: skip
     (first, start), (last, end) = seen[0], seen[-1]
     tokens_per_step = batch * 511

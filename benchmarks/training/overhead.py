@@ -20,6 +20,7 @@ from typing import Any
 import structlog
 
 from selfalign.config import TrainConfig
+from selfalign.serving.form import ChatForm
 from selfalign.store.manifest import FileEntry
 from selfalign.training import Example, train
 from selfalign.training.batches import MicroBatches, collate, token_loss
@@ -27,6 +28,7 @@ from selfalign.training.examples import encode
 
 WORDS = 300
 SEED = 0
+FORM = ChatForm(opening="", ask="", answer="", turn_openers=())
 
 
 class NoCheckpoints:
@@ -87,7 +89,11 @@ def bare_seconds_per_step(config: TrainConfig, base: Path, examples: list[Exampl
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, fused=True)
     encoded = encode(
-        examples, AutoTokenizer.from_pretrained(base), eos_token_id=0, max_length=config.max_length
+        examples,
+        AutoTokenizer.from_pretrained(base),
+        form=FORM,
+        eos_token_id=0,
+        max_length=config.max_length,
     )
     batches = MicroBatches(
         encoded.lengths,
@@ -127,6 +133,7 @@ def measure(config: TrainConfig, directory: Path, num_examples: int) -> dict[str
         base_model=directory / "base",
         revision=None,
         examples=examples,
+        form=FORM,
         output=directory / "output",
         work=directory / "work",
         checkpoints=NoCheckpoints(),

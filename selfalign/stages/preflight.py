@@ -18,6 +18,7 @@ from selfalign.evaluation.scores import SOURCES, split_metric_name
 from selfalign.identity import data_files
 from selfalign.pipeline import BY_NAME, STAGES
 from selfalign.seeds import Seeds
+from selfalign.serving.form import ChatForm
 from selfalign.training.model import BaseModel, check_base_model
 
 _Kinds = dict[str, set[str]]  # by the setting that names a file; empty: it has no kinds
@@ -33,7 +34,8 @@ def check_run(config: RunConfig, seeds: Seeds, *, until: str | None = None) -> N
     Raises:
         ConfigurationError: a missing evaluation file, shards of a stage that cannot be sharded,
             nothing to evaluate by, an ablation of a rule that does not exist, a gate rule on a
-            metric that does not exist, a broken template,
+            metric that does not exist, a broken template, a
+            standard prompt that no chat template can be made of,
             a LoRA target that the base model does not have.
         DataError: a broken evaluation file, a base model that cannot be trained.
     """
@@ -50,7 +52,8 @@ def check_run(config: RunConfig, seeds: Seeds, *, until: str | None = None) -> N
             seeds.without_principle(number)
     for name in ("engrave", "clone"):
         if name in names:
-            _check_training(getattr(config, name), config.base_model.path)
+            form = ChatForm.of(seeds.templates.distil_standard, seeds.labels)
+            _check_training(getattr(config, name), config.base_model.path, form)
     if "curate" in names:
         kinds = _kinds(config.evaluate)
         if "promote" in names:
@@ -82,11 +85,11 @@ def require_evaluation_data(config: EvaluateConfig) -> None:
         )
 
 
-def _check_training(config: TrainConfig, path: str) -> None:
+def _check_training(config: TrainConfig, path: str, form: ChatForm) -> None:
     """Check a base model in a local directory, where what trains it is installed."""
     needed = ("torch", "transformers", "peft")
     if Path(path).is_dir() and all(importlib.util.find_spec(package) for package in needed):
-        check_base_model(config, BaseModel(path))
+        check_base_model(config, BaseModel(path), form)
 
 
 def _kinds(config: EvaluateConfig) -> _Kinds:

@@ -14,6 +14,7 @@ from selfalign.config import TrainConfig
 from selfalign.errors import DataError
 from selfalign.prompts import render_concise, render_standard
 from selfalign.records import AlignedResponse, VerboseResponse, now
+from selfalign.serving.form import ChatForm
 from selfalign.stages.checkpoints import StoreCheckpoints
 from selfalign.stages.contract import StageContext, provenance
 from selfalign.stages.models import base_model_location
@@ -83,6 +84,7 @@ def _fine_tune(
         base_model=base_model,
         revision=revision,
         examples=data,
+        form=ChatForm.of(context.seeds.templates.distil_standard, context.seeds.labels),
         output=context.work / "output",
         work=context.work / "training",
         checkpoints=checkpoints,

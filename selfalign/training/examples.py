@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfalign.errors import DataError
+from selfalign.serving.form import ChatForm
 from selfalign.training.base import Example
 
 _PROBE = "a"
@@ -70,9 +71,17 @@ class EncodedExamples:
 
 
 def encode(
-    examples: Sequence[Example], tokenizer: Any, *, eos_token_id: int, max_length: int
+    examples: Sequence[Example],
+    tokenizer: Any,
+    *,
+    form: ChatForm,
+    eos_token_id: int,
+    max_length: int,
 ) -> EncodedExamples:
     """Tokenise, append the end of sequence, cut at `max_length` tokens.
+
+    Args:
+        form: says how a prompt's special tokens are spelt out, as when the model is served.
 
     Raises DataError when nothing is left to train on.
     """
@@ -80,7 +89,7 @@ def encode(
     prompt_lengths: list[int] = []
     truncated = 0
     dropped: Counter[str] = Counter()
-    for example, prompt, response in _tokenised(examples, tokenizer):
+    for example, prompt, response in _tokenised(examples, tokenizer, form):
         whole = [*response, eos_token_id] if example.finished else response
         room = max_length - len(prompt)
         if not example.response.strip():
@@ -113,34 +122,37 @@ def encode(
 
 
 def _tokenised(
-    examples: Sequence[Example], tokenizer: Any
+    examples: Sequence[Example], tokenizer: Any, form: ChatForm
 ) -> Iterator[tuple[Example, list[int], list[int]]]:
     """Each example with the tokens of its prompt and those of its response after that prompt."""
-    head = _tokens_before_text(tokenizer)
+    head = tokens_before_text(tokenizer)
     for first in range(0, len(examples), _TOKENISED_TOGETHER):
         chunk = examples[first : first + _TOKENISED_TOGETHER]
-        prompts = _tokens(tokenizer, [example.prompt for example in chunk])
-        joined = _tokens(tokenizer, [f"{example.prompt} {example.response}" for example in chunk])
+        texts = [form.spell_out(example.prompt) for example in chunk]
+        prompts = plain_tokens(tokenizer, texts)
+        answered = [f"{text} {each.response}" for text, each in zip(texts, chunk, strict=True)]
+        joined = plain_tokens(tokenizer, answered)
         for example, prompt, whole in zip(chunk, prompts, joined, strict=True):
             if whole[: len(prompt)] == prompt:
                 response = whole[len(prompt) :]
             else:
                 # A token spans prompt and response. Generation starts from the prompt's own
                 # tokens, hence so does training.
-                (response,) = _tokens(tokenizer, [f" {example.response}"])
+                (response,) = plain_tokens(tokenizer, [f" {example.response}"])
             yield example, head + prompt, response
 
 
-def _tokens_before_text(tokenizer: Any) -> list[int]:
+def tokens_before_text(tokenizer: Any) -> list[int]:
     """The special tokens (such as BOS) that generation puts before a prompt; none after it."""
-    plain = _tokens(tokenizer, [_PROBE])[0]
+    plain = plain_tokens(tokenizer, [_PROBE])[0]
     whole = tokenizer(_PROBE)["input_ids"]
     starts = range(len(whole) - len(plain) + 1)
     start = next((s for s in starts if whole[s : s + len(plain)] == plain), 0)
     return list(whole[:start])
 
 
-def _tokens(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+def plain_tokens(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """The tokens of texts in which nothing is a special token."""
     encoding = tokenizer(
         texts,
         add_special_tokens=False,

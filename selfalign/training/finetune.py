@@ -17,9 +17,11 @@ import structlog
 
 from selfalign.config import TrainConfig
 from selfalign.errors import ConfigurationError
+from selfalign.serving.form import ChatForm
 from selfalign.training import outputs
 from selfalign.training.base import CheckpointSink, Example, TrainingProgress, TrainResult
 from selfalign.training.batches import MicroBatches
+from selfalign.training.chat import fit_form
 from selfalign.training.checkpoints import Checkpoint, Checkpoints, training_identity, versions
 from selfalign.training.examples import EncodedExamples, encode
 from selfalign.training.failures import engine_errors
@@ -52,6 +54,7 @@ class _Plan:
     config: TrainConfig
     base: BaseModel
     tokenizer: Any
+    form: ChatForm
     pad_token_id: int
     adapted_modules: dict[str, int]
     examples: EncodedExamples
@@ -67,6 +70,7 @@ def train(
     base_model: Path | str,
     revision: str | None,
     examples: Sequence[Example],
+    form: ChatForm,
     output: Path,
     work: Path,
     checkpoints: CheckpointSink,
@@ -81,6 +85,7 @@ def train(
     Args:
         base_model: a directory or hub id; never a model that was fine-tuned before.
         revision: commit of a hub id.
+        form: of the examples' prompts, before a tokenizer is known; the chat template's source.
         output: receives merged/, adapter/ and loss.jsonl.
         work: scratch of this node, emptied at the end.
         seed: of data order, adapter and dropout.
@@ -94,7 +99,7 @@ def train(
     ranks = Ranks.from_environment()
     base = BaseModel(str(base_model), revision)
     with engine_errors("training"), quiet_libraries(), StopRequest() as stop:
-        plan = _plan(config, base, examples, work, ranks, seed)
+        plan = _plan(config, base, examples, form, work, ranks, seed)
         arguments = training_arguments(
             config,
             ranks=ranks,
@@ -152,13 +157,17 @@ def _plan(
     config: TrainConfig,
     base: BaseModel,
     examples: Sequence[Example],
+    form: ChatForm,
     work: Path,
     ranks: Ranks,
     seed: int,
 ) -> _Plan:
     tokenizer, eos_token_id, pad_token_id = load_tokenizer(base)
+    form = fit_form(form, tokenizer)
     adapted = adapted_modules(config, base)
-    encoded = encode(examples, tokenizer, eos_token_id=eos_token_id, max_length=config.max_length)
+    encoded = encode(
+        examples, tokenizer, form=form, eos_token_id=eos_token_id, max_length=config.max_length
+    )
     check_token_id(base, tokenizer, int(encoded.tokens.max()))
     _check_positions(config, base, encoded)
     batches = MicroBatches(
@@ -187,6 +196,7 @@ def _plan(
         config=config,
         base=base,
         tokenizer=tokenizer,
+        form=form,
         pad_token_id=pad_token_id,
         adapted_modules=adapted,
         examples=encoded,
@@ -250,6 +260,7 @@ def _write(plan: _Plan, trained: Path, curve: list[dict[str, float]], output: Pa
     outputs.write_merged(
         plan.base,
         plan.tokenizer,
+        plan.form,
         output=output,
         trained=trained,
         adapter=adapter,

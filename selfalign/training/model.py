@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from selfalign.config import TrainConfig
 from selfalign.errors import ConfigurationError, DataError, EngineError
+from selfalign.serving.form import ChatForm
+from selfalign.training.chat import fit_form
 from selfalign.training.failures import engine_errors
 
 if TYPE_CHECKING:
@@ -80,13 +82,13 @@ def _chain(error: BaseException | None) -> list[BaseException]:
     return causes
 
 
-def check_base_model(config: TrainConfig, base: BaseModel) -> None:
+def check_base_model(config: TrainConfig, base: BaseModel, form: ChatForm) -> None:
     """Find out from a base model's configuration and tokenizer that it cannot be trained.
 
     Raises DataError for a tokenizer that does not fit the model or has no end-of-sequence token,
-    ConfigurationError for target modules that the model does not have.
+    ConfigurationError for target modules that the model does not have; and what `fit_form` does.
     """
-    load_tokenizer(base)
+    fit_form(form, load_tokenizer(base)[0])
     if config.method != "full" and config.lora.target_modules != "all-linear":
         _check_targets(config.lora.target_modules, base.without_weights())
 

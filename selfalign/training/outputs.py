@@ -1,7 +1,8 @@
 """What a training leaves behind: a model anyone can load, the adapter, the loss curve.
 
-    merged/       config, weights (safetensors, in the base model's precision), tokenizer and
-                  generation config, the latter two copied from the base model byte for byte
+    merged/       config, weights (safetensors, in the base model's precision), the base model's
+                  tokenizer byte for byte, chat template and the form it comes from, generation
+                  config (which tokens end an answer)
     adapter/      adapter_config.json, adapter_model.safetensors (not after full fine-tuning)
     loss.jsonl    one line per step: step, loss, learning_rate, epoch
 
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from selfalign.errors import DataError
 from selfalign.records import canonical_json
+from selfalign.serving.form import FORM_NAME, ChatForm
+from selfalign.serving.template import TEMPLATE_NAME, chat_template
 from selfalign.training.model import BaseModel, base_dtype
 
 if TYPE_CHECKING:
@@ -40,9 +43,8 @@ _COPIED = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
 )
+_GENERATION_CONFIG = "generation_config.json"
 
 
 def loss_curve(history: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
@@ -85,6 +87,7 @@ def write_adapter(trained: Path, base: BaseModel, output: Path) -> Path:
 def write_merged(
     base: BaseModel,
     tokenizer: Any,
+    form: ChatForm,
     *,
     output: Path,
     trained: Path,
@@ -122,11 +125,33 @@ def write_merged(
     if expected is not None:
         written = AutoModelForCausalLM.from_pretrained(str(merged), dtype=dtype)
         _check_merged(expected, _logits(written, probe), dtype)
-    (merged / "generation_config.json").unlink()
     for file in merged.iterdir():
         file.chmod(0o644)  # weights come out as 0600: useless to another user of the volume
     _copy_from_base(base, tokenizer, merged)
+    _write_generation_config(base, tokenizer, merged)
+    (merged / FORM_NAME).write_bytes(form.to_bytes())
+    (merged / TEMPLATE_NAME).write_text(chat_template(form), encoding="utf-8")
     return merged
+
+
+def _write_generation_config(base: BaseModel, tokenizer: Any, merged: Path) -> None:
+    """Which tokens end an answer: the one that is taught, and those of the base model.
+
+    Nothing of how the base model's author samples: how this model is sampled is said where it is
+    promoted, by what it was evaluated with.
+    """
+    own = _find_in_base(base, _GENERATION_CONFIG)
+    stated: Any = json.loads(own.read_text(encoding="utf-8")) if own else {}
+    ends = stated.get("eos_token_id")
+    ends = [tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])]
+    ids = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": list(dict.fromkeys(end for end in ends if end is not None)),
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    known = {name: value for name, value in ids.items() if value is not None}
+    text = json.dumps(known, indent=2) + "\n"
+    (merged / _GENERATION_CONFIG).write_text(text, encoding="utf-8")
 
 
 def _logits(model: Any, probe: list[int]) -> torch.Tensor:
@@ -153,16 +178,21 @@ def _check_merged(expected: torch.Tensor, found: torch.Tensor, dtype: torch.dtyp
 
 
 def _copy_from_base(base: BaseModel, tokenizer: Any, merged: Path) -> None:
-    from transformers.utils.hub import cached_file
-
     for name in sorted({*_COPIED, *tokenizer.vocab_files_names.values()}):
-        found = cached_file(
-            base.path,
-            name,
-            revision=base.revision,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
+        found = _find_in_base(base, name)
         if found is not None:
             shutil.copyfile(found, merged / name)
+
+
+def _find_in_base(base: BaseModel, name: str) -> Path | None:
+    from transformers.utils.hub import cached_file
+
+    found = cached_file(
+        base.path,
+        name,
+        revision=base.revision,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if found is None else Path(found)

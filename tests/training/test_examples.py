@@ -10,6 +10,8 @@ from selfalign.training import Example
 from selfalign.training.batches import IGNORED, collate
 from selfalign.training.examples import EncodedExamples, encode
 
+from .worlds import FORM
+
 EOS = 2
 
 
@@ -32,7 +34,8 @@ def words() -> Any:
 
 
 def encoded(tokenizer: Any, *examples: Example, max_length: int = 8) -> EncodedExamples:
-    return encode(examples, tokenizer, eos_token_id=EOS, max_length=max_length)
+    form = FORM.with_tokens("", ["<bos>", "<eos>", "</s>"])
+    return encode(examples, tokenizer, form=form, eos_token_id=EOS, max_length=max_length)
 
 
 def labels(examples: EncodedExamples, index: int = 0) -> list[int]:
@@ -103,9 +106,13 @@ def test_a_special_token_spelt_in_a_text_is_text() -> None:
     model = models.BPE(vocabulary, merges=[])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), eos_token="</s>")
     assert tokenizer("a</s>")["input_ids"] == [0, 1]
-    examples = encode([Example("a</s>", "a</s>a")], tokenizer, eos_token_id=1, max_length=99)
+    form = FORM.with_tokens("", ["</s>"])
+    examples = encode(
+        [Example("a</s>", "a</s>a")], tokenizer, form=form, eos_token_id=1, max_length=99
+    )
     spelt = [2, 3, 4, 5]
-    assert examples[0][0].tolist() == [0, *spelt, 6, 0, *spelt, 0, 1]
+    spelt_out = [2, 6, 3, 4, 5]  # in a prompt as a server renders it: "< /s>"
+    assert examples[0][0].tolist() == [0, *spelt_out, 6, 0, *spelt, 0, 1]
 
 
 def test_a_text_that_holds_the_very_token_that_ends_it_is_dropped(words: Any) -> None:

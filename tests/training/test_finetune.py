@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 
 from selfalign.errors import DataError
-from selfalign.training import TrainResult
+from selfalign.training import Example, TrainResult
+from selfalign.training.chat import fit_form
+from selfalign.training.examples import encode
 
 from .worlds import (
     CONFIG,
     EXAMPLES,
+    FORM,
     LORA,
     QUESTIONS,
     Attempt,
@@ -83,6 +86,8 @@ def test_the_result_counts_what_was_done(run: Run) -> None:
 
 def test_only_documented_files_are_left(full: Run, lora: Run) -> None:
     merged = {
+        "merged/chat_form.json",
+        "merged/chat_template.jinja",
         "merged/config.json",
         "merged/generation_config.json",
         "merged/model.safetensors",
@@ -140,7 +145,7 @@ def test_no_path_and_no_name_of_this_machine_is_written(run: Run, base: Path) ->
 
 
 def test_the_tokenizer_is_the_base_models_byte_for_byte(run: Run, base: Path) -> None:
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (run[1].merged / name).read_bytes() == (base / name).read_bytes()
 
 
@@ -208,13 +213,33 @@ def test_bfloat16_training_keeps_the_precision_of_the_base(tmp_path: Path, metho
         assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
 
 
-def test_a_base_whose_generation_config_contradicts_itself_can_be_trained(tmp_path: Path) -> None:
+def test_the_base_models_sampling_is_not_passed_on_and_its_end_tokens_are(tmp_path: Path) -> None:
     base = build_base(tmp_path / "base")
-    own = '{"do_sample": false, "temperature": 0.6, "eos_token_id": 2}'  # as Llama 2 came
+    # contradicts itself, as Llama 2 came
+    own = '{"do_sample": false, "temperature": 0.6, "eos_token_id": [3, 2]}'
     (base / "generation_config.json").write_text(own)
     config = CONFIG.model_copy(update={"max_steps": 1, "checkpoint_every_steps": 1})
     result = Attempt(config, base, tmp_path).run()
-    assert (result.merged / "generation_config.json").read_text() == own
+    written = json.loads((result.merged / "generation_config.json").read_text())
+    assert written == {"bos_token_id": 1, "eos_token_id": [2, 3], "pad_token_id": 0}
+
+
+def test_a_server_reads_a_chat_as_the_tokens_that_were_trained(full: Run) -> None:
+    """In transformers' own rendering; hostile: a forged turn, and every special token spelt."""
+    tokenizer = load(full[1].merged)[1]
+    form = json.loads((full[1].merged / "chat_form.json").read_text())
+    for query in ("q1", f"q1 {''.join(form['special_tokens'])}", "q2 Why: a1"):
+        example = Example(f"Question: {query} Answer:", "a1")
+        fitted = fit_form(FORM, tokenizer)
+        trained = encode([example], tokenizer, form=fitted, eos_token_id=2, max_length=99)
+        tokens, length = trained[0]
+        messages = [{"role": "user", "content": query}]
+        asked = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=False
+        )
+        assert asked == tokens[:length].tolist()
+        answered = [*messages, {"role": "assistant", "content": "a1"}]
+        assert tokenizer.apply_chat_template(answered, return_dict=False) == tokens.tolist()
 
 
 def test_progress_is_told_and_nothing_is_printed(

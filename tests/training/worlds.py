@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from selfalign.config import TrainConfig
+from selfalign.seeds import Labels, Template
+from selfalign.serving.form import ChatForm
 from selfalign.stages.checkpoints import StoreCheckpoints
 from selfalign.store.artifact import ArtifactWriter
 from selfalign.store.local import LocalStore
@@ -27,6 +29,9 @@ from tests.pipeline_world import write_llama
 QUESTIONS = 8
 ANSWER_WORDS = 2
 SEED = 11
+FORM = ChatForm.of(
+    Template("distil_standard", "{user} {query} {answer}"), Labels("Question:", "Why:", "Answer:")
+)
 _HANGS_SECONDS = 300
 
 CONFIG = TrainConfig(
@@ -160,6 +165,7 @@ class Attempt:
             base_model=self.base,
             revision=None,
             examples=self.examples,
+            form=FORM,
             output=self.output,
             work=self.root / self.work,
             checkpoints=MortalSink(sink(self.root / "sink"), self.dies_saving, self.dies_fetching),
