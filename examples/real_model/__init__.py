@@ -1,0 +1,1 @@
+"""A real base model with the real seeds through all eight stages, at a small size."""
