@@ -1,6 +1,9 @@
-"""The engine for GPUs: vLLM, fed while it runs, so that it is never idle between batches.
+"""The engine for GPUs: vLLM, kept busy while this process tokenises, parses and commits.
 
-Requests are drawn as others finish; the prefix that prompts share is cached by vLLM itself.
+On a GPU, vLLM's core (scheduler and model) runs in a process of its own. Here one thread feeds it
+and collects what is finished (`engines/stepping.py`); whoever iterates over `generate` does the
+rest of its work beside that. Each stream keeps twice as many requests in the engine as run at
+once, so the core never waits for this process. Prompts share their prefixes in vLLM's cache.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain, count
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -24,6 +27,7 @@ from selfalign.engines.base import (
     Score,
     ScoreRequest,
 )
+from selfalign.engines.stepping import Refused, Stepping
 from selfalign.engines.tokens import PromptTokenizer, Scored, batched
 from selfalign.errors import ConfigurationError, EngineError, OutOfMemory, SelfAlignError
 
@@ -33,7 +37,6 @@ CPU_CACHE_BYTES = 2**30  # of keys and values; by default it would be a share of
 
 # Only defaults: what the environment sets already stays.
 ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # scheduling in this process: reproducible, no fork
     "VLLM_NO_USAGE_STATS": "1",  # no telemetry
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",  # else one core idles
@@ -48,6 +51,7 @@ class VllmEngine:
     """A causal language model in vLLM behind the Engine protocol.
 
     `engine.options` goes to vLLM's EngineArgs (max_num_seqs, quantization, enforce_eager, ...).
+    Several threads may generate at once; their requests share the engine.
 
     Args:
         config: dtype, limits, parallelism and options.
@@ -63,23 +67,29 @@ class VllmEngine:
             os.environ.setdefault(name, value)
         import vllm
         from vllm.platforms import current_platform
+        from vllm.sampling_params import RequestOutputKind
         from vllm.usage.usage_lib import UsageContext
 
+        # A second process takes a CPU's cores from the model, and its start costs 15 seconds.
+        separate = "0" if current_platform.is_cpu() else "1"
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", separate)
         self._sampling_params = vllm.SamplingParams
+        self._final_only = RequestOutputKind.FINAL_ONLY  # else each token builds an output
         with _translated(f"loading {directory}"):
-            self._engine = vllm.LLMEngine.from_engine_args(
-                _arguments(config, directory),
-                usage_context=UsageContext.LLM_CLASS,  # by it vLLM chooses its batch sizes
+            self._stepping: Stepping | None = Stepping(
+                lambda: vllm.LLMEngine.from_engine_args(
+                    _arguments(config, directory),
+                    usage_context=UsageContext.LLM_CLASS,  # by it vLLM chooses its batch sizes
+                )
             )
-            model = self._engine.model_config
+            engine = self._stepping.engine
+            model = engine.model_config
             self.max_length: int = model.max_model_len
             self._tokenizer = PromptTokenizer(
-                self._engine.get_tokenizer(), self.max_length, model.get_vocab_size()
+                engine.get_tokenizer(), self.max_length, model.get_vocab_size()
             )
-        scheduler = self._engine.vllm_config.scheduler_config
+        scheduler = engine.vllm_config.scheduler_config
         self._in_flight = IN_FLIGHT * scheduler.max_num_seqs
-        self._streaming = False
-        self._names = count()  # vLLM's names of requests, never used twice
         self.info = EngineInfo(
             name="vllm",
             version=vllm.__version__,
@@ -88,6 +98,7 @@ class VllmEngine:
                 "dtype": str(model.dtype).removeprefix("torch."),
                 "tensor_parallel_size": str(config.tensor_parallel_size),
                 "max_num_seqs": str(scheduler.max_num_seqs),
+                "max_num_batched_tokens": str(scheduler.max_num_batched_tokens),
             },
         )
 
@@ -126,10 +137,10 @@ class VllmEngine:
         """Release the model's memory; the engine cannot be used afterwards."""
         from vllm.distributed import cleanup_dist_env_and_memory
 
-        engine = self.__dict__.pop("_engine", None)
-        if engine is not None:
-            engine.engine_core.shutdown()
-            del engine
+        stepping, self._stepping = self._stepping, None
+        if stepping is not None:
+            stepping.close()
+            del stepping
             gc.collect()
             cleanup_dist_env_and_memory()
 
@@ -148,11 +159,14 @@ class VllmEngine:
                 repetition_penalty=sampling.repetition_penalty,
                 stop=list(sampling.stop),
                 seed=request.seed,
+                output_kind=self._final_only,
             )
             yield request, Scored(tokens, len(tokens)), parameters
 
     def _score_jobs(self, requests: list[ScoreRequest]) -> Iterator[Job[ScoreRequest]]:
-        parameters = self._sampling_params(temperature=0, max_tokens=1, prompt_logprobs=0)
+        parameters = self._sampling_params(
+            temperature=0, max_tokens=1, prompt_logprobs=0, output_kind=self._final_only
+        )
         for request, scored in zip(requests, self._tokenizer.continuations(requests), strict=True):
             yield request, scored, None if isinstance(scored, Quarantined) else parameters
 
@@ -160,35 +174,27 @@ class VllmEngine:
         self, requests: Iterable[R], prepare: Callable[[list[R]], Iterator[Job[R]]]
     ) -> Iterator[Job[R]]:
         """Jobs with vLLM's output in place of the parameters, in the order they finish."""
-        if self._streaming:
-            raise RuntimeError("the engine streams one iterable at a time; exhaust or close it")
-        self._streaming = True
-        pending: dict[str, Job[R]] = {}
+        if self._stepping is None:
+            raise RuntimeError("the engine is closed")
         jobs = chain.from_iterable(map(prepare, batched(requests, DRAWN_TOGETHER)))
-        try:
+        with _translated("generating"), self._stepping.stream() as stream:
+            pending: dict[str, Job[R]] = {}
             while True:
                 while len(pending) < self._in_flight and (job := next(jobs, None)):
                     request, prompt, parameters = job
                     if isinstance(prompt, Quarantined):
                         yield job
                         continue
-                    name = str(next(self._names))
-                    pending[name] = job
-                    with _translated(f"request {request.id}"):
-                        tokens = {"prompt_token_ids": prompt.tokens}
-                        self._engine.add_request(name, tokens, parameters)
+                    pending[stream.submit(prompt.tokens, parameters)] = job
                 if not pending:
                     return
-                with _translated("generating"):
-                    outputs = self._engine.step()
-                for output in outputs:
-                    if output.finished:
-                        request, prompt, _ = pending.pop(output.request_id)
-                        yield request, prompt, output
-        finally:
-            self._streaming = False
-            if pending and "_engine" in self.__dict__:
-                self._engine.abort_request(list(pending))
+                name, output = stream.finished()
+                request, prompt, _ = pending.pop(name)
+                if isinstance(output, Refused):
+                    prompt = Quarantined(request.id, "refused", f"vLLM refuses it: {output}")
+                elif isinstance(output, Exception):
+                    raise output
+                yield request, prompt, output
 
 
 def _arguments(config: EngineConfig, directory: Path) -> Any:
@@ -243,8 +249,13 @@ def _translated(doing: str) -> Iterator[None]:
                 f"{doing}: vLLM refuses: {e}",
                 remedy="correct engine.options, engine.dtype or engine.max_length",
             ) from e
-        raise EngineError(f"{doing}: {type(e).__name__}: {e}") from e
+        remedy = _CORE if "engine core" in str(e).lower() else None
+        raise EngineError(f"{doing}: {type(e).__name__}: {e}", remedy=remedy) from e
 
 
 _MEMORY = "out of memory|(available|allocate|KV cache|free) memory"
 _LESS_MEMORY = "lower engine.gpu_memory_utilization, engine.max_length or options.max_num_seqs"
+_CORE = (
+    "vLLM's own lines above say why its process ended; most often the GPU's memory did not "
+    f"suffice: {_LESS_MEMORY}"
+)
