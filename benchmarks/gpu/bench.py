@@ -1,216 +1,344 @@
-"""Generation and training at real sizes: this project's path against the library used bare.
+"""Generation on a GPU: this project's path against vLLM used bare.
 
-    python benchmarks/gpu/bench.py --shape 1b --engine vllm [--json FILE]
-    python benchmarks/gpu/bench.py --shape tiny --engine transformers      (any machine)
+    python benchmarks/gpu/bench.py --model DIR [--requests 1024] [--new-tokens 256]
+    python benchmarks/gpu/bench.py --shape 8b              random weights of a shape, no files
 
-Weights are random: speed does not depend on what they say. Generation: prompts with one long
-shared prefix, as `align` sends them, through `open_engine(...).generate`, and through the
-library's own offline call; a ratio above 1 means this project is faster. Training: LoRA by
-`selfalign.training.train` at 512 tokens an example.
+One process loads `vllm.LLM` at its own defaults and measures, in turns, twice each:
+
+    bare      LLM.generate, the prompts as text
+    product   VllmEngine.generate on the same loaded core (the same settings, then)
+    stage     `align` from its first request to its finished shard: prompts rendered, answers
+              parsed, filtered, compressed, committed to a local store (a real model only)
+
+and then, with --fresh, loads the product's engine by itself: its defaults against vLLM's.
+The prompts are those of `align` with this project's seeds: one long prefix that all share. Each
+figure is a JSON line, printed as soon as it is there, with the share of time in which the GPU
+had a kernel running. A ratio above 1 means that this project is faster.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import tempfile
+import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-from selfalign.config import EngineConfig, LoraConfig, TrainConfig
+from selfalign.config import EngineConfig, RunConfig
 from selfalign.engines.base import GenerationRequest, Sampling
-from selfalign.engines.open import open_engine
-from selfalign.serving.form import ChatForm
-from selfalign.store.manifest import FileEntry
-from selfalign.training import Example, train
+from selfalign.engines.vllm import VllmEngine
+from selfalign.prompts import render_align, stop_strings
+from selfalign.records import Prompt
+from selfalign.seeds import load_seeds
 
 SHAPES = {  # hidden, intermediate, layers, heads, key-value heads
-    "tiny": (64, 172, 2, 4, 2),
+    "6m": (256, 688, 4, 4, 2),
     "1b": (2048, 8192, 16, 32, 8),
     "8b": (4096, 14336, 32, 32, 8),
 }
-VOCABULARY = 1024  # words of the made-up tokenizer; the embedding is padded to the real size
-PREFIX_WORDS, QUERY_WORDS = 1700, 24
+VOCABULARY = 32_000
+SEEDS = Path(__file__).parents[2] / "seeds"
 
 
-@dataclass(frozen=True)
-class NoCheckpoints:
-    """A CheckpointSink that keeps nothing: saving is not what is measured."""
-
-    def upload(self, step: int, directory: Path) -> list[FileEntry]:
-        """Drop it."""
-        return []
-
-    def publish(self, step: int, files: list[FileEntry]) -> None:
-        """Drop it."""
-
-    def latest(self, directory: Path) -> int | None:
-        """Nothing to resume."""
-        return None
+def say(what: str, **figures: Any) -> None:
+    """One line of the result."""
+    print(json.dumps({"what": what, **figures}), flush=True)
 
 
-def make_model(directory: Path, shape: str, vocabulary_size: int) -> None:
-    """A random Llama of the shape, with a tokenizer of made-up words."""
-    import torch
+def make_shape(directory: Path, shape: str) -> None:
+    """Configuration and tokenizer of a random Llama; vLLM makes its weights (load_format: dummy)."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, PreTrainedTokenizerFast
 
     hidden, intermediate, layers, heads, kv_heads = SHAPES[shape]
     words = {"<unk>": 0, "<pad>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCABULARY)}}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     config = LlamaConfig(
-        vocab_size=vocabulary_size, hidden_size=hidden, intermediate_size=intermediate,
-        num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
-        max_position_embeddings=4096, pad_token_id=1, eos_token_id=2, bos_token_id=None,
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=8192,
+        pad_token_id=1,
+        eos_token_id=2,
+        bos_token_id=None,
         dtype="bfloat16",
-    )  # fmt: skip
-    torch.manual_seed(0)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
-    model.save_pretrained(directory)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="</s>",
-        model_max_length=4096,
-    ).save_pretrained(directory)  # fmt: skip
+        architectures=["LlamaForCausalLM"],
+    )
+    config.save_pretrained(directory)
+    special = {"unk_token": "<unk>", "pad_token": "<pad>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(directory)
 
 
-def text(words: int, start: int) -> str:
+def words(number: int, start: int) -> str:
     """Made-up words, different for each `start`."""
-    return " ".join(f"w{3 + (start * 37 + i * 11) % (VOCABULARY - 3)}" for i in range(words))
+    return " ".join(f"w{3 + (start * 37 + i * 11) % (VOCABULARY - 3)}" for i in range(number))
 
 
-def bench_generation(model: Path, engine: str, requests: int, new_tokens: int) -> dict[str, float]:
-    """Tokens per second through our engine, and through the library's own call."""
-    prefix = text(PREFIX_WORDS, 0)
-    prompts = [f"{prefix} {text(QUERY_WORDS, i + 1)}" for i in range(requests)]
-    sampling = Sampling(temperature=1.0, top_p=0.95, max_new_tokens=new_tokens)
-    config = EngineConfig(kind=engine, dtype="bfloat16", batch_size=64)  # type: ignore[arg-type]
-    with open_engine(config, model) as opened:
+class Load:
+    """The requests: prompts as text, the same for whoever answers them."""
 
-        def work(count: int) -> tuple[int, float]:
-            started = time.perf_counter()
-            stream = (
-                GenerationRequest(str(i), prompt, sampling, i)
-                for i, prompt in enumerate(prompts[:count])
-            )
-            tokens = sum(done.num_new_tokens for done in opened.generate(stream))
-            return tokens, time.perf_counter() - started
+    def __init__(self, count: int, new_tokens: int, real: bool) -> None:
+        seeds = load_seeds(RunConfig(base_model={"path": "."}, seeds={"directory": SEEDS}).seeds)
+        stop = stop_strings(seeds.labels) if real else ()
+        self.sampling = Sampling(0.5, 0.95, new_tokens, stop=stop)
+        tasks = [task.text if hasattr(task, "text") else str(task) for task in seeds.general]
+        self.queries = [f"{tasks[i % len(tasks)]} (number {i})" for i in range(count)]
+        self.prompts = (
+            [render_align(seeds, query) for query in self.queries]
+            if real
+            else [f"{words(2219, 0)} {words(24, i + 1)}" for i in range(count)]
+        )
 
-        work(min(8, requests))  # warm up: compilation, allocation
-        tokens, seconds = work(requests)
-    bare = _bare_vllm if engine == "vllm" else _bare_transformers
-    bare_tokens, bare_seconds = bare(model, prompts, new_tokens)
-    ours, theirs = tokens / seconds, bare_tokens / bare_seconds
-    return {
-        "tokens_per_second": round(ours, 1),
-        "bare_tokens_per_second": round(theirs, 1),
-        "ratio": round(ours / theirs, 3),
-        "requests": requests,
-    }
+    def requests(self, count: int) -> Iterator[GenerationRequest]:
+        for i, prompt in enumerate(self.prompts[:count]):
+            yield GenerationRequest(f"prompt-{i:06d}", prompt, self.sampling, i)
 
 
-def _bare_vllm(model: Path, prompts: list[str], new_tokens: int) -> tuple[int, float]:
-    from vllm import LLM, SamplingParams
+@contextmanager
+def busy() -> Iterator[Callable[[], float | None]]:
+    """The share of samples in which the GPU had a kernel running; None without NVML."""
+    samples: list[int] = []
+    done = threading.Event()
 
-    llm = LLM(str(model), dtype="bfloat16", enable_prefix_caching=True)
-    sampling = [
-        SamplingParams(temperature=1.0, top_p=0.95, max_tokens=new_tokens, seed=i)
-        for i in range(len(prompts))
+    def sample() -> None:
+        if find_spec("pynvml") is None:  # no GPU here
+            return
+        import pynvml
+
+        pynvml.nvmlInit()
+        device = pynvml.nvmlDeviceGetHandleByIndex(0)
+        while not done.wait(0.1):
+            samples.append(pynvml.nvmlDeviceGetUtilizationRates(device).gpu)
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield lambda: round(sum(samples) / len(samples) / 100, 2) if samples else None
+    finally:
+        done.set()
+        thread.join()
+
+
+def measured(what: str, work: Callable[[], int], requests: int) -> float:
+    """Run `work`, which returns new tokens, and say what it took. Returns tokens per second."""
+    with busy() as share:
+        started = time.perf_counter()
+        tokens = work()
+        seconds = time.perf_counter() - started
+        say(
+            what,
+            seconds=round(seconds, 2),
+            new_tokens=tokens,
+            tokens_per_second=round(tokens / seconds),
+            requests_per_second=round(requests / seconds, 1),
+            gpu_busy=share(),
+        )
+    return tokens / seconds
+
+
+def run_bare(llm: Any, load: Load, count: int) -> int:
+    """LLM.generate with the prompts as text."""
+    from vllm import SamplingParams
+
+    drawn = load.sampling
+    parameters = [
+        SamplingParams(
+            temperature=drawn.temperature,
+            top_p=drawn.top_p,
+            max_tokens=drawn.max_new_tokens,
+            stop=list(drawn.stop),
+            seed=i,
+        )
+        for i in range(count)
     ]
-    llm.generate(prompts[:8], sampling[:8], use_tqdm=False)
-    started = time.perf_counter()
-    outputs = llm.generate(prompts, sampling, use_tqdm=False)
-    seconds = time.perf_counter() - started
-    return sum(len(output.outputs[0].token_ids) for output in outputs), seconds
+    outputs = llm.generate(load.prompts[:count], parameters, use_tqdm=False)
+    return sum(len(output.outputs[0].token_ids) for output in outputs)
 
 
-def _bare_transformers(model: Path, prompts: list[str], new_tokens: int) -> tuple[int, float]:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).to(device)
-    tokens, started = 0, time.perf_counter()
-    for start in range(0, len(prompts), 64):
-        batch = tokenizer(prompts[start : start + 64], return_tensors="pt", padding=True,
-                          return_token_type_ids=False).to(device)  # fmt: skip
-        with torch.inference_mode():
-            out = network.generate(**batch, do_sample=True, top_p=0.95, top_k=0,
-                                   max_new_tokens=new_tokens, pad_token_id=1)  # fmt: skip
-        new = out[:, batch["input_ids"].shape[1] :]
-        ended = (new == 2).int().cumsum(-1)
-        tokens += int((ended == 0).sum() + (ended == 1).any(-1).sum())
-    return tokens, time.perf_counter() - started
+def run_product(engine: VllmEngine, load: Load, count: int) -> int:
+    """The engine of this project."""
+    return sum(done.num_new_tokens for done in engine.generate(load.requests(count)))
 
 
-def bench_training(model: Path, scratch: Path, steps: int, batch: int) -> dict[str, float]:
-    """Tokens per second of LoRA training at 512 tokens an example."""
-    examples = [Example(text(200, i), text(310, i + 5000)) for i in range(steps * batch)]
-    config = TrainConfig(
-        lora=LoraConfig(target_modules="all-linear"), global_batch_size=batch,
-        micro_batch_size=min(batch, 8), max_length=512, max_steps=steps, warmup_steps=1,
-        checkpoint_every_steps=10**6,
-    )  # fmt: skip
-    seen: list[tuple[int, float]] = []
+class Counting:
+    """An engine that counts the tokens it hands on."""
 
-    def on_progress(step: int, total: int, loss: float, rate: float) -> None:
-        seen.append((step, time.perf_counter()))
+    def __init__(self, engine: VllmEngine) -> None:
+        self.engine, self.info, self.tokens = engine, engine.info, 0
 
-    form = ChatForm(opening="", ask="", answer="", turn_openers=())
-    train(
-        config, base_model=model, revision=None, examples=examples, form=form,
-        output=scratch / "out", work=scratch / "work", checkpoints=NoCheckpoints(), seed=0,
-        on_progress=on_progress,
-    )  # fmt: skip
-    (first, start), (last, end) = seen[0], seen[-1]
-    tokens_per_step = batch * 511
-    return {
-        "tokens_per_second": round(tokens_per_step * (last - first) / (end - start), 1),
-        "steps": last,
-        "global_batch_size": batch,
-    }
+    def generate(self, requests: Any) -> Iterator[Any]:
+        for done in self.engine.generate(requests):
+            self.tokens += done.num_new_tokens
+            yield done
+
+    def __enter__(self) -> Counting:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """The engine is somebody else's."""
 
 
-def hardware() -> dict[str, Any]:
-    """What this ran on."""
-    import torch
+def run_stage(engine: VllmEngine, load: Load, count: int, scratch: Path) -> int:
+    """Stage `align` over a local store; returns new tokens."""
+    from selfalign.pipeline import BY_NAME
+    from selfalign.stages import align as stage
+    from selfalign.stages.contract import PartOutcome, StageContext, chunked, provenance
+    from selfalign.store.artifact import ArtifactWriter
+    from selfalign.store.manifest import Parent
+    from selfalign.store.open import open_store
+    from selfalign.records import now
 
-    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else platform.processor()
-    return {"device": device, "torch": torch.__version__, "machine": platform.machine()}
+    config = RunConfig(
+        base_model={"path": "."},
+        seeds={"directory": SEEDS},
+        align={
+            "sampling": {
+                "temperature": load.sampling.temperature,
+                "top_p": load.sampling.top_p,
+                "max_new_tokens": load.sampling.max_new_tokens,
+            }
+        },
+    )
+    store = open_store(str(scratch))
+    key = f"{count:020d}"
+    writer = ArtifactWriter(
+        store, artifact="prompts", stage="curate", key=key, identity={}, parents={}
+    )
+    shard = writer.shard(0, 1)
+    parts = {}
+    for chunk in chunked("prompts", enumerate(load.queries[:count]), 4096):
+        outcome = PartOutcome()
+        for i, text in chunk.items:
+            outcome.keep(
+                Prompt(
+                    id=f"prompt-{i:06d}",
+                    text=text,
+                    source="self_instruct",
+                    candidate=f"general-{i:08d}-00",
+                )
+            )
+        parts[chunk.name] = shard.commit(chunk.name, outcome.records, outcome.counts())
+    shard.finish(parts, provenance(now()))
+    prompts = writer.publish_when_complete(1)
+    assert prompts is not None
+    counting = Counting(engine)
+    context = StageContext(
+        config=config,
+        store=store,
+        stage=BY_NAME["align"],
+        key=f"{time.time_ns():020d}"[:20],
+        identity={"base_model": "bench"},
+        parents={"prompts": Parent(key=key, digest=prompts.digest)},
+        seeds=load_seeds(config.seeds),
+        shard=0,
+        num_shards=1,
+        work=scratch,
+    )
+    with patch.object(stage, "base_engine", lambda *_: counting):
+        manifest = stage.align(context)
+    assert manifest is not None
+    say("stage counts", read=manifest.counts.read, kept=manifest.counts.kept,
+        dropped=manifest.counts.dropped)  # fmt: skip
+    return counting.tokens
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", choices=SHAPES, default="1b")
-    parser.add_argument("--engine", choices=["vllm", "transformers"], default="vllm")
-    parser.add_argument("--requests", type=int, default=512)
+    parser.add_argument("--model", type=Path, default=None, help="a model directory")
+    parser.add_argument("--shape", choices=SHAPES, default="6m", help="without --model")
+    parser.add_argument("--requests", type=int, default=1024)
     parser.add_argument("--new-tokens", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--vocabulary-size", type=int, default=128_256)
-    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--eager", action="store_true", help="no compilation: loads faster")
+    parser.add_argument("--fresh", action="store_true", help="load the product's engine too")
+    parser.add_argument("--gpu-memory", type=float, default=0.9)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        model = Path(scratch) / "model"
-        make_model(model, arguments.shape, arguments.vocabulary_size)
-        result = {
-            "shape": arguments.shape,
-            "engine": arguments.engine,
-            **hardware(),
-            "generation": bench_generation(
-                model, arguments.engine, arguments.requests, arguments.new_tokens
-            ),
-            "training": bench_training(model, Path(scratch), arguments.steps, arguments.batch),
-        }
-    print(json.dumps(result, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+        run(arguments, Path(scratch))
+
+
+def run(arguments: argparse.Namespace, scratch: Path) -> None:
+    """Load, then measure in turns."""
+    import torch
+    import vllm
+
+    model = arguments.model or scratch / "model"
+    options: dict[str, Any] = {}
+    if arguments.model is None:
+        make_shape(model, arguments.shape)
+        options["load_format"] = "dummy"
+    if arguments.eager:
+        options["enforce_eager"] = True
+    cuda = torch.cuda.is_available()
+    if not cuda:
+        # Without chunked prefill: vLLM's CPU build fails on a seed and a prompt read in pieces.
+        options |= {"kv_cache_memory_bytes": 2**31, "enforce_eager": True}
+        options["enable_chunked_prefill"] = False
+    load = Load(arguments.requests, arguments.new_tokens, real=arguments.model is not None)
+    name = torch.cuda.get_device_name(0) if cuda else "cpu"
+    say("device", device=name, vllm=vllm.__version__, torch=torch.__version__,
+        model=str(arguments.model or arguments.shape), requests=arguments.requests)  # fmt: skip
+
+    started = time.perf_counter()
+    llm = vllm.LLM(str(model), gpu_memory_utilization=arguments.gpu_memory, **options)
+    say("bare loaded", seconds=round(time.perf_counter() - started, 1), **limits(llm.llm_engine))
+    config = EngineConfig(
+        kind="vllm", gpu_memory_utilization=arguments.gpu_memory, options=options
+    )
+    with patch.object(vllm.LLMEngine, "from_engine_args", lambda *_, **__: llm.llm_engine):
+        engine = VllmEngine(config, model)
+    run_bare(llm, load, 64)
+    run_product(engine, load, 64)
+    rates: dict[str, list[float]] = {}
+    count = arguments.requests
+    cases: dict[str, Callable[[], int]] = {
+        "bare": lambda: run_bare(llm, load, count),
+        "product": lambda: run_product(engine, load, count),
+    }
+    if arguments.model is not None:
+        cases["stage"] = lambda: run_stage(engine, load, count, scratch / "store")
+    for _ in range(arguments.turns):
+        for case, work in cases.items():
+            rates.setdefault(case, []).append(measured(case, work, count))
+    bare = max(rates["bare"])
+    for case in list(cases)[1:]:
+        say(f"{case} / bare, same settings", ratio=round(max(rates[case]) / bare, 3))
+    if not arguments.fresh:
+        return
+    engine.__exit__()
+    del engine, llm
+    started = time.perf_counter()
+    with VllmEngine(config, model) as engine:
+        say("product loaded", seconds=round(time.perf_counter() - started, 1),
+            **limits(engine._stepping.engine))  # fmt: skip
+        run_product(engine, load, 64)
+        fresh = max(
+            measured("product, fresh", lambda: run_product(engine, load, count), count)
+            for _ in range(arguments.turns)
+        )
+    say("product / bare, default against default", ratio=round(fresh / bare, 3))
+
+
+def limits(engine: Any) -> dict[str, Any]:
+    """What the scheduler was given."""
+    scheduler = engine.vllm_config.scheduler_config
+    return {
+        "max_num_seqs": scheduler.max_num_seqs,
+        "max_num_batched_tokens": scheduler.max_num_batched_tokens,
+        "async_scheduling": scheduler.async_scheduling,
+        "v2_runner": engine.vllm_config.use_v2_model_runner,
+    }
 
 
 if __name__ == "__main__":

@@ -214,6 +214,8 @@ def _arguments(config: EngineConfig, directory: Path) -> Any:
     }
     if current_platform.is_cpu():
         arguments |= {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enforce_eager": True}
+        # On a CPU a prompt read in pieces moves its generator back, which torch cannot do there.
+        arguments["enable_chunked_prefill"] = False
     try:
         return vllm.EngineArgs(**(arguments | config.options))
     except TypeError as e:
