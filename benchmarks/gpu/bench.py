@@ -52,7 +52,7 @@ def say(what: str, **figures: Any) -> None:
 
 
 def make_shape(directory: Path, shape: str) -> None:
-    """Configuration and tokenizer of a random Llama; vLLM makes its weights (load_format: dummy)."""
+    """Configuration and tokenizer of a random Llama; vLLM makes its weights (dummy)."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, PreTrainedTokenizerFast
 
@@ -159,7 +159,7 @@ def run_bare(llm: Any, load: Load, count: int) -> int:
             stop=list(drawn.stop),
             seed=i,
         )
-        for i in range(count)
+        for i, _ in enumerate(load.prompts[:count])
     ]
     outputs = llm.generate(load.prompts[:count], parameters, use_tqdm=False)
     return sum(len(output.outputs[0].token_ids) for output in outputs)
@@ -191,12 +191,12 @@ class Counting:
 def run_stage(engine: VllmEngine, load: Load, count: int, scratch: Path) -> int:
     """Stage `align` over a local store; returns new tokens."""
     from selfalign.pipeline import BY_NAME
+    from selfalign.records import now
     from selfalign.stages import align as stage
     from selfalign.stages.contract import PartOutcome, StageContext, chunked, provenance
     from selfalign.store.artifact import ArtifactWriter
     from selfalign.store.manifest import Parent
     from selfalign.store.open import open_store
-    from selfalign.records import now
 
     config = RunConfig(
         base_model={"path": "."},
@@ -219,14 +219,7 @@ def run_stage(engine: VllmEngine, load: Load, count: int, scratch: Path) -> int:
     for chunk in chunked("prompts", enumerate(load.queries[:count]), 4096):
         outcome = PartOutcome()
         for i, text in chunk.items:
-            outcome.keep(
-                Prompt(
-                    id=f"prompt-{i:06d}",
-                    text=text,
-                    source="self_instruct",
-                    candidate=f"general-{i:08d}-00",
-                )
-            )
+            outcome.keep(Prompt(id=f"prompt-{i:06d}", text=text, source="self_instruct"))
         parts[chunk.name] = shard.commit(chunk.name, outcome.records, outcome.counts())
     shard.finish(parts, provenance(now()))
     prompts = writer.publish_when_complete(1)
@@ -293,9 +286,7 @@ def run(arguments: argparse.Namespace, scratch: Path) -> None:
     started = time.perf_counter()
     llm = vllm.LLM(str(model), gpu_memory_utilization=arguments.gpu_memory, **options)
     say("bare loaded", seconds=round(time.perf_counter() - started, 1), **limits(llm.llm_engine))
-    config = EngineConfig(
-        kind="vllm", gpu_memory_utilization=arguments.gpu_memory, options=options
-    )
+    config = EngineConfig(kind="vllm", gpu_memory_utilization=arguments.gpu_memory, options=options)
     with patch.object(vllm.LLMEngine, "from_engine_args", lambda *_, **__: llm.llm_engine):
         engine = VllmEngine(config, model)
     run_bare(llm, load, 64)
@@ -314,10 +305,9 @@ def run(arguments: argparse.Namespace, scratch: Path) -> None:
     bare = max(rates["bare"])
     for case in list(cases)[1:]:
         say(f"{case} / bare, same settings", ratio=round(max(rates[case]) / bare, 3))
+    engine.__exit__()  # ends the core that both used
     if not arguments.fresh:
         return
-    engine.__exit__()
-    del engine, llm
     started = time.perf_counter()
     with VllmEngine(config, model) as engine:
         say("product loaded", seconds=round(time.perf_counter() - started, 1),
