@@ -249,6 +249,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=None, help="a model directory")
+    parser.add_argument("--dummy", action="store_true", help="random weights for --model")
     parser.add_argument("--shape", choices=SHAPES, default="6m", help="without --model")
     parser.add_argument("--requests", type=int, default=1024)
     parser.add_argument("--new-tokens", type=int, default=256)
@@ -270,6 +271,7 @@ def run(arguments: argparse.Namespace, scratch: Path) -> None:
     options: dict[str, Any] = {}
     if arguments.model is None:
         make_shape(model, arguments.shape)
+    if arguments.model is None or arguments.dummy:
         options["load_format"] = "dummy"
     if arguments.eager:
         options["enforce_eager"] = True
