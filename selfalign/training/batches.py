@@ -121,6 +121,48 @@ def collate(
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
+def collate_packed(
+    rows: Sequence[tuple[NDArray[np.int32], int]], *, pad_token_id: int, multiple: int = 1
+) -> dict[str, Any]:
+    """Lay the rows end to end in one; nothing is padded but the end, up to `multiple`.
+
+    Returns:
+        input_ids, position_ids: int64, (1, tokens); positions begin at 0 in every example.
+        logits_to_keep: the tokens after which something is taught; int64, (taught tokens,).
+        labels: `IGNORED` and then what is taught after each of these; int64, (1, 1 + taught).
+        cu_seq_lens_q, cu_seq_lens_k: where examples begin and end; int32, (examples + 1,).
+        max_length_q, max_length_k: tokens of the longest example.
+        sequence_lengths: tokens of each example, the padding at the end being one.
+    """
+    import torch
+
+    tokens = [tokens for tokens, _ in rows] or [np.full(2, pad_token_id, dtype=np.int32)]
+    starts = np.cumsum([0, *map(len, tokens)])
+    taught = [
+        np.arange(start + max(prompt_length, 1), end)
+        for (_, prompt_length), start, end in zip(rows, starts, starts[1:], strict=False)
+    ]
+    places = np.concatenate(taught) if taught else np.zeros(0, dtype=np.int64)
+    rest = -int(starts[-1]) % multiple
+    if rest:
+        tokens.append(np.full(rest, pad_token_id, dtype=np.int32))
+    lengths = tuple(map(len, tokens))
+    input_ids = np.concatenate(tokens).astype(np.int64)
+    bounds = torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32))
+    return {
+        "input_ids": torch.from_numpy(input_ids[None]),
+        "position_ids": torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])[None]),
+        # Logits of the prompts' tokens are never made: they would be most of the memory.
+        "logits_to_keep": torch.from_numpy(places - 1),
+        "labels": torch.from_numpy(np.concatenate([[IGNORED], input_ids[places]])[None]),
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": bounds,
+        "max_length_q": max(lengths),
+        "max_length_k": max(lengths),
+        "sequence_lengths": lengths,
+    }
+
+
 def token_loss(
     outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
 ) -> torch.Tensor:
@@ -131,8 +173,11 @@ def token_loss(
     from torch.nn.functional import cross_entropy
 
     targets = labels[:, 1:]  # (rows, tokens - 1)
-    taught = targets != IGNORED
-    # Prompts' logits are left out before the conversion: they are most of the memory.
-    logits = outputs.logits[:, :-1][taught].float()  # (taught tokens, vocabulary)
-    total: torch.Tensor = cross_entropy(logits, targets[taught], reduction="sum")
-    return total / (num_items_in_batch if num_items_in_batch is not None else taught.sum())
+    logits = outputs.logits
+    if logits.shape[1] == labels.shape[1]:  # padded rows: logits of all tokens
+        taught = targets != IGNORED
+        # Prompts' logits are left out before the conversion: they are most of the memory.
+        logits, targets = logits[:, :-1][taught], targets[taught]
+    logits = logits.reshape(-1, logits.shape[-1]).float()  # (taught tokens, vocabulary)
+    total: torch.Tensor = cross_entropy(logits, targets.reshape(-1), reduction="sum")
+    return total / (num_items_in_batch if num_items_in_batch is not None else targets.numel())

@@ -19,6 +19,7 @@ from selfalign.config import TrainConfig
 from selfalign.errors import ConfigurationError
 from selfalign.serving.form import ChatForm
 from selfalign.training import outputs
+from selfalign.training.attention import pack_attention
 from selfalign.training.base import CheckpointSink, Example, TrainingProgress, TrainResult
 from selfalign.training.batches import MicroBatches
 from selfalign.training.chat import fit_form
@@ -235,8 +236,10 @@ def _run(
             shutil.rmtree(leftover, ignore_errors=True)
     watch.ranks.barrier()
     set_seed(numpy_seed(plan.seed))  # the adapter's first weights are random
+    model = load_for_training(plan.config, plan.base)
     trainer = build_trainer(
-        model=load_for_training(plan.config, plan.base),
+        model=model,
+        packed=pack_attention(model),
         arguments=arguments,
         examples=plan.examples,
         watch=watch,

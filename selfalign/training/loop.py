@@ -19,7 +19,7 @@ import structlog
 from selfalign.config import TrainConfig
 from selfalign.errors import ConfigurationError, EngineError
 from selfalign.training.base import TrainingProgress
-from selfalign.training.batches import MicroBatches, collate, token_loss
+from selfalign.training.batches import MicroBatches, collate, collate_packed, token_loss
 from selfalign.training.examples import EncodedExamples
 from selfalign.training.processes import Ranks, StopRequest
 
@@ -184,8 +184,32 @@ class StepWatch:
         return stop or step % self.checkpoint_every_steps == 0, stop
 
 
+class DeviceBatches:
+    """Micro-batches copied to the device without the host waiting for its work."""
+
+    def __init__(self, batches: Any, device: Any) -> None:
+        self._batches = batches
+        self._device = device
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self._batches:
+            yield {
+                name: part.to(self._device, non_blocking=True) if hasattr(part, "to") else part
+                for name, part in batch.items()
+            }
+
+
 def build_trainer(
-    *, model: Any, arguments: Any, examples: EncodedExamples, watch: StepWatch, pad_token_id: int
+    *,
+    model: Any,
+    arguments: Any,
+    examples: EncodedExamples,
+    watch: StepWatch,
+    pad_token_id: int,
+    packed: bool,
 ) -> Any:
     """A transformers.Trainer whose batches, loss and checkpoints are ours."""
     from torch.utils.data import DataLoader
@@ -193,13 +217,20 @@ def build_trainer(
     from transformers.trainer_callback import PrinterCallback
 
     class ResponseTrainer(Trainer):  # type: ignore[misc]
-        def get_train_dataloader(self) -> DataLoader[Any]:
-            multiple = 1 if arguments.device.type == "cpu" else _GPU_ROW_MULTIPLE
-            return DataLoader(
+        def get_train_dataloader(self) -> Any:
+            on_cpu = arguments.device.type == "cpu"
+            collator = partial(
+                collate_packed if packed else collate,
+                pad_token_id=pad_token_id,
+                multiple=1 if on_cpu else _GPU_ROW_MULTIPLE,
+            )
+            batches: Any = DataLoader(
                 examples,  # type: ignore[arg-type]  # a sequence will do
                 batch_sampler=watch.batches,
-                collate_fn=partial(collate, pad_token_id=pad_token_id, multiple=multiple),
+                collate_fn=collator,
+                pin_memory=not on_cpu,
             )
+            return batches if on_cpu else DeviceBatches(batches, arguments.device)
 
         def floating_point_ops(self, inputs: Any) -> int:
             return 0  # nobody reads it, and counting parameters costs time at every batch

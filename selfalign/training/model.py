@@ -164,7 +164,7 @@ def load_for_training(config: TrainConfig, base: BaseModel) -> Any:
             use_gradient_checkpointing=config.gradient_checkpointing,
             gradient_checkpointing_kwargs={"use_reentrant": False},
         )
-    return _with_adapter(config, model)
+    return with_adapter(config, model)
 
 
 def _quantised(compute_dtype: torch.dtype) -> dict[str, Any]:
@@ -212,7 +212,7 @@ def adapted_modules(config: TrainConfig, base: BaseModel) -> dict[str, int]:
     model = base.without_weights()
     if config.lora.target_modules != "all-linear":
         _check_targets(config.lora.target_modules, model)
-    names = _with_adapter(config, model).base_model.targeted_module_names
+    names = with_adapter(config, model).base_model.targeted_module_names
     counts = Counter(name.rpartition(".")[2] for name in names)
     return dict(sorted(counts.items()))
 
@@ -241,7 +241,7 @@ def _check_targets(targets: list[str], model: Any) -> None:
             )
 
 
-def _with_adapter(config: TrainConfig, model: Any) -> Any:
+def with_adapter(config: TrainConfig, model: Any) -> Any:
     from peft import LoraConfig, get_peft_model
 
     lora = LoraConfig(

@@ -253,4 +253,8 @@ def test_progress_is_told_and_nothing_is_printed(
         Attempt(config, base, tmp_path, on_step=seen.append).run()
     assert seen == [1, 2, 3]
     assert capfd.readouterr() == ("", "")
-    assert [log["event"] for log in logs] == ["training.planned", "training.written"]
+    assert [log["event"] for log in logs] == [
+        "training.planned",
+        "training.packed",
+        "training.written",
+    ]
