@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -15,15 +14,17 @@ from selfalign.cli.show import find_artifact
 from selfalign.engines.base import Engine, GenerationRequest, Quarantined, Sampling
 from selfalign.errors import ConfigurationError, DataError, printable
 from selfalign.inputs import localise
-from selfalign.prompts import render_align, render_standard, render_verbose, stop_strings
+from selfalign.prompts import render_align, render_verbose, stop_strings
 from selfalign.records import record_seed
-from selfalign.seeds import Seeds, load_seeds
+from selfalign.seeds import load_seeds
+from selfalign.serving.template import Message
+from selfalign.stages.asking import asking
 from selfalign.stages.models import artifact_engine, base_engine
 from selfalign.store.manifest import Manifest
 from selfalign.store.pointer import promoted_manifest, read_pointer
 from selfalign.telemetry import no_progress_bars
 
-_RENDERERS = {"standard": render_standard, "verbose": render_verbose, "align": render_align}
+_PROMPTS = {"verbose": render_verbose, "align": render_align}
 
 
 @click.command("chat")
@@ -37,11 +38,14 @@ _RENDERERS = {"standard": render_standard, "verbose": render_verbose, "align": r
 )
 @click.option(
     "--prompt",
-    type=click.Choice(list(_RENDERERS)),
+    type=click.Choice(["standard", *_PROMPTS]),
     default="standard",
     show_default=True,
-    help="align shows the model the principles and lets it think.",
+    help="standard is the model's chat template, as it is served; align shows the model the "
+    "principles and lets it think.",
 )
+@click.option("--system", metavar="TEXT", help="A system message before the conversation.")
+@click.option("--conversation", is_flag=True, help="The questions are turns of one conversation.")
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True)
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True)
 @store_options
@@ -50,6 +54,8 @@ def chat_command(
     question: str | None,
     model: str,
     prompt: str,
+    system: str | None,
+    conversation: bool,
     temperature: float,
     max_new_tokens: int,
     config_path: Path,
@@ -59,18 +65,31 @@ def chat_command(
 ) -> None:
     """Ask QUESTION, or one question per line of standard input, each on its own."""
     no_progress_bars()
+    if prompt != "standard" and (system or conversation):
+        raise click.UsageError(f"--prompt {prompt} asks single questions without a system message")
     opened = open_from(config_path, overrides, store_url)
-    config = localise(opened.config, opened.store)
-    seeds = load_seeds(config.seeds)
+    seeds = load_seeds(localise(opened.config, opened.store).seeds)
+    manifest = _manifest(opened, model)
+    found = asking(opened.store, manifest, seeds)
     sampling = Sampling(
         temperature=temperature,
         top_p=1.0,
         max_new_tokens=max_new_tokens,
-        stop=stop_strings(seeds.labels),
+        stop=found.stop if prompt == "standard" else stop_strings(seeds.labels),
     )
-    with _open(opened, model) as engine:
+    before: list[Message] = [{"role": "system", "content": system}] if system else []
+    with _open(opened, manifest) as engine:
         for number, text in enumerate([question] if question else _questions()):
-            answer = _ask(engine, seeds, prompt, text, sampling, opened.config.seed + number)
+            messages = [*before, {"role": "user", "content": text}]
+            rendered = (
+                found.template.render(messages)
+                if prompt == "standard"
+                else _PROMPTS[prompt](seeds, text)
+            )
+            seed = record_seed(opened.config.seed + number, text)
+            answer = _ask(engine, GenerationRequest("chat", rendered, sampling, seed))
+            if conversation:
+                before = [*messages, {"role": "assistant", "content": answer}]
             if as_json:
                 told = {"question": text, "answer": answer, "model": model, "prompt": prompt}
                 click.echo(json.dumps(told, ensure_ascii=False))  # one line for each question
@@ -78,11 +97,7 @@ def chat_command(
                 click.echo(printable(answer))
 
 
-def _ask(
-    engine: Engine, seeds: Seeds, prompt: str, text: str, sampling: Sampling, seed: int
-) -> str:
-    rendered = _RENDERERS[prompt](seeds, text)
-    request = GenerationRequest("chat", rendered, sampling, record_seed(seed, text))
+def _ask(engine: Engine, request: GenerationRequest) -> str:
     (answer,) = engine.generate([request])
     if isinstance(answer, Quarantined):
         raise DataError(
@@ -104,21 +119,19 @@ def _questions() -> Iterator[str]:
             yield line.strip()
 
 
-@contextmanager
-def _open(opened: Opened, model: str) -> Iterator[Engine]:
+def _open(opened: Opened, manifest: Manifest | None) -> Engine:
     config = opened.config
+    if manifest is None:
+        return base_engine(opened.store, config, config.evaluate.engine)
+    return artifact_engine(opened.store, manifest, config, config.evaluate.engine)
+
+
+def _manifest(opened: Opened, model: str) -> Manifest | None:
+    """The model's artifact; None for the base model."""
     if model == "base":
-        with base_engine(opened.store, config, config.evaluate.engine) as engine:
-            yield engine
-        return
-    manifest = (
-        _current(opened) if model == "current" else find_artifact(opened, f"{model}_model", None)
-    )
-    with artifact_engine(opened.store, manifest, config, config.evaluate.engine) as engine:
-        yield engine
-
-
-def _current(opened: Opened) -> Manifest:
+        return None
+    if model != "current":
+        return find_artifact(opened, f"{model}_model", None)
     current = read_pointer(opened.store)
     if current is None:
         raise ConfigurationError(

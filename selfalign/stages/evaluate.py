@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from itertools import chain, groupby
 from pathlib import Path
 
@@ -36,8 +36,9 @@ from selfalign.evaluation.multiple_choice import (
 from selfalign.evaluation.scores import ItemScore
 from selfalign.evaluation.summary import EvaluationSummary, summarise
 from selfalign.filters.responses import parse_thought
-from selfalign.prompts import render_align, render_principles, render_standard, stop_strings
+from selfalign.prompts import render_align, render_principles, stop_strings
 from selfalign.records import EvaluationRecord, canonical_json, now, record_seed
+from selfalign.stages.asking import asking
 from selfalign.stages.contract import Chunk, PartOutcome, StageContext, commit_parts, provenance
 from selfalign.stages.models import artifact_engine, base_engine
 from selfalign.stages.preflight import require_evaluation_data
@@ -167,16 +168,15 @@ def _heldout_task(context: StageContext, path: Path) -> _Task:
     items = load_heldout(path)
     empty = {item.id: bad for item in items if (bad := blank(item.id, item.prompt))}
     config = context.config.evaluate
-    stop = stop_strings(context.seeds.labels)
 
     def scores(engine: Engine, variant: Variant) -> Iterator[ItemScore | Quarantined]:
         chosen = (config.principled_sampling if variant.principled else None) or config.sampling
+        render, stop = _prompts_of(context, variant)
         sampling = Sampling(**chosen.model_dump(), stop=stop)
-        render = render_align if variant.principled else render_standard
         requests = (
             GenerationRequest(
                 item.id,
-                render(variant.seeds, item.prompt),
+                render(item.prompt),
                 sampling,
                 # the same seed for every model: the comparison is paired
                 record_seed(context.config.seed, "evaluate", item.id),
@@ -188,6 +188,17 @@ def _heldout_task(context: StageContext, path: Path) -> _Task:
         return heldout_scores(items, (_answer(each, variant) for each in answers))
 
     return _Task(len(items), scores)
+
+
+def _prompts_of(
+    context: StageContext, variant: Variant
+) -> tuple[Callable[[str], str], tuple[str, ...]]:
+    """How a question becomes the variant's prompt, and the strings that end its answer."""
+    if variant.principled:
+        return partial(render_align, variant.seeds), stop_strings(variant.seeds.labels)
+    manifest = None if variant.model == "base" else model_manifest(context, variant.model)
+    found = asking(context.store, manifest, variant.seeds)
+    return found.question, found.stop
 
 
 def _answer(completion: Completion | Quarantined, variant: Variant) -> Completion | Quarantined:

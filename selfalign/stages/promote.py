@@ -1,8 +1,9 @@
 """Stage `promote`: the gate, and the pointer.
 
-Reads evaluation and final_model; moves `current` by compare-and-swap when the gate says so, and
-then publishes the promotion record. The pointer moves first: a worker killed between the two
-finds the pointer already on its own promotion and only publishes.
+Reads evaluation and final_model. When the gate says so, completes `models/<digest>/`, moves
+`current` to it by compare-and-swap, and then publishes the promotion record. A worker killed
+between these continues the directory, or finds the pointer already on its own promotion and only
+publishes.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from selfalign.errors import TemporaryError
 from selfalign.evaluation.gate import Verdict, judge
 from selfalign.evaluation.summary import EvaluationSummary
 from selfalign.records import now
+from selfalign.serving.defaults import GENERATION_CONFIG, with_sampling
+from selfalign.serving.directory import directory_of, is_servable, materialise
 from selfalign.stages.contract import StageContext, provenance
-from selfalign.store.artifact import read_file_as
+from selfalign.store.artifact import read_file, read_file_as
 from selfalign.store.base import PreconditionFailed
 from selfalign.store.manifest import Counts, Manifest
 from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
@@ -50,14 +53,19 @@ def _move(context: StageContext, evaluation: Manifest, final: Manifest) -> None:
     """Point `current` at the final model, if it still points where it was judged against."""
     judged_against = evaluation.identity.get("promoted")
     current = read_pointer(context.store)
-    model = PromotedModel(artifact=final.artifact, key=final.key, digest=final.digest)
     if current is not None and current.pointer.promotion == context.key:
         return  # an earlier attempt moved it and was killed before it could say so
     found = None if current is None else current.pointer.model.digest
-    if found == model.digest:
+    if found == final.digest:
         return  # this very model was promoted before under another evaluation
     if found != judged_against:
         raise _moved_meanwhile(context, judged_against, found)
+    model = PromotedModel(
+        artifact=final.artifact,
+        key=final.key,
+        digest=final.digest,
+        directory=_served_directory(context, final),
+    )
     history = [] if current is None else [current.pointer.model, *current.pointer.history]
     rolled_back = [] if current is None else current.pointer.rolled_back
     pointer = Pointer(
@@ -74,6 +82,17 @@ def _move(context: StageContext, evaluation: Manifest, final: Manifest) -> None:
     except PreconditionFailed as error:
         raise _moved_meanwhile(context, judged_against, "another model") from error
     log.info("pointer.moved", model=model.key, previous=found)
+
+
+def _served_directory(context: StageContext, final: Manifest) -> str | None:
+    """The final model's directory, complete; None for a model of 0.4.0 or before."""
+    if not is_servable(final):
+        return None
+    stated = read_file(context.store, final, f"merged/{GENERATION_CONFIG}")
+    sampling = context.config.evaluate.sampling
+    written = {GENERATION_CONFIG: with_sampling(stated, sampling)}
+    materialise(context.store, final, written)
+    return directory_of(final.digest)
 
 
 def _moved_meanwhile(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from selfalign.errors import ConfigurationError, TemporaryError
 from selfalign.records import now
+from selfalign.serving.directory import directory_of, is_servable, materialise
 from selfalign.store.base import PreconditionFailed, Store
 from selfalign.store.pointer import (
     Pointer,
@@ -19,6 +20,8 @@ def roll_back(store: Store, *, to: str | None = None) -> Pointer:
 
     What is left stays within reach of `to`; without it every call goes further back.
 
+    The model's directory is made again where it is gone, before the pointer moves.
+
     Raises ConfigurationError when there is no such model, DataError when its artifact is gone,
     TemporaryError when the pointer moved meanwhile.
     """
@@ -32,7 +35,10 @@ def roll_back(store: Store, *, to: str | None = None) -> Pointer:
     timeline = [*current.pointer.rolled_back, current.pointer.model, *current.pointer.history]
     index = _choose(store, current.pointer, timeline, to)
     target = timeline[index]
-    promoted_manifest(store, target)
+    manifest = promoted_manifest(store, target)
+    if is_servable(manifest):  # its directory may have expired meanwhile
+        materialise(store, manifest, {})
+        target = target.model_copy(update={"directory": directory_of(manifest.digest)})
     history = timeline[index + 1 :]
     pointer = Pointer(
         model=target,

@@ -77,6 +77,11 @@ class Store(Protocol):
         """Copy the object to a local file, streaming; `target` appears whole or not at all."""
         ...
 
+    def copy(self, source: str, key: str) -> None:
+        """Copy an object inside the store, whatever its size, without moving its bytes through
+        this process where the backend can; atomic, unconditional. Raises NotFound."""
+        ...
+
     def exists(self, key: str) -> bool:
         """Whether an object is there (strongly consistent)."""
         ...

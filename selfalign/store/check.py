@@ -203,6 +203,20 @@ def _delete(store: Store, key: str) -> str:
 
 
 # The cases of the contract that hold of every store; `tests/store/test_contract.py` runs them too.
+def _copy(store: Store, key: str) -> str:
+    store.write(key, b"one")
+    store.copy(key, f"{key}-copy")
+    store.write(key, b"another")
+    _expect(store.read(f"{key}-copy") == b"one", "a copy changed when its source was written")
+    store.copy(key, f"{key}-copy")
+    _expect(store.read(f"{key}-copy") == b"another", "a copy onto an object did not replace it")
+    try:
+        store.copy(f"{key}-absent", f"{key}-copy")
+    except NotFound:
+        return "copies are objects of their own"
+    raise _Violation("copied an object that is absent")
+
+
 CASES: tuple[tuple[str, Callable[[Store, str], str]], ...] = (
     ("write and read", _write_and_read),
     ("read of an absent object", _absent),
@@ -210,6 +224,7 @@ CASES: tuple[tuple[str, Callable[[Store, str], str]], ...] = (
     ("if_absent, writers at once", _if_absent_race),
     ("if_version", _if_version),
     ("if_version, writers at once", _if_version_race),
+    ("copy", _copy),
     ("list", _list),
     ("delete", _delete),
 )

@@ -19,6 +19,7 @@ Unlike in S3, a key cannot be the folder of another key ("a" beside "a/b"): Conf
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -43,6 +44,8 @@ from selfalign.store.keys import RESERVED_SEGMENT, check_key, check_prefix, is_k
 
 NUM_LOCKS = 64  # bounds the lock files; keys that share one only wait for each other's rename
 COMMIT_ATTEMPTS = 100  # a concurrent delete may prune our folder between mkdir and rename
+# The name is taken, its folder was pruned meanwhile, or the file system has no link to give.
+_NO_LINK = {errno.EEXIST, errno.ENOENT, errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP}
 
 
 class LocalStore:
@@ -116,6 +119,23 @@ class LocalStore:
             replacing(target) as file,
         ):
             shutil.copyfileobj(content, file, COPY_BYTES)
+
+    def copy(self, source: str, key: str) -> None:
+        """Give the object a second name, or copy its bytes where that cannot be.
+
+        No object is ever changed in place, so two keys may share one file. Raises NotFound.
+        """
+        check_key(key)
+        if not self.exists(source):
+            raise NotFound(source)
+        with os_errors(self._where(key), f"copy {source}"):
+            if self._link(source, key):
+                return
+            with self._open(source) as content, self._temporary() as (path, file):
+                shutil.copyfileobj(content, file, COPY_BYTES)
+                sync_file(file)
+                with self._locked(key):
+                    self._commit(path, key, if_absent=False, if_version=None)
 
     def exists(self, key: str) -> bool:
         """Whether an object is there."""
@@ -199,6 +219,20 @@ class LocalStore:
             f"{self._where(key)}: its folder vanished {COMMIT_ATTEMPTS} times while writing",
             remedy="stop what deletes it, then try again",
         )
+
+    def _link(self, source: str, key: str) -> bool:
+        """Whether `key`, which was free, is now a hard link to `source`."""
+        target = self._path(key)
+        with self._locked(key):
+            make_directory(target.parent)
+            try:
+                os.link(self._path(source), target)
+            except OSError as error:
+                if error.errno not in _NO_LINK:
+                    raise
+                return False
+            sync_directory(target.parent)
+        return True
 
     @staticmethod
     def _is_object(path: Path) -> bool:

@@ -16,11 +16,19 @@ POINTER_KEY = "current.json"
 
 
 class PromotedModel(StoredModel):
-    """A model that is or was current."""
+    """A model that is or was current.
+
+    Attributes:
+        artifact, key: the model artifact that was promoted.
+        digest: of the artifact's content.
+        directory: where the store holds the model under its files' real names, complete:
+            `models/<digest>`; None for one promoted by 0.4.0 or before.
+    """
 
     artifact: StoredName
     key: StoredName
     digest: str
+    directory: StoredName | None = None
 
 
 class Pointer(StoredModel):

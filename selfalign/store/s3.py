@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 WRITE_TOKEN = "selfalign-write"  # metadata key of the token that tells our write from others'
 CONFLICT_ATTEMPTS = 8  # S3 answers 409 only while two conditional writes of one key overlap
 READ_ATTEMPTS = 3  # the SDK does not repeat a body that breaks off; s3transfer does, for files
+COPY_PART_MIB = 256  # of a copy inside the bucket; 10,000 parts of it are 2.4 TiB
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 # Hosts of S3 itself. Everything else (a VPC endpoint too) is an endpoint of the user's choice.
@@ -167,6 +168,25 @@ class S3Store:
                 )
             except self._failures as error:
                 raise self._error(error, key, "download") from error
+
+    def copy(self, source: str, key: str) -> None:
+        """Copy an object inside the bucket, in parts when it is large. Raises NotFound.
+
+        CopyObject takes 5 GiB at most, and is silent while it works: larger objects than
+        `COPY_PART_MIB` go by UploadPartCopy, whose parts come back before a read times out.
+        """
+        check_key(source)
+        check_key(key)
+        try:
+            self._client.copy(
+                {"Bucket": self._bucket, "Key": self._prefix + source},
+                self._bucket,
+                self._prefix + key,
+                ExtraArgs=self._encryption,
+                Config=_copy_config(self._options),
+            )
+        except self._failures as error:
+            raise self._error(error, source, f"copy to {key}") from error
 
     def exists(self, key: str) -> bool:
         """Whether an object is there."""
@@ -319,6 +339,17 @@ def _make_client(options: S3Options) -> S3Client:
             f"cannot make an S3 client: {s3_errors.redact(str(error))}",
             remedy="check the AWS settings of this process (region, profile, endpoint)",
         ) from error
+
+
+def _copy_config(options: S3Options) -> TransferConfig:
+    from boto3.s3.transfer import TransferConfig
+
+    part_bytes = COPY_PART_MIB * 2**20
+    return TransferConfig(
+        multipart_threshold=part_bytes,
+        multipart_chunksize=part_bytes,
+        max_concurrency=options.transfer_threads,
+    )
 
 
 def _make_transfer_config(client: S3Client, options: S3Options) -> TransferConfig:

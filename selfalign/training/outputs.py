@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfalign.errors import DataError
 from selfalign.records import canonical_json
+from selfalign.serving.defaults import GENERATION_CONFIG, ending
 from selfalign.serving.form import FORM_NAME, ChatForm
 from selfalign.serving.template import TEMPLATE_NAME, chat_template
 from selfalign.training.model import BaseModel, base_dtype
@@ -44,7 +45,6 @@ _COPIED = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-_GENERATION_CONFIG = "generation_config.json"
 
 
 def loss_curve(history: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
@@ -140,18 +140,13 @@ def _write_generation_config(base: BaseModel, tokenizer: Any, merged: Path) -> N
     Nothing of how the base model's author samples: how this model is sampled is said where it is
     promoted, by what it was evaluated with.
     """
-    own = _find_in_base(base, _GENERATION_CONFIG)
+    own = _find_in_base(base, GENERATION_CONFIG)
     stated: Any = json.loads(own.read_text(encoding="utf-8")) if own else {}
     ends = stated.get("eos_token_id")
     ends = [tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])]
-    ids = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": list(dict.fromkeys(end for end in ends if end is not None)),
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    known = {name: value for name, value in ids.items() if value is not None}
-    text = json.dumps(known, indent=2) + "\n"
-    (merged / _GENERATION_CONFIG).write_text(text, encoding="utf-8")
+    ids = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    data = ending(ids, [end for end in ends if end is not None])
+    (merged / GENERATION_CONFIG).write_bytes(data)
 
 
 def _logits(model: Any, probe: list[int]) -> torch.Tensor:

@@ -18,8 +18,10 @@ from selfalign.records import AlignedResponse, Candidate, Prompt, VerboseRespons
 from selfalign.report.render import funnel
 from selfalign.run.plan import plan_from_store
 from selfalign.run.stage import run_stage
+from selfalign.serving.directory import read_served
 from selfalign.stages.rollback import roll_back
 from selfalign.store.artifact import read_file, read_records
+from selfalign.store.files import file_sha256
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Manifest
 from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
@@ -62,9 +64,33 @@ def test_the_whole_method_ends_in_a_promoted_model_and_runs_only_once(world: Pat
     current = read_pointer(store)
     assert current is not None
     assert current.pointer.model.digest == manifests["final_model"].digest
+    _loads_as_it_lies(store, current.pointer.model)
     # what is current now is no new input: the same run finds all it made
     assert run_through(config, "promote") == manifests
     assert published(config) == {stage.name for stage in STAGES}
+
+
+def _loads_as_it_lies(store: LocalStore, model: PromotedModel) -> None:
+    """The directory that the pointer names is whole, and a server's library takes it."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    assert model.directory == f"models/{model.digest}"
+    directory = Path(store.url) / model.directory
+    served = read_served(store, model.digest)
+    assert served is not None
+    named = {entry.name: entry.sha256 for entry in served.files}
+    found = {path.name: file_sha256(path) for path in directory.iterdir()}
+    found.pop("selfalign.json")
+    assert named == found
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "How?"}], tokenize=False, add_generation_prompt=True
+    )
+    assert asked == "A plain chat.\n\nUser: How?\nAssistant:"
+    defaults = GenerationConfig.from_pretrained(directory, max_new_tokens=4)
+    inputs = tokenizer(asked, return_tensors="pt")
+    AutoModelForCausalLM.from_pretrained(directory).generate(**inputs, generation_config=defaults)
+    assert (defaults.eos_token_id, defaults.temperature) == ([2], 0.0)
 
 
 def test_every_row_can_be_traced(world: Path) -> None:
@@ -294,8 +320,11 @@ def test_the_next_run_is_judged_against_what_is_promoted_and_can_be_rolled_back(
     current = read_pointer(store)
     assert current is not None
     assert current.pointer.model.digest == two["final_model"].digest
+    for name in list(store.list(f"models/{one['final_model'].digest}/")):
+        store.delete(name)  # it expired
     pointer = roll_back(store)
     assert pointer.model.digest == one["final_model"].digest
+    assert read_served(store, pointer.model.digest) is not None
     # the same night again does not undo what a person decided
     assert run_through(second, "promote")["promotion"].key == two["promotion"].key
     current = read_pointer(store)
@@ -332,7 +361,7 @@ def test_rolling_back_goes_ever_further_and_loses_no_model(
     _promoted(store, "a1", "b2", "c3", "d4")
     monkeypatch.setattr(
         "selfalign.store.pointer.read_manifest",
-        lambda store, artifact, key: SimpleNamespace(digest=key),
+        lambda store, artifact, key: SimpleNamespace(digest=key, files=[]),
     )
     assert roll_back(store).model.key == "c3"
     assert roll_back(store).model.key == "b2"

@@ -26,7 +26,7 @@ def test_a_good_store_passes_and_is_left_as_it_was(store: Store) -> None:
     store.write("mine", b"")
     results = check_store(store, large_bytes=LARGE)
     assert [(r.name, r.detail) for r in results if not r.ok] == []
-    assert len(results) == 10
+    assert len(results) == 11
     assert list(store.list("")) == ["mine"]
 
 

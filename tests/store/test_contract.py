@@ -243,6 +243,21 @@ def test_two_workers_with_other_bytes_publish_one_whole_artifact(
     assert len(list(store.list(winner.prefix))) == 4  # three files and the manifest
 
 
+def test_a_large_copy_stays_inside_the_store(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selfalign.store.s3.COPY_PART_MIB", 5)  # S3's smallest part
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(bytes(range(256)) * (12 << 12))
+    store.upload(source, "artifacts/weights")
+    for method in ("read", "download", "upload"):
+        monkeypatch.setattr(store, method, None)
+    store.copy("artifacts/weights", "models/weights")
+    monkeypatch.undo()
+    store.download("models/weights", target)
+    assert _digest(target) == _digest(source)
+
+
 def _digest(path: Path) -> bytes:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
