@@ -245,7 +245,7 @@ def run_stage(engine: VllmEngine, load: Load, count: int, scratch: Path) -> int:
     return counting.tokens
 
 
-def main() -> None:
+def main(arguments_given: list[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=None, help="a model directory")
@@ -257,7 +257,7 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="no compilation: loads faster")
     parser.add_argument("--fresh", action="store_true", help="load the product's engine too")
     parser.add_argument("--gpu-memory", type=float, default=0.9)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments_given)
     with tempfile.TemporaryDirectory() as scratch:
         run(arguments, Path(scratch))
 
@@ -266,6 +266,7 @@ def run(arguments: argparse.Namespace, scratch: Path) -> None:
     """Load, then measure in turns."""
     import torch
     import vllm
+    from vllm.platforms import current_platform
 
     model = arguments.model or scratch / "model"
     options: dict[str, Any] = {}
@@ -275,13 +276,13 @@ def run(arguments: argparse.Namespace, scratch: Path) -> None:
         options["load_format"] = "dummy"
     if arguments.eager:
         options["enforce_eager"] = True
-    cuda = torch.cuda.is_available()
+    cuda = current_platform.is_cuda()
     if not cuda:
         # Without chunked prefill: vLLM's CPU build fails on a seed and a prompt read in pieces.
         options |= {"kv_cache_memory_bytes": 2**31, "enforce_eager": True}
         options["enable_chunked_prefill"] = False
     load = Load(arguments.requests, arguments.new_tokens, real=arguments.model is not None)
-    name = torch.cuda.get_device_name(0) if cuda else "cpu"
+    name = current_platform.get_device_name() if cuda else "cpu"
     say("device", device=name, vllm=vllm.__version__, torch=torch.__version__,
         model=str(arguments.model or arguments.shape), requests=arguments.requests)  # fmt: skip
 

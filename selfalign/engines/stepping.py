@@ -14,8 +14,9 @@ from itertools import count
 from queue import Empty, SimpleQueue
 from typing import Any
 
-# vLLM's name of a request; its RequestOutput, Refused, or what ended the engine.
+# vLLM's name of a request; its last RequestOutput, Refused, or what ended the engine.
 Finished = tuple[str, Any]
+Read = Callable[[Any], bool]  # reads a RequestOutput; True when it needs no more of them
 
 
 class Refused(Exception):
@@ -34,7 +35,7 @@ class Stepping:
     def __init__(self, build: Callable[[], Any]) -> None:
         self._names = count()  # of requests, never used twice
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._streams: dict[str, Stream] = {}  # by request: whom its output goes to
+        self._streams: dict[str, tuple[Stream, Read]] = {}  # by request: whom its output goes to
         self._failure: Exception | None = None
         self._closing = False
         built: Future[Any] = Future()
@@ -60,10 +61,10 @@ class Stepping:
         self.engine.engine_core.shutdown()
         del self.engine
 
-    def submit(self, stream: Stream, tokens: list[int], parameters: Any) -> str:
-        """Queue a request; the stream gets its output under the name that this returns."""
+    def submit(self, stream: Stream, tokens: list[int], parameters: Any, read: Read) -> str:
+        """Queue a request; the stream gets its last output under the name that this returns."""
         name = str(next(self._names))
-        self._commands.put(lambda: self._add(stream, name, tokens, parameters))
+        self._commands.put(lambda: self._add(stream, name, tokens, parameters, read))
         return name
 
     def _run(self, build: Callable[[], Any], built: Future[Any]) -> None:
@@ -77,11 +78,23 @@ class Stepping:
             try:
                 self._obey()
                 if self._streams:
-                    for output in self.engine.step():
-                        if output.finished:
-                            self._streams.pop(output.request_id).put(output.request_id, output)
+                    self._hand_out(self.engine.step())
             except Exception as error:  # noqa: BLE001 -- each stream raises it in its own thread
                 self._fail(error)
+
+    def _hand_out(self, outputs: list[Any]) -> None:
+        stopped = []
+        for output in outputs:
+            name = output.request_id
+            stream, read = self._streams[name]
+            enough = read(output)
+            if output.finished or enough:
+                del self._streams[name]
+                stream.put(name, output)
+                if not output.finished:
+                    stopped.append(name)
+        if stopped:
+            self.engine.abort_request(stopped)
 
     def _obey(self) -> None:
         """Do what was asked meanwhile; wait for something when the engine has nothing to do."""
@@ -94,7 +107,9 @@ class Stepping:
                 return
             command()
 
-    def _add(self, stream: Stream, name: str, tokens: list[int], parameters: Any) -> None:
+    def _add(
+        self, stream: Stream, name: str, tokens: list[int], parameters: Any, read: Read
+    ) -> None:
         if self._failure is not None:
             stream.put(name, self._failure)
             return
@@ -104,10 +119,10 @@ class Stepping:
         except ValueError as error:
             stream.put(name, Refused(str(error)))
         else:
-            self._streams[name] = stream
+            self._streams[name] = (stream, read)
 
     def _abort(self, stream: Stream) -> None:
-        names = [name for name, owner in self._streams.items() if owner is stream]
+        names = [name for name, (owner, _) in self._streams.items() if owner is stream]
         for name in names:
             del self._streams[name]
         if names and self._failure is None:
@@ -120,7 +135,7 @@ class Stepping:
     def _fail(self, error: Exception) -> None:
         self._failure = error
         while self._streams:
-            name, stream = self._streams.popitem()
+            name, (stream, _) = self._streams.popitem()
             stream.put(name, error)
 
 
@@ -131,12 +146,15 @@ class Stream:
         self._stepping = stepping
         self._outputs: SimpleQueue[Finished] = SimpleQueue()
 
-    def submit(self, tokens: list[int], parameters: Any) -> str:
-        """Ask for a continuation of `tokens`; returns the name that its output will have."""
-        return self._stepping.submit(self, tokens, parameters)
+    def submit(self, tokens: list[int], parameters: Any, read: Read) -> str:
+        """Ask for a continuation of `tokens`; returns the name that its output will have.
+
+        `read` sees each output as it comes, in the stepping thread: it must be quick.
+        """
+        return self._stepping.submit(self, tokens, parameters, read)
 
     def finished(self) -> Finished:
-        """The next output; waits for it. An error comes in place of an output."""
+        """The last output of the next request that ends; waits for it. An error comes instead."""
         return self._outputs.get()
 
     def put(self, name: str, output: Any) -> None:

@@ -4,6 +4,10 @@ On a GPU, vLLM's core (scheduler and model) runs in a process of its own. Here o
 and collects what is finished (`engines/stepping.py`); whoever iterates over `generate` does the
 rest of its work beside that. Each stream keeps twice as many requests in the engine as run at
 once, so the core never waits for this process. Prompts share their prefixes in vLLM's cache.
+
+vLLM would turn each token into text by itself and look for stop strings in it, which takes longer
+than a small model takes for the token. So it hands over tokens, a few at a time, and
+`tokens.TextStream` reads them.
 """
 
 from __future__ import annotations
@@ -14,9 +18,10 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from selfalign.config import EngineConfig
 from selfalign.engines.base import (
@@ -28,11 +33,12 @@ from selfalign.engines.base import (
     ScoreRequest,
 )
 from selfalign.engines.stepping import Refused, Stepping
-from selfalign.engines.tokens import PromptTokenizer, Scored, batched
+from selfalign.engines.tokens import PromptTokenizer, Scored, TextStream, batched
 from selfalign.errors import ConfigurationError, EngineError, OutOfMemory, SelfAlignError
 
 IN_FLIGHT = 2  # times max_num_seqs: as many wait as run, so that no slot stays empty
 DRAWN_TOGETHER = 16  # requests tokenised in one call
+READ_TOGETHER = 4  # tokens; a stop string is seen at most three tokens after it was written
 CPU_CACHE_BYTES = 2**30  # of keys and values; by default it would be a share of all memory
 
 # Only defaults: what the environment sets already stays.
@@ -43,8 +49,41 @@ ENVIRONMENT = {
 }
 
 R = TypeVar("R", GenerationRequest, ScoreRequest)
-# The tokens, and vLLM's SamplingParams; None where the request cannot be put to the model.
-Job = tuple[R, Scored | Quarantined, Any]
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What was read of a completion so far."""
+
+    text: TextStream
+    num_tokens: int = 0
+    stopped: bool = False  # at a stop string
+
+    def read(self, output: Any) -> bool:
+        """Read new tokens; True when no more are needed."""
+        tokens = output.outputs[0].token_ids
+        needed = self.text.extend(tokens)
+        self.stopped = needed is not None
+        self.num_tokens += len(tokens) if needed is None else needed
+        return self.stopped
+
+
+@dataclass(slots=True)
+class _Job(Generic[R]):
+    """A request with its tokens and vLLM's SamplingParams.
+
+    `tokens` is Quarantined where the request cannot be put to the model. `output` is vLLM's last.
+    """
+
+    request: R
+    tokens: Scored | Quarantined
+    parameters: Any = None
+    reading: _Reading | None = None
+    output: Any = None
+
+    def read(self, output: Any) -> bool:
+        """Read new tokens of a completion; True when no more are needed."""
+        return self.reading is not None and self.reading.read(output)
 
 
 class VllmEngine:
@@ -74,7 +113,7 @@ class VllmEngine:
         separate = "0" if current_platform.is_cpu() else "1"
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", separate)
         self._sampling_params = vllm.SamplingParams
-        self._final_only = RequestOutputKind.FINAL_ONLY  # else each token builds an output
+        self._final_only, self._new_tokens = RequestOutputKind.FINAL_ONLY, RequestOutputKind.DELTA
         with _translated(f"loading {directory}"):
             self._stepping: Stepping | None = Stepping(
                 lambda: vllm.LLMEngine.from_engine_args(
@@ -106,29 +145,32 @@ class VllmEngine:
         return len(self._tokenizer.encode([text])[0])
 
     def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion | Quarantined]:
-        for request, prompt, output in self._stream(requests, self._generation_jobs):
-            if isinstance(prompt, Quarantined):
-                yield prompt
+        for job in self._stream(requests, self._generation_jobs):
+            if isinstance(job.tokens, Quarantined):
+                yield job.tokens
                 continue
-            num_prompt_tokens = len(prompt.tokens)
-            (done,) = output.outputs
-            if done.finish_reason not in ("stop", "length"):
-                why = f"vLLM ended it as {done.finish_reason!r}"
-                yield Quarantined(request.id, "aborted", why)
+            assert job.reading is not None
+            reason = "stop" if job.reading.stopped else job.output.outputs[0].finish_reason
+            if reason not in ("stop", "length"):
+                yield Quarantined(job.request.id, "aborted", f"vLLM ended it as {reason!r}")
                 continue
-            num_new_tokens = len(done.token_ids)
             yield Completion(
-                request.id, done.text, done.finish_reason, num_prompt_tokens, num_new_tokens
+                job.request.id,
+                job.reading.text.text,
+                "stop" if reason == "stop" else "length",
+                num_prompt_tokens=len(job.tokens.tokens),
+                num_new_tokens=job.reading.num_tokens,
             )
 
     def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Score | Quarantined]:
-        for request, scored, output in self._stream(requests, self._score_jobs):
-            if isinstance(scored, Quarantined):
-                yield scored
+        for job in self._stream(requests, self._score_jobs):
+            if isinstance(job.tokens, Quarantined):
+                yield job.tokens
                 continue
-            places = list(zip(scored.tokens, output.prompt_logprobs, strict=False))[scored.start :]
+            tokens, start = job.tokens.tokens, job.tokens.start
+            places = list(zip(tokens, job.output.prompt_logprobs, strict=False))[start:]
             value = sum(chosen[token].logprob for token, chosen in places)
-            yield Score(request.id, value, len(places))
+            yield Score(job.request.id, value, len(places))
 
     def __enter__(self) -> Self:
         return self
@@ -146,10 +188,10 @@ class VllmEngine:
 
     def _generation_jobs(
         self, requests: list[GenerationRequest]
-    ) -> Iterator[Job[GenerationRequest]]:
+    ) -> Iterator[_Job[GenerationRequest]]:
         for request, tokens in zip(requests, self._tokenizer.prompts(requests), strict=True):
             if isinstance(tokens, Quarantined):
-                yield request, tokens, None
+                yield _Job(request, tokens)
                 continue
             sampling, room = request.sampling, self.max_length - len(tokens)
             parameters = self._sampling_params(
@@ -157,44 +199,50 @@ class VllmEngine:
                 top_p=sampling.top_p,
                 max_tokens=min(sampling.max_new_tokens, room),
                 repetition_penalty=sampling.repetition_penalty,
-                stop=list(sampling.stop),
                 seed=request.seed,
-                output_kind=self._final_only,
+                detokenize=False,
+                output_kind=self._new_tokens if sampling.stop else self._final_only,
             )
-            yield request, Scored(tokens, len(tokens)), parameters
+            reading = _Reading(self._tokenizer.stream(tokens, sampling.stop))
+            yield _Job(request, Scored(tokens, len(tokens)), parameters, reading)
 
-    def _score_jobs(self, requests: list[ScoreRequest]) -> Iterator[Job[ScoreRequest]]:
+    def _score_jobs(self, requests: list[ScoreRequest]) -> Iterator[_Job[ScoreRequest]]:
         parameters = self._sampling_params(
-            temperature=0, max_tokens=1, prompt_logprobs=0, output_kind=self._final_only
+            temperature=0,
+            max_tokens=1,
+            prompt_logprobs=0,
+            detokenize=False,
+            output_kind=self._final_only,
         )
         for request, scored in zip(requests, self._tokenizer.continuations(requests), strict=True):
-            yield request, scored, None if isinstance(scored, Quarantined) else parameters
+            yield _Job(request, scored, parameters)
 
     def _stream(
-        self, requests: Iterable[R], prepare: Callable[[list[R]], Iterator[Job[R]]]
-    ) -> Iterator[Job[R]]:
-        """Jobs with vLLM's output in place of the parameters, in the order they finish."""
+        self, requests: Iterable[R], prepare: Callable[[list[R]], Iterator[_Job[R]]]
+    ) -> Iterator[_Job[R]]:
+        """The jobs in the order in which they finish."""
         if self._stepping is None:
             raise RuntimeError("the engine is closed")
         jobs = chain.from_iterable(map(prepare, batched(requests, DRAWN_TOGETHER)))
         with _translated("generating"), self._stepping.stream() as stream:
-            pending: dict[str, Job[R]] = {}
+            pending: dict[str, _Job[R]] = {}
             while True:
                 while len(pending) < self._in_flight and (job := next(jobs, None)):
-                    request, prompt, parameters = job
-                    if isinstance(prompt, Quarantined):
+                    if isinstance(job.tokens, Quarantined):
                         yield job
                         continue
-                    pending[stream.submit(prompt.tokens, parameters)] = job
+                    pending[stream.submit(job.tokens.tokens, job.parameters, job.read)] = job
                 if not pending:
                     return
                 name, output = stream.finished()
-                request, prompt, _ = pending.pop(name)
+                job = pending.pop(name)
                 if isinstance(output, Refused):
-                    prompt = Quarantined(request.id, "refused", f"vLLM refuses it: {output}")
+                    why = f"vLLM refuses it: {output}"
+                    job.tokens = Quarantined(job.request.id, "refused", why)
                 elif isinstance(output, Exception):
                     raise output
-                yield request, prompt, output
+                job.output = output
+                yield job
 
 
 def _arguments(config: EngineConfig, directory: Path) -> Any:
@@ -210,6 +258,7 @@ def _arguments(config: EngineConfig, directory: Path) -> Any:
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "enable_prefix_caching": True,
         "disable_log_stats": True,
+        "stream_interval": READ_TOGETHER,
         "trust_remote_code": False,
     }
     if current_platform.is_cpu():

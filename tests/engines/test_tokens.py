@@ -128,6 +128,26 @@ def test_bytes_that_are_no_text_do_not_end_a_stream() -> None:
         assert stream.text.endswith(" the")
 
 
+@pytest.mark.parametrize("bytes_fall_back", [True, False])
+def test_tokens_read_together_give_the_text_of_tokens_read_one_by_one(
+    bytes_fall_back: bool, tokens: PromptTokenizer
+) -> None:
+    tokenizer = with_byte_fallback() if bytes_fall_back else tokens.tokenizer
+    rng = Random(1)
+    for _ in range(300):
+        written = [rng.randrange(2, len(tokenizer)) for _ in range(rng.randrange(1, 24))]
+        stop = tokenizer.decode(written)[3:5]
+        alone, together = (TextStream(tokenizer, [5], (stop,) if stop else ()) for _ in range(2))
+        needed = next((n for n, t in enumerate(written, start=1) if alone.append(t)), None)
+        read, found = 0, None
+        while read < len(written) and found is None:
+            chunk = written[read : read + rng.randrange(1, 6)]
+            found = together.extend(chunk)
+            read += len(chunk) if found is None else found
+        assert together.text == alone.text
+        assert (None if found is None else read) == needed
+
+
 def test_a_stop_string_is_found_after_bytes_that_are_no_text() -> None:
     tokenizer, first = with_byte_fallback(), 2
     stream = TextStream(tokenizer, [1], ("the",))
