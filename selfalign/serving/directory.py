@@ -52,6 +52,15 @@ def is_servable(manifest: Manifest) -> bool:
     return any(entry.name == _MERGED + FORM_NAME for entry in manifest.files)
 
 
+def served_files(manifest: Manifest) -> list[FileEntry]:
+    """The merged model's files by the names that they have in its directory."""
+    return [
+        entry.model_copy(update={"name": entry.name.removeprefix(_MERGED), "key": entry.location})
+        for entry in manifest.files
+        if entry.name.startswith(_MERGED)
+    ]
+
+
 def read_served(store: Store, digest: str) -> ServedModel | None:
     """The marker of a complete directory, or None. Raises DataError for one of another model."""
     name = f"{directory_of(digest)}/{MARKER}"
@@ -76,16 +85,11 @@ def materialise(store: Store, model: Manifest, written: Mapping[str, bytes]) -> 
     if (found := read_served(store, model.digest)) is not None:
         return found
     prefix = f"{directory_of(model.digest)}/"
-    merged = {
-        entry.name.removeprefix(_MERGED): entry
-        for entry in model.files
-        if entry.name.startswith(_MERGED)
-    }
     files = []
-    for name, entry in merged.items():
-        if name not in written:
-            _copy(store, artifact_prefix(model.artifact, model.key) + entry.location, prefix + name)
-            files.append(FileEntry(name=name, sha256=entry.sha256, bytes=entry.bytes))
+    for file in served_files(model):
+        if file.name not in written:
+            _copy(store, artifact_prefix(model.artifact, model.key) + file.location, prefix, file)
+            files.append(file.model_copy(update={"key": None}))
     files += [_write(store, prefix, name, data) for name, data in written.items()]
     files.sort(key=lambda file: file.name)
     served = ServedModel(artifact=model.artifact, key=model.key, digest=model.digest, files=files)
@@ -97,12 +101,12 @@ def materialise(store: Store, model: Manifest, written: Mapping[str, bytes]) -> 
     return served
 
 
-def _copy(store: Store, source: str, target: str) -> None:
+def _copy(store: Store, source: str, prefix: str, file: FileEntry) -> None:
     """Copy what is not there yet: the digest in the directory's name decides the content."""
-    if store.exists(target):
+    if store.exists(prefix + file.name):
         return
     try:
-        store.copy(source, target)
+        store.copy(source, prefix + file.name)
     except NotFound as error:
         raise DataError(
             f"{store.url}/{source}: the manifest names it but it is missing (deleted, or expired "

@@ -12,10 +12,9 @@ from selfalign.errors import TemporaryError
 from selfalign.evaluation.gate import Verdict, judge
 from selfalign.evaluation.summary import EvaluationSummary
 from selfalign.records import now
-from selfalign.serving.defaults import GENERATION_CONFIG, with_sampling
-from selfalign.serving.directory import directory_of, is_servable, materialise
 from selfalign.stages.contract import StageContext, provenance
-from selfalign.store.artifact import read_file, read_file_as
+from selfalign.stages.served import serve
+from selfalign.store.artifact import read_file_as
 from selfalign.store.base import PreconditionFailed
 from selfalign.store.manifest import Counts, Manifest
 from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
@@ -32,7 +31,7 @@ def promote(context: StageContext) -> Manifest:
     summary = read_file_as(context.store, evaluation, "summary.json", EvaluationSummary)
     verdict = judge(summary, context.config.promote)
     if verdict.promote:
-        _move(context, evaluation, final)
+        _move(context, evaluation, final, summary)
     log.info("gate.judged", promote=verdict.promote, reasons=_reasons(verdict))
     writer = context.writer()
     record = verdict.model_dump_json(indent=2).encode() + b"\n"
@@ -49,7 +48,9 @@ def _reasons(verdict: Verdict) -> list[str]:
     return [outcome.explanation for outcome in verdict.reasons]
 
 
-def _move(context: StageContext, evaluation: Manifest, final: Manifest) -> None:
+def _move(
+    context: StageContext, evaluation: Manifest, final: Manifest, summary: EvaluationSummary
+) -> None:
     """Point `current` at the final model, if it still points where it was judged against."""
     judged_against = evaluation.identity.get("promoted")
     current = read_pointer(context.store)
@@ -64,7 +65,7 @@ def _move(context: StageContext, evaluation: Manifest, final: Manifest) -> None:
         artifact=final.artifact,
         key=final.key,
         digest=final.digest,
-        directory=_served_directory(context, final),
+        directory=serve(context, final, evaluation, summary),
     )
     history = [] if current is None else [current.pointer.model, *current.pointer.history]
     rolled_back = [] if current is None else current.pointer.rolled_back
@@ -82,17 +83,6 @@ def _move(context: StageContext, evaluation: Manifest, final: Manifest) -> None:
     except PreconditionFailed as error:
         raise _moved_meanwhile(context, judged_against, "another model") from error
     log.info("pointer.moved", model=model.key, previous=found)
-
-
-def _served_directory(context: StageContext, final: Manifest) -> str | None:
-    """The final model's directory, complete; None for a model of 0.4.0 or before."""
-    if not is_servable(final):
-        return None
-    stated = read_file(context.store, final, f"merged/{GENERATION_CONFIG}")
-    sampling = context.config.evaluate.sampling
-    written = {GENERATION_CONFIG: with_sampling(stated, sampling)}
-    materialise(context.store, final, written)
-    return directory_of(final.digest)
 
 
 def _moved_meanwhile(

@@ -1,7 +1,8 @@
 """Stages `engrave` and `clone`: fine-tune the base model on what it wrote itself.
 
 Reads aligned_responses (engrave) or verbose_responses (clone); writes files/merged (the model
-that is served), files/adapter (LoRA methods) and files/loss.jsonl.
+that is served, with its card and bill of materials), files/adapter (LoRA methods) and
+files/loss.jsonl.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from selfalign.serving.form import ChatForm
 from selfalign.stages.checkpoints import StoreCheckpoints
 from selfalign.stages.contract import StageContext, provenance
 from selfalign.stages.models import base_model_location
+from selfalign.stages.served import base_model_facts, write_papers
 from selfalign.store.artifact import read_records
 from selfalign.store.manifest import Counts, FileEntry, Manifest
 from selfalign.telemetry import Progress, log
@@ -94,11 +96,14 @@ def _fine_tune(
     progress.finish()
     manifest = None
     if is_main_process():
+        version = str(context.identity["base_model"])
+        base = base_model_facts(context.config, version, base_model)
+        write_papers(context, base, result.merged)
         manifest = writer.publish(
             shards=[],
             files=_upload(context, context.work / "output"),
             counts=Counts(read=len(data), kept=result.examples, dropped=result.dropped_examples),
-            details=_details(config, result),
+            details={**_details(config, result), "base_model": base.model_dump()},
             provenance=provenance(started).model_copy(update={"engine": result.engine}),
         )
         checkpoints.clear()

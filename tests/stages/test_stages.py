@@ -82,6 +82,11 @@ def _loads_as_it_lies(store: LocalStore, model: PromotedModel) -> None:
     found = {path.name: file_sha256(path) for path in directory.iterdir()}
     found.pop("selfalign.json")
     assert named == found
+    card = (directory / "README.md").read_text()
+    assert "| heldout.aligned | final | 4 | " in card
+    assert "| seeds: principles.txt | " in card
+    components = json.loads((directory / "bom.cdx.json").read_text())["metadata"]["component"]
+    assert "model.safetensors" in {file["name"] for file in components["components"]}
     tokenizer = AutoTokenizer.from_pretrained(directory)
     asked = tokenizer.apply_chat_template(
         [{"role": "user", "content": "How?"}], tokenize=False, add_generation_prompt=True

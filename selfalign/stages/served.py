@@ -1,0 +1,83 @@
+"""From a model artifact to what is served: the files that tell of it, and its directory.
+
+`engrave` and `clone` write card and bill of materials beside the weights; `promote` writes them
+anew, with the scores, into `models/<digest>/`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from selfalign.config import RunConfig
+from selfalign.evaluation.summary import EvaluationSummary
+from selfalign.serving.bom import BOM_NAME, bill_of_materials
+from selfalign.serving.card import CARD_NAME, Score, Scores, model_card
+from selfalign.serving.defaults import GENERATION_CONFIG, with_sampling
+from selfalign.serving.directory import directory_of, is_servable, materialise, served_files
+from selfalign.serving.origin import Base, origin, stated_license
+from selfalign.stages.contract import StageContext
+from selfalign.store.artifact import read_file
+from selfalign.store.manifest import Manifest
+
+_TOLD = ("base", "engraved", "final", "promoted")  # models whose scores the card shows
+_PACKAGES = ("accelerate", "bitsandbytes", "deepspeed", "peft", "torch")
+
+
+def base_model_facts(config: RunConfig, identity_version: str, location: str) -> Base:
+    """What is known of the base model, without a path of this machine."""
+    base = config.base_model
+    return Base(
+        name=base.path if base.revision is not None and not Path(base.path).is_dir() else None,
+        version=identity_version,
+        license=stated_license(Path(location)),
+    )
+
+
+def write_papers(context: StageContext, base: Base, merged: Path) -> None:
+    """Write the model card and the bill of materials beside the weights."""
+    found = origin(
+        context.store, context.stage.writes, context.key, context.identity, context.parents, base
+    )
+    (merged / CARD_NAME).write_bytes(model_card(found, None))
+    (merged / BOM_NAME).write_bytes(bill_of_materials(found, None))
+
+
+def serve(
+    context: StageContext, final: Manifest, evaluation: Manifest, summary: EvaluationSummary
+) -> str | None:
+    """Complete the directory of the final model; None for a model of 0.4.0 or before."""
+    if not is_servable(final):
+        return None
+    base = _base_of(final)
+    found = origin(context.store, final.artifact, final.key, final.identity, final.parents, base)
+    scores = _scores(evaluation.key, summary)
+    stated = read_file(context.store, final, f"merged/{GENERATION_CONFIG}")
+    engine = final.provenance.engine
+    packages = {name: engine[name] for name in _PACKAGES if name in engine}
+    written = {
+        GENERATION_CONFIG: with_sampling(stated, context.config.evaluate.sampling),
+        CARD_NAME: model_card(found, scores),
+    }
+    copied = [file for file in served_files(final) if file.name not in (*written, BOM_NAME)]
+    if "version" in engine:
+        packages["transformers"] = engine["version"]
+    written[BOM_NAME] = bill_of_materials(found, scores, files=copied, packages=packages)
+    materialise(context.store, final, written)
+    return directory_of(final.digest)
+
+
+def _base_of(final: Manifest) -> Base:
+    try:
+        return Base.model_validate(final.details.get("base_model"))
+    except ValueError:
+        return Base(name=None, version=str(final.identity.get("base_model")), license=None)
+
+
+def _scores(evaluation: str, summary: EvaluationSummary) -> Scores:
+    rows = [
+        Score(row.model, row.metric, row.n, row.mean, row.low, row.high)
+        for row in summary.metrics
+        if row.kind is None and row.model in _TOLD
+    ]
+    rows.sort(key=lambda row: (row.metric, _TOLD.index(row.model)))
+    return Scores(evaluation, summary.confidence, rows)
