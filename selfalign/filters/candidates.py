@@ -11,7 +11,10 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+import regex
+
 from selfalign.filters import FinishReason
+from selfalign.filters.words import count_words, folded
 from selfalign.seeds import Hint
 
 CandidateVerdict = Literal["too_short", "too_long", "impossible_medium", "bad_start"]
@@ -24,7 +27,9 @@ _IMPOSSIBLE_MEDIUM = re.compile(
     r"|flowcharts?|diagrams?)\b",
     re.IGNORECASE,
 )
-_TOPIC = re.compile(r"[^\W_](?:[^\W_]|[ \-'’&/.])*")
+_TOPIC = regex.compile(r"[\p{L}\p{N}](?:[\p{L}\p{M}\p{N}]|[ \-'’&/.])*")
+# A letter or a digit of any script, after the marks that open a sentence in Spanish.
+_GOOD_START = regex.compile(r"[¿¡]{0,2}[\p{L}\p{N}]")
 _AROUND_A_TOPIC = " \t\"'“”‘’*_.,;:"
 
 
@@ -101,13 +106,13 @@ def parse_topics(
     punctuation have been taken off: no sentence, no question. Topics that differ from an
     earlier or `known` one only in case are left out.
     """
-    seen = {topic.casefold() for topic in known}
+    seen = {folded(topic) for topic in known}
     topics = []
     for item in parse_numbered_list(completion, next_number, finish_reason):
         topic = item.strip(_AROUND_A_TOPIC)
         is_phrase = _TOPIC.fullmatch(topic) and len(topic.split()) <= MAX_TOPIC_WORDS
-        if is_phrase and topic.casefold() not in seen:
-            seen.add(topic.casefold())
+        if is_phrase and folded(topic) not in seen:
+            seen.add(folded(topic))
             topics.append(topic)
     return topics
 
@@ -117,16 +122,16 @@ def candidate_verdict(text: str, *, min_words: int, max_words: int) -> Candidate
 
     too_short, too_long: fewer or more words than asked for (Self-Instruct: 4 to 150).
     impossible_medium: it names what a text model can neither take nor give.
-    bad_start: it opens with anything but an ASCII letter or a digit.
+    bad_start: it opens with anything but a letter or a digit, as fragments and markup do.
+        (Self-Instruct takes ASCII alone: English. Here the seeds decide the language.)
     """
-    num_words = len(text.split())
+    num_words = count_words(text)
     if num_words < min_words:
         return "too_short"
     if num_words > max_words:
         return "too_long"
     if _IMPOSSIBLE_MEDIUM.search(text):
         return "impossible_medium"
-    first = text.lstrip()[0]
-    if not (first.isascii() and first.isalnum()):
+    if not _GOOD_START.match(folded(text).lstrip()):
         return "bad_start"
     return None

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from selfalign.filters.thoughts import line_label
+from selfalign.filters.words import WORD, folded, words_of
 from selfalign.seeds import Labels
 
 # Own choices: a shorter sentence ("Stir well.") or clause ("if you like") may well recur.
@@ -16,7 +17,6 @@ MIN_LOOP_WORDS = 12
 
 # One character over and over at the end ("!!!!…"): own choice, longer than a ruled line needs.
 _CHARACTER_LOOP = re.compile(r"(\S)(\1{23,})\Z")
-_WORD = re.compile(r"[^\W_]+")
 _CLOSERS = r"[\"'”’)\]»*_]*"
 _TERMINATED = re.compile(rf"(?:[.!?…]+{_CLOSERS}|[。！？]+)\Z")
 # A sentence ends at its punctuation or at the end of the line.
@@ -89,7 +89,9 @@ def _loop(text: str) -> int | None:
     characters = _CHARACTER_LOOP.search(text)
     if characters:
         return characters.start(2)
-    words = [(match.start(), match[0].casefold()) for match in _WORD.finditer(text)]
+    words: list[tuple[int, str]] = [
+        (match.start(), folded(match[0])) for match in WORD.finditer(text)
+    ]
     count = len(words)
     for period in range(1, count // MIN_LOOP_COPIES + 1):
         repeated = 0
@@ -125,4 +127,4 @@ def cut_to_complete_sentence(text: str) -> str:
 
 
 def _key(text: str) -> tuple[str, ...]:
-    return tuple(_WORD.findall(text.casefold()))
+    return tuple(words_of(text))

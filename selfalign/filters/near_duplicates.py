@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from datasketch import MinHash, MinHashLSH
 
-from selfalign.filters.words import words_of
+from selfalign.filters.words import folded, words_of
 
 NUM_PERMUTATIONS = 128  # standard error of an estimate: at most 0.044, sqrt(.25 / 128)
 MISSED = 0.01  # of the pairs right at the threshold, at most, for want of a common bucket
@@ -32,10 +32,10 @@ class Match(NamedTuple):
 def normalise(text: str) -> str:
     """The normal form in which exact duplicates are equal.
 
-    Lower case, one space between words, and no quotes, brackets and sentence
-    punctuation around words.
+    Folded, one space between words, and no quotes, brackets and sentence punctuation around
+    words.
     """
-    words = (word.lstrip(_OPENING).rstrip(_CLOSING) for word in text.casefold().split())
+    words = (word.lstrip(_OPENING).rstrip(_CLOSING) for word in folded(text).split())
     return " ".join(word for word in words if word)
 
 

@@ -139,7 +139,15 @@ def test_topics_are_short_phrases_each_once() -> None:
         ("Is geography a profile subject?", None),
         ("(Explain how tides work.)", "bad_start"),
         ('"Tides" are caused by what?', "bad_start"),
-        ("Étienne was a king, when?", "bad_start"),
+        ("Étienne was a king, when?", None),
+        ("E\u0301tienne was a king, when?", None),
+        ("¿Qué comen los osos?", None),
+        ("\u200bWho was the first king?", None),
+        ("Объясни, почему идёт снег.", None),
+        ("写一首关于春天的诗。", None),
+        ("你好", "too_short"),
+        ("诗" * 151, "too_long"),
+        ("“Tides” are caused by what?", "bad_start"),
         ("- Explain how tides work.", "bad_start"),
         ("3 apples cost 2 euros, so?", None),
         ("- draw", "too_short"),
@@ -147,3 +155,8 @@ def test_topics_are_short_phrases_each_once() -> None:
 )
 def test_verdict_names_the_first_filter_that_drops(text: str, verdict: str | None) -> None:
     assert candidate_verdict(text, min_words=4, max_words=150) == verdict
+
+
+def test_topics_that_look_the_same_are_one_topic_in_any_script() -> None:
+    completion = " café noir\n4. cafe\u0301 noir\n5. ＣＡＦÉ noir\n6. हिन्दी भाषा\n7. 茶道"
+    assert parse_topics(completion, 3, "stop") == ["café noir", "हिन्दी भाषा", "茶道"]
