@@ -127,9 +127,10 @@ def our_trainer(model: Any, config: TrainConfig, rows: list[Any], steps: int, sc
     from selfalign.training.attention import pack_attention
     from selfalign.training.batches import MicroBatches
     from selfalign.training.examples import EncodedExamples
-    from selfalign.training.loop import StepWatch, build_trainer, training_arguments
+    from selfalign.training.loop import build_trainer, training_arguments
     from selfalign.training.model import with_adapter
     from selfalign.training.processes import Ranks, StopRequest
+    from selfalign.training.watch import CheckpointPace, StepWatch
 
     lengths = [len(tokens) for tokens, _ in rows]
     examples = EncodedExamples(
@@ -150,7 +151,7 @@ def our_trainer(model: Any, config: TrainConfig, rows: list[Any], steps: int, sc
     )  # fmt: skip
     watch = StepWatch(
         batches=batches, examples=examples, ranks=Ranks(), stop=StopRequest(),
-        checkpoint_every_steps=10**9, total_steps=steps, on_progress=lambda *_: None,
+        pace=CheckpointPace(10**9), total_steps=steps, on_progress=lambda *_: None,
         publish=lambda *_: None,
     )  # fmt: skip
     if config.method == "lora":

@@ -27,7 +27,6 @@ from selfalign.training.checkpoints import Checkpoint, Checkpoints, training_ide
 from selfalign.training.examples import EncodedExamples, encode
 from selfalign.training.failures import engine_errors
 from selfalign.training.loop import (
-    StepWatch,
     build_trainer,
     forget_deepspeed,
     numpy_seed,
@@ -42,6 +41,7 @@ from selfalign.training.model import (
     load_tokenizer,
 )
 from selfalign.training.processes import Ranks, StopRequest
+from selfalign.training.watch import READ_SECONDS, CheckpointPace, StepWatch
 
 _log = structlog.get_logger(__name__)
 
@@ -122,7 +122,8 @@ def train(
                 examples=plan.examples,
                 ranks=ranks,
                 stop=stop,
-                checkpoint_every_steps=config.checkpoint_every_steps,
+                pace=CheckpointPace(config.checkpoint_every_steps),
+                read_seconds=0.0 if arguments.device.type == "cpu" else READ_SECONDS,
                 total_steps=plan.total_steps,
                 on_progress=on_progress,
                 publish=kept.publish,

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +14,11 @@ from typing import Any
 import structlog
 
 from selfalign.config import TrainConfig
-from selfalign.errors import ConfigurationError, EngineError
-from selfalign.training.base import TrainingProgress
-from selfalign.training.batches import MicroBatches, collate, collate_packed, token_loss
+from selfalign.errors import ConfigurationError
+from selfalign.training.batches import collate, collate_packed, token_loss
 from selfalign.training.examples import EncodedExamples
-from selfalign.training.processes import Ranks, StopRequest
+from selfalign.training.processes import Ranks
+from selfalign.training.watch import StepWatch
 
 _log = structlog.get_logger(__name__)
 
@@ -71,8 +68,9 @@ def training_arguments(
             ddp_find_unused_parameters=False,
             deepspeed=deepspeed_config(config.deepspeed),
             remove_unused_columns=False,
-            logging_steps=1,
-            logging_nan_inf_filter=False,  # a loss that is no number must be seen
+            logging_strategy="no",  # it reads the loss, hence waits for the device, at every log
+            logging_nan_inf_filter=False,  # it looks at every loss, which waits too
+            optim="adamw_torch_fused",
             save_strategy="no",  # StepWatch says when
             report_to="none",
             disable_tqdm=True,
@@ -133,75 +131,6 @@ def deepspeed_config(config: dict[str, Any] | None) -> dict[str, Any] | None:
     return filled
 
 
-@dataclass(slots=True)
-class StepWatch:
-    """Checks every step's numbers, stops on a signal, and says when to save a checkpoint.
-
-    `stopped_by` is the signal that ended the loop early, or 0.
-    """
-
-    batches: MicroBatches
-    examples: EncodedExamples
-    ranks: Ranks
-    stop: StopRequest
-    checkpoint_every_steps: int
-    total_steps: int
-    on_progress: TrainingProgress
-    publish: Callable[[int, Path], None]
-    stopped_by: int = 0
-    _started: float = field(default_factory=time.monotonic)
-    _tokens: int = 0
-
-    def epoch_begins(self, steps_done: int) -> None:
-        """Choose the epoch's order; also right for one that is resumed in its middle."""
-        self.batches.epoch = steps_done // self.batches.steps_per_epoch
-
-    def logged(self, step: int, logs: dict[str, Any]) -> None:
-        """Raise EngineError for a loss or gradient that is no number; report progress.
-
-        Runs before the step's checkpoint is written: a broken model is never kept.
-        """
-        if "loss" not in logs:
-            return
-        loss = float(logs["loss"])
-        norm = logs.get("grad_norm")
-        norm = 0.0 if norm is None else float(norm)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise EngineError(
-                f"training diverged at step {step} of {self.total_steps}: loss {loss}, norm of "
-                f"the gradient {norm}, at learning rate {logs.get('learning_rate')}",
-                remedy="lower learning_rate, raise warmup_steps, or set precision to float32",
-            )
-        self._tokens += int(self.examples.lengths[self.batches.examples_of_step(step)].sum())
-        if self.ranks.main:
-            elapsed = max(time.monotonic() - self._started, 1e-9)
-            self.on_progress(step, self.total_steps, loss, self._tokens / elapsed)
-
-    def step_ended(self, step: int) -> tuple[bool, bool]:
-        """Whether to save a checkpoint now, and whether to stop. Collective."""
-        self.stopped_by = self.ranks.highest(self.stop.signal_number)
-        stop = self.stopped_by != 0
-        return stop or step % self.checkpoint_every_steps == 0, stop
-
-
-class DeviceBatches:
-    """Micro-batches copied to the device without the host waiting for its work."""
-
-    def __init__(self, batches: Any, device: Any) -> None:
-        self._batches = batches
-        self._device = device
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in self._batches:
-            yield {
-                name: part.to(self._device, non_blocking=True) if hasattr(part, "to") else part
-                for name, part in batch.items()
-            }
-
-
 def build_trainer(
     *,
     model: Any,
@@ -211,26 +140,40 @@ def build_trainer(
     pad_token_id: int,
     packed: bool,
 ) -> Any:
-    """A transformers.Trainer whose batches, loss and checkpoints are ours."""
+    """A transformers.Trainer whose batches, loss, log and checkpoints are ours."""
     from torch.utils.data import DataLoader
     from transformers import Trainer
     from transformers.trainer_callback import PrinterCallback
 
+    on_cpu = arguments.device.type == "cpu"
+    collator = partial(
+        collate_packed if packed else collate,
+        pad_token_id=pad_token_id,
+        multiple=1 if on_cpu else _GPU_ROW_MULTIPLE,
+    )
+
     class ResponseTrainer(Trainer):  # type: ignore[misc]
-        def get_train_dataloader(self) -> Any:
-            on_cpu = arguments.device.type == "cpu"
-            collator = partial(
-                collate_packed if packed else collate,
-                pad_token_id=pad_token_id,
-                multiple=1 if on_cpu else _GPU_ROW_MULTIPLE,
-            )
-            batches: Any = DataLoader(
+        def get_train_dataloader(self) -> DataLoader[Any]:
+            return DataLoader(
                 examples,  # type: ignore[arg-type]  # a sequence will do
                 batch_sampler=watch.batches,
                 collate_fn=collator,
                 pin_memory=not on_cpu,
             )
-            return batches if on_cpu else DeviceBatches(batches, arguments.device)
+
+        def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+            # Copied here, a copy does not wait for the work the device still has.
+            moved = (_on_device(batch, device) for batch in epoch_iterator)
+            return super().get_batch_samples(moved, num_batches, device)
+
+        def training_step(self, *rest: Any, **named: Any) -> Any:
+            loss = super().training_step(*rest, **named)
+            watch.micro_batch_ended(loss)
+            return loss
+
+        def _get_grad_norm(self, *rest: Any, **named: Any) -> Any:
+            watch.gradient_norm = super()._get_grad_norm(*rest, **named)
+            return watch.gradient_norm
 
         def floating_point_ops(self, inputs: Any) -> int:
             return 0  # nobody reads it, and counting parameters costs time at every batch
@@ -246,6 +189,13 @@ def build_trainer(
     return trainer
 
 
+def _on_device(batch: dict[str, Any], device: Any) -> dict[str, Any]:
+    return {
+        name: part.to(device, non_blocking=True) if hasattr(part, "to") else part
+        for name, part in batch.items()
+    }
+
+
 def _callback(watch: StepWatch) -> Any:
     from transformers import TrainerCallback
 
@@ -253,17 +203,20 @@ def _callback(watch: StepWatch) -> Any:
         def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             watch.epoch_begins(state.global_step)
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
-            watch.logged(state.global_step, logs)
+        def on_pre_optimizer_step(
+            self, args: Any, state: Any, control: Any, lr_scheduler: Any, **_: Any
+        ) -> None:
+            watch.learning_rate = float(lr_scheduler.get_last_lr()[0])
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            save, stop = watch.step_ended(state.global_step)
+            save, stop = watch.step_ended(state.global_step, state.epoch, state.log_history)
             control.should_save |= save
             control.should_training_stop |= stop
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            watch.publish(state.global_step, directory)
+            watch.saved(
+                state.global_step, Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            )
 
     return WatchCallback()
 
