@@ -250,7 +250,11 @@ class EvaluateConfig(StageModel):
 
     engine: EngineConfig | None = Field(None, description="null: the run's engine")
     max_quarantined: float = _max_quarantined
-    heldout: Path | None = Field(None, description="JSON lines: prompts with what to expect")
+    heldout: Path | None = Field(
+        Path("default"),
+        description="JSON lines: prompts with what to expect; default: the set that comes with "
+        "selfalign; null: none",
+    )
     hhh: Path | None = Field(None, description="HHH: JSON lines, or BIG-bench task.json")
     truthfulqa: Path | None = Field(None, description="TruthfulQA: JSON lines, or mc_task.json")
     hhh_template: Path | None = Field(None, description="null: the built-in template")

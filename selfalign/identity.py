@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from selfalign.store.files import file_sha256
 
 KEY_LENGTH = 20  # hex characters: 80 bits, short enough for labels and object names
 DATA_FIELDS = BY_NAME["evaluate"].data  # fields of the evaluate section that name files
+_DEFAULT_HELDOUT = Path(__file__).parent / "evaluation" / "heldout.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,22 @@ class Inputs:
     seeds: Mapping[str, str]
     base_model: str
     data: Mapping[str, str]
+
+
+def is_default(field: str, path: Path) -> bool:
+    """Whether an evaluation field names the set that comes with selfalign: `heldout: default`."""
+    return field == "heldout" and path == Path("default")
+
+
+def data_path(field: str, path: Path) -> Path:
+    """Where the file lies that an evaluation field names."""
+    return _DEFAULT_HELDOUT if is_default(field, path) else path
+
+
+@cache
+def default_sha256() -> str:
+    """SHA-256 of the held-out set that comes with this package."""
+    return file_sha256(_DEFAULT_HELDOUT)
 
 
 def path_sha256(path: Path) -> str:
@@ -111,6 +129,7 @@ def data_files(config: EvaluateConfig) -> dict[str, Path]:
         path: Path | None = getattr(config, name)
         if path is None:
             continue
+        path = data_path(name, path)
         if not path.exists():
             raise ConfigurationError(
                 f"evaluate.{name}: {str(path)!r} does not exist",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from selfalign.config import RunConfig
 from selfalign.errors import ConfigurationError, DataError
-from selfalign.identity import DATA_FIELDS, names_sha256, visible_files
+from selfalign.identity import DATA_FIELDS, is_default, names_sha256, visible_files
 from selfalign.seeds import SEED_FILES
 from selfalign.store.artifact import copy_files
 from selfalign.store.base import PreconditionFailed, Store
@@ -142,7 +142,7 @@ def push_inputs(config: RunConfig, store: Store) -> RunConfig:
     updates = {}
     for field in DATA_FIELDS:
         path = getattr(evaluate, field)
-        if path is not None and not is_stored(path):
+        if path is not None and not is_stored(path) and not is_default(field, path):
             updates[field] = Path(push(store, field, path))
     if not is_stored(base.path) and base.revision is None:
         base = base.model_copy(update={"path": push(store, "base_model", Path(base.path))})

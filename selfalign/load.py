@@ -234,6 +234,8 @@ def _resolve_paths(raw: dict[str, Any], directory: Path) -> None:
     for section, name in _PATHS:
         node = raw.get(section)
         if isinstance(node, dict) and _is_local(node.get(name)):
+            if name == "heldout" and node[name] == "default":
+                continue  # the set that comes with selfalign, not a file of this name
             node[name] = str(_absolute(directory, node[name], f"{section}.{name}"))
     seeds = {} if raw.get("seeds") is None else raw["seeds"]
     if isinstance(seeds, dict) and "directory" not in seeds:

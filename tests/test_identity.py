@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from selfalign.identity import path_sha256
+from selfalign.config import EvaluateConfig
+from selfalign.identity import DATA_FIELDS, data_files, default_sha256, is_default, path_sha256
+from selfalign.load import load_config
 
 
 def test_a_directory_that_cannot_be_listed_is_an_error_and_not_left_out(
@@ -31,3 +33,20 @@ def test_a_directory_that_cannot_be_listed_is_an_error_and_not_left_out(
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(PermissionError):
         path_sha256(tmp_path)
+
+
+def test_the_default_held_out_set_enters_by_its_digest_wherever_it_is_installed(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "selfalign.yaml"
+    file.write_text("base_model: {path: m}\n")
+    (tmp_path / "default").write_text("not this file")
+    for overrides in ([], ["evaluate.heldout=default"]):
+        evaluate = load_config(file, overrides).config.evaluate
+        assert evaluate == EvaluateConfig()
+        ((field, path),) = data_files(evaluate).items()
+        assert (field, path_sha256(path)) == ("heldout", default_sha256())
+    assert data_files(load_config(file, ["evaluate.heldout=null"]).config.evaluate) == {}
+    own = load_config(file, ["evaluate.heldout=./default"]).config.evaluate
+    assert data_files(own) == {"heldout": tmp_path / "default"}
+    assert [field for field in DATA_FIELDS if is_default(field, Path("default"))] == ["heldout"]

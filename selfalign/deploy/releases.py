@@ -15,7 +15,7 @@ from selfalign.config import RunConfig
 from selfalign.deploy.helm import Values, merge_values, read_values
 from selfalign.deploy.images import Variant
 from selfalign.errors import ConfigurationError, StoreDenied, StoreUnavailable
-from selfalign.identity import DATA_FIELDS
+from selfalign.identity import DATA_FIELDS, is_default
 from selfalign.inputs import is_stored
 from selfalign.load import validate_config
 from selfalign.pipeline import BY_NAME, STAGES
@@ -141,7 +141,8 @@ def leave_resource_alone(values: dict[str, Any], owner: str | None, namespace: s
 def _require_reachable(config: RunConfig) -> None:
     named = {"seeds.directory": config.seeds.directory}
     for field in DATA_FIELDS:
-        if (path := getattr(config.evaluate, field)) is not None:
+        path = getattr(config.evaluate, field)
+        if path is not None and not is_default(field, path):
             named[f"evaluate.{field}"] = path
     if config.base_model.revision is None:  # with one, it may be a mounted directory
         named["base_model.path"] = Path(config.base_model.path)

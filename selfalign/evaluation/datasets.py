@@ -23,6 +23,7 @@ from selfalign.evaluation.items import (
     validate,
 )
 from selfalign.evaluation.published import read_hhh, read_truthfulqa
+from selfalign.identity import data_path
 
 __all__ = [
     "HHHItem",
@@ -39,7 +40,11 @@ Kind = Literal["heldout", "hhh", "truthfulqa"]
 
 
 def load_heldout(path: Path) -> tuple[HeldoutItem, ...]:
-    """Items of `heldout.jsonl`, in the file's order. Raises DataError."""
+    """Items of a held-out file, in its order; `default` is the one that comes with selfalign.
+
+    Raises DataError.
+    """
+    path = data_path("heldout", path)
     return _checked(path, _read_lines(path, HeldoutItem))
 
 
@@ -85,11 +90,11 @@ def reference_texts(path: Path, kind: Kind) -> Iterator[tuple[str, str]]:
 
 
 def _read_lines(path: Path, cls: type[Item]) -> Iterator[tuple[str, Item]]:
-    """Yields (`file:line`, item); blank lines are passed over."""
+    """Yields (`file:line`, item); blank lines and those that begin with # are passed over."""
     adapter = TypeAdapter(cls)
     # Not splitlines(): a JSON string may hold U+2028 and its like unescaped.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if line.strip():
+        if line.strip() and not line.startswith("#"):
             where = f"{path}:{number}"
             yield where, validate(adapter, line, where)
 

@@ -14,6 +14,7 @@ import regex
 from pydantic import BeforeValidator, ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
 from selfalign.errors import DataError
+from selfalign.evaluation.checks import Check
 
 _Text = Annotated[str, StringConstraints(min_length=1)]
 _STRICT = ConfigDict(extra="forbid", strict=True)
@@ -41,6 +42,9 @@ class HeldoutItem:
         refusal: whether the prompt must be refused, must not be, or neither is judged.
         all_of: every one must be found in the answer (searched, case ignored).
         none_of: none may be found.
+        check: every one must pass, see `checks.py`.
+        rubric: what a right answer does, for a person or a judge.
+        reference: a short right answer; it satisfies the patterns and checks.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -51,10 +55,13 @@ class HeldoutItem:
     refusal: Literal["must", "must_not"] | None = None
     all_of: tuple[_Pattern, ...] = ()
     none_of: tuple[_Pattern, ...] = ()
+    check: tuple[Check, ...] = ()
+    rubric: _Text | None = None
+    reference: _Text | None = None
 
     def __post_init__(self) -> None:
-        if self.refusal is None and not self.all_of and not self.none_of:
-            raise ValueError("nothing to judge by: give refusal, all_of or none_of")
+        if self.refusal is None and not self.all_of and not self.none_of and not self.check:
+            raise ValueError("nothing to judge by: give refusal, all_of, none_of or check")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from pydantic.alias_generators import to_camel
 
 from selfalign.config import RunConfig
 from selfalign.errors import ConfigurationError, TemporaryError
-from selfalign.identity import DATA_FIELDS, Inputs
+from selfalign.identity import DATA_FIELDS, Inputs, default_sha256, is_default
 from selfalign.inputs import is_stored, read_input, revision_of
 from selfalign.load import deep_merge, dump_config, read_yaml, validate_config
 from selfalign.pipeline import STAGES
@@ -207,7 +207,7 @@ def check_inputs(config: RunConfig) -> None:
         )
     for field in DATA_FIELDS:
         path = getattr(config.evaluate, field)
-        if path is not None and not is_stored(path):
+        if path is not None and not is_stored(path) and not is_default(field, path):
             raise ConfigurationError(
                 f"{_WHERE}: evaluate.{field}: {str(path)[:200]!r} is no store: name, and pods "
                 "share no directory",
@@ -230,7 +230,9 @@ def declared_inputs(config: RunConfig, store: Store) -> Inputs:
         seeds={entry.name.removeprefix("files/"): entry.sha256 for entry in seeds.files},
         base_model=base.revision or revision_of(base.path),
         data={
-            field: read_input(store, str(path)).digest
+            field: default_sha256()
+            if is_default(field, path)
+            else read_input(store, str(path)).digest
             for field in DATA_FIELDS
             if (path := getattr(config.evaluate, field)) is not None
         },
