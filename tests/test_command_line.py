@@ -21,13 +21,14 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 def selfalign(
-    *arguments: str | Path, cwd: Path | None = None, **environment: str
+    *arguments: str | Path, cwd: Path | None = None, stdin: str | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "selfalign", *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
+        input=stdin,
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(PROJECT), **environment},
     )
@@ -86,6 +87,18 @@ def test_a_run_from_the_command_line_to_its_report_and_back(world: Path, tmp_pat
 
     answer = selfalign("chat", "How do I dust it?", "--config", world, "--model", "final")
     assert answer.stdout.strip() == "To do that, take the soap."
+    turns = selfalign(
+        "chat", "--config", world, "--conversation", "--json", stdin="How do I dust it?\nWhy?\n"
+    )
+    assert [json.loads(line)["answer"] for line in turns.stdout.splitlines()] == [
+        "To do that, take the soap."
+    ] * 2
+    out = tmp_path / "adapter"
+    exported = selfalign("export", "--config", world, "--form", "adapter", "--to", out, "--json")
+    assert exported.returncode == 0, exported.stderr
+    assert json.loads(exported.stdout)["digest"] == status["current"]["digest"]
+    names = {path.name for path in out.iterdir()}
+    assert names == {"adapter_config.json", "adapter_model.safetensors", "selfalign.json"}
     refused = selfalign("rollback", "--config", world)
     assert refused.returncode == 2
     assert "first ever promoted" in refused.stderr

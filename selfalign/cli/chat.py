@@ -11,17 +11,16 @@ import click
 
 from selfalign.cli.options import Opened, json_option, open_from, store_options
 from selfalign.cli.show import find_artifact
-from selfalign.engines.base import Engine, GenerationRequest, Quarantined, Sampling
-from selfalign.errors import ConfigurationError, DataError, printable
+from selfalign.engines.base import Engine, GenerationRequest, Sampling
+from selfalign.errors import printable
 from selfalign.inputs import localise
 from selfalign.prompts import render_align, render_verbose, stop_strings
 from selfalign.records import record_seed
 from selfalign.seeds import load_seeds
 from selfalign.serving.template import Message
-from selfalign.stages.asking import asking
-from selfalign.stages.models import artifact_engine, base_engine
+from selfalign.stages.asking import asking, put
+from selfalign.stages.models import artifact_engine, base_engine, current_model
 from selfalign.store.manifest import Manifest
-from selfalign.store.pointer import promoted_manifest, read_pointer
 from selfalign.telemetry import no_progress_bars
 
 _PROMPTS = {"verbose": render_verbose, "align": render_align}
@@ -81,13 +80,12 @@ def chat_command(
     with _open(opened, manifest) as engine:
         for number, text in enumerate([question] if question else _questions()):
             messages = [*before, {"role": "user", "content": text}]
-            rendered = (
-                found.template.render(messages)
-                if prompt == "standard"
-                else _PROMPTS[prompt](seeds, text)
-            )
             seed = record_seed(opened.config.seed + number, text)
-            answer = _ask(engine, GenerationRequest("chat", rendered, sampling, seed))
+            if prompt == "standard":
+                answer = found.answer(engine, messages, sampling, seed=seed)
+            else:
+                rendered = _PROMPTS[prompt](seeds, text)
+                answer = put(engine, GenerationRequest("chat", rendered, sampling, seed))
             if conversation:
                 before = [*messages, {"role": "assistant", "content": answer}]
             if as_json:
@@ -95,16 +93,6 @@ def chat_command(
                 click.echo(json.dumps(told, ensure_ascii=False))  # one line for each question
             else:
                 click.echo(printable(answer))
-
-
-def _ask(engine: Engine, request: GenerationRequest) -> str:
-    (answer,) = engine.generate([request])
-    if isinstance(answer, Quarantined):
-        raise DataError(
-            f"the question cannot be put to the model: {answer.explanation}",
-            remedy="ask it in other words, or a shorter one",
-        )
-    return answer.text.strip()
 
 
 def _questions() -> Iterator[str]:
@@ -132,10 +120,4 @@ def _manifest(opened: Opened, model: str) -> Manifest | None:
         return None
     if model != "current":
         return find_artifact(opened, f"{model}_model", None)
-    current = read_pointer(opened.store)
-    if current is None:
-        raise ConfigurationError(
-            f"{opened.store.url}: no model is promoted yet",
-            remedy="choose another one: --model final, engraved or base",
-        )
-    return promoted_manifest(opened.store, current.pointer.model)
+    return current_model(opened.store)

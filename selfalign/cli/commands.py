@@ -16,6 +16,7 @@ logs        logs:logs_command           The log of a stage, here or on a cluster
 report      report:report_command       Write one HTML file of a run: verdict, scores, funnel.
 show        show:show_command           An artifact: counts, filters' losses, records.
 chat        chat:chat_command           Ask a model of the pipeline.
+export      export:export_command       Copy a model out of the store, verified.
 rollback    inspect:rollback_command    Point `current` back at an earlier promoted model.
 config      inspect:config_command      Show every value of the configuration and where it is from.
 seeds       inspect:seeds_group         Check the human-written lines; count them.

@@ -32,6 +32,7 @@ class ServedModel(StoredModel):
     Attributes:
         artifact, key: the model artifact that the weights are from.
         digest: the artifact's content digest, which names the directory.
+        form: the whole model, or an exported adapter.
         files: every other file of the directory, by its name in it.
     """
 
@@ -39,6 +40,7 @@ class ServedModel(StoredModel):
     artifact: StoredName
     key: StoredName
     digest: Sha256
+    form: Literal["merged", "adapter"] = "merged"
     files: list[FileEntry]
 
 

@@ -26,11 +26,13 @@ class Base(StoredModel):
         name: its hub id; None where it came from a directory.
         version: its commit, or the digest of its files.
         license: as its own model card states it; None where that says nothing.
+        dtype: precision of its weights, which the model keeps.
     """
 
     name: str | None
     version: str
     license: str | None
+    dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

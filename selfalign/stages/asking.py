@@ -7,12 +7,15 @@ it is asked by the one that the seeds give, and the next turn's label ends its a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from selfalign.engines.base import Engine, GenerationRequest, Quarantined, Sampling
+from selfalign.errors import DataError
 from selfalign.prompts import stop_strings
 from selfalign.seeds import Seeds
 from selfalign.serving.form import FORM_NAME, ChatForm
-from selfalign.serving.template import ChatTemplate, chat_template
+from selfalign.serving.template import ChatTemplate, Message, chat_template
 from selfalign.store.artifact import artifact_prefix, read_file
 from selfalign.store.base import Store
 from selfalign.store.manifest import Manifest
@@ -29,6 +32,24 @@ class Asking:
         """The prompt of one question. U+0000 goes to the engine, which sets the row aside."""
         plain = self.template.render([{"role": "user", "content": text.replace("\0", "")}])
         return plain if "\0" not in text else f"{plain}\0"
+
+    def answer(
+        self, engine: Engine, messages: Sequence[Message], sampling: Sampling, *, seed: int
+    ) -> str:
+        """The model's next message. Raises DataError for a conversation it cannot be asked."""
+        prompt = self.template.render(messages)
+        return put(engine, GenerationRequest("chat", prompt, sampling, seed))
+
+
+def put(engine: Engine, request: GenerationRequest) -> str:
+    """The answer to one request. Raises DataError where the engine sets it aside."""
+    (answer,) = engine.generate([request])
+    if isinstance(answer, Quarantined):
+        raise DataError(
+            f"the question cannot be put to the model: {answer.explanation}",
+            remedy="ask it in other words, or a shorter one",
+        )
+    return answer.text.strip()
 
 
 def asking(store: Store, manifest: Manifest | None, seeds: Seeds) -> Asking:

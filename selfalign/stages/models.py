@@ -10,16 +10,29 @@ from pathlib import Path
 from selfalign.config import EngineConfig, RunConfig
 from selfalign.engines.base import Engine
 from selfalign.engines.open import open_engine
+from selfalign.errors import ConfigurationError
 from selfalign.inputs import cache_directory, fetch, is_stored
 from selfalign.store.artifact import download_files
 from selfalign.store.base import Store
 from selfalign.store.manifest import Manifest
+from selfalign.store.pointer import promoted_manifest, read_pointer
 
 
 def merged_model(store: Store, manifest: Manifest) -> Path:
     """The merged model of an engraved or final model artifact, on local disk, verified."""
     directory = cache_directory() / "models" / manifest.digest[:32]
     return download_files(store, manifest, "merged", directory)
+
+
+def current_model(store: Store) -> Manifest:
+    """The manifest of the promoted model. Raises ConfigurationError where there is none yet."""
+    current = read_pointer(store)
+    if current is None:
+        raise ConfigurationError(
+            f"{store.url}: no model is promoted yet",
+            remedy="name another one: chat --model final, engraved or base; export KEY",
+        )
+    return promoted_manifest(store, current.pointer.model)
 
 
 def base_model_location(store: Store, config: RunConfig) -> tuple[str, str | None]:

@@ -6,6 +6,7 @@ anew, with the scores, into `models/<digest>/`.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from selfalign.config import RunConfig
@@ -23,13 +24,20 @@ _TOLD = ("base", "engraved", "final", "promoted")  # models whose scores the car
 _PACKAGES = ("accelerate", "bitsandbytes", "deepspeed", "peft", "torch")
 
 
-def base_model_facts(config: RunConfig, identity_version: str, location: str) -> Base:
-    """What is known of the base model, without a path of this machine."""
+def base_model_facts(config: RunConfig, version: str, location: str, merged: Path) -> Base:
+    """What is known of the base model, without a path of this machine.
+
+    Args:
+        version: its commit, or the digest of its files.
+        location: a directory, or a hub id.
+        merged: the model that was made of it.
+    """
     base = config.base_model
     return Base(
         name=base.path if base.revision is not None and not Path(base.path).is_dir() else None,
-        version=identity_version,
+        version=version,
         license=stated_license(Path(location)),
+        dtype=json.loads((merged / "config.json").read_text(encoding="utf-8")).get("dtype"),
     )
 
 

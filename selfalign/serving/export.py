@@ -1,0 +1,118 @@
+"""A model out of the store: into a directory, or into another bucket, verified and resumable.
+
+Every file's SHA-256 is that of the store's manifest. A file that is there already with that digest
+stays; `selfalign.json` is written last. A place that holds another model is refused.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from selfalign.errors import ConfigurationError
+from selfalign.serving.directory import MARKER, ServedModel, directory_of, read_served, served_files
+from selfalign.store.artifact import artifact_prefix, copy_files, download_file
+from selfalign.store.base import NotFound, Store
+from selfalign.store.documents import parse_document, read_document
+from selfalign.store.files import file_sha256, replacing
+from selfalign.store.manifest import FileEntry, Manifest
+from selfalign.store.open import open_store
+from selfalign.telemetry import Progress
+
+Form = Literal["merged", "adapter"]
+_ADAPTER = "files/adapter/"
+
+
+def export(store: Store, model: Manifest, form: Form, to: str) -> ServedModel:
+    """Copy a model artifact to `to`, a directory or s3://bucket/prefix.
+
+    The merged form of a promoted model comes with its scores. Returns what is there now.
+
+    Raises ConfigurationError where `to` holds another model or the model has no adapter, DataError
+    for an object that is missing or damaged.
+    """
+    prefix, exported = _source(store, model, form)
+    if to.startswith("s3://"):
+        _into_bucket(store, prefix, exported, open_store(to))
+    else:
+        _into_directory(store, prefix, exported, Path(to))
+    return exported
+
+
+def _source(store: Store, model: Manifest, form: Form) -> tuple[str, ServedModel]:
+    """Where the files are, and the document that names them; `key` of each is relative to it."""
+    if form == "merged" and (served := read_served(store, model.digest)) is not None:
+        return f"{directory_of(model.digest)}/", served
+    files = served_files(model)
+    if form == "adapter":
+        files = [
+            entry.model_copy(
+                update={"name": entry.name.removeprefix(_ADAPTER), "key": entry.location}
+            )
+            for entry in model.files
+            if entry.name.startswith(_ADAPTER)
+        ]
+    if not files:
+        raise ConfigurationError(
+            f"{model.artifact} {model.key}: has no {form} form; it was trained by "
+            f"{model.details.get('method')}",
+            remedy="export it with --form merged",
+        )
+    exported = ServedModel(
+        artifact=model.artifact, key=model.key, digest=model.digest, form=form, files=files
+    )
+    return artifact_prefix(model.artifact, model.key), exported
+
+
+def _into_directory(store: Store, prefix: str, exported: ServedModel, directory: Path) -> None:
+    marker = directory / MARKER
+    if marker.is_file():
+        _require_same(
+            parse_document(str(marker), marker.read_bytes(), ServedModel), exported, marker
+        )
+    progress = Progress("files", len(exported.files))
+    for entry in exported.files:
+        copy_files(store, prefix, [entry], "", directory)
+        progress.advance()
+    with replacing(marker) as file:
+        file.write(_standalone(exported).to_bytes())
+
+
+def _into_bucket(store: Store, prefix: str, exported: ServedModel, target: Store) -> None:
+    found = read_document(target, MARKER, ServedModel)
+    if found is not None:
+        _require_same(found, exported, f"{target.url}/{MARKER}")
+    progress = Progress("files", len(exported.files))
+    with tempfile.TemporaryDirectory() as scratch:
+        for entry in exported.files:
+            copy = Path(scratch) / "object"
+            if not _holds(target, entry, copy):
+                download_file(store, prefix, entry, copy)
+                target.upload(copy, entry.name)
+            copy.unlink(missing_ok=True)
+            progress.advance()
+    target.write(MARKER, _standalone(exported).to_bytes())
+
+
+def _holds(target: Store, entry: FileEntry, copy: Path) -> bool:
+    """Whether the target has this very file; it is read, since names say nothing of content."""
+    try:
+        target.download(entry.name, copy)
+    except NotFound:
+        return False
+    return file_sha256(copy) == entry.sha256
+
+
+def _standalone(exported: ServedModel) -> ServedModel:
+    files = [entry.model_copy(update={"key": None}) for entry in exported.files]
+    return exported.model_copy(update={"files": files})
+
+
+def _require_same(found: ServedModel, wanted: ServedModel, where: object) -> None:
+    if (found.digest, found.form) != (wanted.digest, wanted.form):
+        raise ConfigurationError(
+            f"{where}: holds the {found.form} form of {found.artifact} {found.key}, not the "
+            f"{wanted.form} form of {wanted.artifact} {wanted.key}",
+            remedy="choose an empty place, one for each model",
+        )
