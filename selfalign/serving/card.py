@@ -55,8 +55,8 @@ def model_card(origin: Origin, scores: Scores | None) -> bytes:
         f"```\nvllm serve <this directory> --dtype {origin.base.dtype or 'auto'}\n```",
         "Messages become the prompt it was trained on by `chat_template.jinja`: one user message, "
         "or user and assistant in turn, after an optional system message. The end-of-sequence "
-        "token ends an answer; no stop strings are needed. It was evaluated in this precision; vLLM's "
-        "own choice halves float32.",
+        "token ends an answer; no stop strings are needed. It was evaluated in this precision; "
+        "vLLM's own choice halves float32.",
         "## What it was made from",
         _table(("what", "which"), _sources(origin)),
         "## Scores",
