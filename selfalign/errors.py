@@ -11,6 +11,8 @@ SelfAlignError
 │       └── ClusterDenied         the API server refuses these credentials, or a policy the object
 └── TemporaryError           75   retry later, bounded
     ├── ArtifactBusy              another run is making the same artifact
+    ├── Condemned                 gc is about to delete what is asked for
+    ├── Collecting                another gc is at work on the store
     ├── LeftOver                  an object of an earlier run of the same name still exists
     ├── NotDeployed               a stage has no template on the cluster
     ├── StoreUnavailable     69   the store cannot be reached or keeps failing

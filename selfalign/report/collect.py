@@ -22,6 +22,7 @@ from selfalign.run.record import (
     run_ids,
     status_to_show,
 )
+from selfalign.run.storage import total_bytes, written_bytes
 from selfalign.stages.train import loss_curve
 from selfalign.store.artifact import read_file, read_file_as, read_manifest, read_records
 from selfalign.store.base import Store
@@ -63,6 +64,7 @@ class ReportData:
         standing: what became of the final model if it passed the gate, else empty.
         losses: stage -> loss curve.
         history: earlier runs and this one, oldest first.
+        bytes_written: of the artifacts that this run made.
     """
 
     run: RunRecord
@@ -77,6 +79,8 @@ class ReportData:
     losses: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     answers: list[Answers] = field(default_factory=list)
     history: list[RunStatus] = field(default_factory=list)
+    bytes_written: int = 0
+    bytes_in_store: int = 0
 
 
 def collect(store: Store, run_id: str) -> ReportData:
@@ -96,6 +100,7 @@ def collect(store: Store, run_id: str) -> ReportData:
             curve = read_file(store, manifests[artifact], "loss.jsonl")
             data.losses[manifests[artifact].stage] = loss_curve(curve)
     data.history = _history(store, run_id)
+    data.bytes_written, data.bytes_in_store = written_bytes(store, status), total_bytes(store)
     return data
 
 

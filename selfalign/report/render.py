@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jinja2
+from rich.filesize import decimal
 
 from selfalign import __version__
 from selfalign.errors import printable
@@ -164,6 +165,8 @@ def _context(data: ReportData, principles: dict[int, str]) -> dict[str, Any]:
         "budget": _budget(data.run.annotation_lines),
         "published": PUBLISHED_ANNOTATION,
         "seconds": sum(stage.seconds or 0 for stage in data.status.stages),
+        "written": decimal(data.bytes_written),
+        "stored": decimal(data.bytes_in_store),
         "name": lambda variant: variant_name(variant, principles),
         "share_bar": charts.share_bar,
         "interval": charts.interval,

@@ -1,7 +1,7 @@
 """One step of a run: observe, decide, save the status, start what is due. For every executor.
 
     attempts = executor.attempts(remembered)      what was tried, and how it stands
-    plan                                          what is published
+    plan                                          what is published; named in the status before use
     decide(plan, attempts)                        pure
     save(status)                                  before anything starts
     executor.start(planned, number)
@@ -61,6 +61,8 @@ class Driver:
     Attributes:
         plan: plans every stage as the store stands now.
         save: makes a status durable. What it raises ends the step before anything starts.
+        heed: called with artifacts that the saved status names, before they are looked at again or
+            made. Raises Condemned where gc is about to delete one.
         clock: the time; a fixed one in tests.
         observed: the attempts that the last step saw, also where it then failed to plan.
     """
@@ -71,6 +73,7 @@ class Driver:
     max_attempts: int = 3
     backoff: Backoff = Backoff()
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    heed: Callable[[list[Planned]], None] = lambda _named: None
     observed: list[Attempt] = field(default_factory=list, init=False)
 
     def step(self, status: RunStatus, *, suspended: bool = False) -> tuple[RunStatus, float | None]:
@@ -86,7 +89,7 @@ class Driver:
         """
         attempts = self.observed = self.executor.attempts(status.attempts)
         # After the attempts: one that was seen Complete has published before manifests are read.
-        plan = self.plan()
+        status, plan = self._named(status, self.plan(), attempts)
         actions = decide(plan, attempts, max_attempts=self.max_attempts)
         due, delays = ([], {}) if suspended else self._due(actions, attempts)
         known = {attempt.identity for attempt in attempts}
@@ -107,11 +110,34 @@ class Driver:
         self.save(after)
         if after.finished:
             return after, None
+        if due:
+            self.heed([start.planned for start in due])
         for start in due:
             self.executor.start(start.planned, start.number)
         waits = [(moment - self.clock()).total_seconds() for moment in delays.values()]
         active = due or any(a.condition == "Active" for a in attempts)
         return after, min([*waits, *([ACTIVE_SECONDS] if active else [])], default=None)
+
+    def _named(
+        self, status: RunStatus, plan: list[StagePlan], attempts: list[Attempt]
+    ) -> tuple[RunStatus, list[StagePlan]]:
+        """The plan, once a saved status names every published artifact of it: gc keeps what an
+        unfinished run names, and what it deleted before is seen by planning again."""
+        while True:
+            named = {(state.name, state.key) for state in status.stages}
+            reused = [
+                planned
+                for planned in plan
+                if isinstance(planned, Planned)
+                and planned.manifest is not None
+                and (planned.stage.name, planned.key) not in named
+            ]
+            if not reused:
+                return status, plan
+            status = next_status(status, plan, attempts, [], iso(self.clock()))
+            self.save(status)
+            self.heed(reused)
+            plan = self.plan()
 
     def _due(
         self, actions: Iterable[Action], attempts: list[Attempt]

@@ -6,8 +6,9 @@ manifests and the pointer, through two functions, so that it can be tested witho
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from selfalign.config import RunConfig
@@ -15,6 +16,7 @@ from selfalign.identity import Inputs, identity_key, stage_identity
 from selfalign.pipeline import STAGES, Stage
 from selfalign.store.artifact import read_manifest
 from selfalign.store.base import Store
+from selfalign.store.claims import artifact_unit, refuse_condemned
 from selfalign.store.manifest import Manifest, Parent
 from selfalign.store.pointer import Pointer, PromotedModel, read_pointer
 
@@ -54,6 +56,16 @@ class Planned:
     manifest: Manifest | None
     promoted: PromotedModel | None = None
 
+    @property
+    def unit(self) -> str:
+        """The prefix of the artifact in the store."""
+        return artifact_unit(self.stage.writes, self.key)
+
+    @property
+    def needs(self) -> list[str]:
+        """The prefixes of the artifact and of its parents."""
+        return [self.unit, *(artifact_unit(name, p.key) for name, p in self.parents.items())]
+
 
 StagePlan = Blocked | Planned
 
@@ -81,6 +93,15 @@ def plan_from_store(config: RunConfig, inputs: Inputs, store: Store) -> list[Sta
         lambda artifact, key: read_manifest(store, artifact, key),
         None if current is None else current.pointer,
     )
+
+
+def heed_gc(
+    store: Store,
+    named: Iterable[Planned],
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> None:
+    """Raise Condemned where gc is about to delete what these are or are made from."""
+    refuse_condemned(store, [unit for planned in named for unit in planned.needs], clock)
 
 
 def _plan_stage(

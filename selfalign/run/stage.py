@@ -10,12 +10,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 
 from selfalign.config import RunConfig
-from selfalign.errors import ConfigurationError, DataError
-from selfalign.identity import collect_inputs
+from selfalign.errors import ConfigurationError, DataError, SelfAlignError, TemporaryError
+from selfalign.identity import Inputs, collect_inputs
 from selfalign.inputs import localise
 from selfalign.pipeline import PRODUCER
 from selfalign.run.plan import Blocked, Planned, plan_from_store
@@ -23,6 +24,7 @@ from selfalign.seeds import load_seeds
 from selfalign.stages.contract import StageContext
 from selfalign.stages.preflight import check_shard
 from selfalign.store.base import Store
+from selfalign.store.claims import claim
 from selfalign.store.files import explain_os_error
 from selfalign.store.manifest import Manifest
 from selfalign.telemetry import bind, log
@@ -66,13 +68,7 @@ def run_stage(
     check_shard(name, shard, shards)
     bind(stage=name, shard=shard, run=run)
     config = localise(config, store)
-    planned = _planned(name, config, store)
-    if expect_key is not None and planned.key != expect_key:
-        raise ConfigurationError(
-            f"{name}: this process plans artifact {planned.key}, but {expect_key} was asked for",
-            remedy="the scheduler and this process differ in configuration, seeds, base model or "
-            "code version; deploy the same version of both",
-        )
+    planned = claimed(name, config, collect_inputs(config), store, expect_key)
     if planned.manifest is not None:
         log.info("artifact.reused", artifact=planned.stage.writes, key=planned.key)
         return planned.manifest
@@ -131,15 +127,44 @@ def _call(name: str, context: StageContext) -> Manifest | None:
         raise explain_os_error(error, name) from error
 
 
-def _planned(name: str, config: RunConfig, store: Store) -> Planned:
-    plan = plan_from_store(config, collect_inputs(config), store)
+def claimed(
+    name: str,
+    config: RunConfig,
+    inputs: Inputs,
+    store: Store,
+    expect_key: str | None,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> Planned:
+    """The plan of a stage, whose artifact and parents gc keeps from here on.
+
+    Parents have to be read after this (`StageContext.parent`), not before.
+    """
+    plan = plan_from_store(config, inputs, store)
     planned = next(found for found in plan if found.stage.name == name)
     if isinstance(planned, Blocked):
-        first = PRODUCER[planned.missing[0]].name
-        raise DataError(
-            f"{name} reads {', '.join(planned.missing)}, which {store.url} does not hold for this "
-            "configuration",
-            remedy=f"run `selfalign {first}` with the same configuration first, or let "
-            "`selfalign run` do all stages",
+        raise _blocked(name, planned, store, expect_key)
+    if expect_key is not None and planned.key != expect_key:
+        raise ConfigurationError(
+            f"{name}: this process plans artifact {planned.key}, but {expect_key} was asked for",
+            remedy="the scheduler and this process differ in configuration, seeds, base model or "
+            "code version; deploy the same version of both",
         )
+    if planned.manifest is None:
+        parents = {artifact: parent.key for artifact, parent in planned.parents.items()}
+        claim(store, planned.unit, parents, clock)
     return planned
+
+
+def _blocked(name: str, blocked: Blocked, store: Store, expect_key: str | None) -> SelfAlignError:
+    reads = f"{name} reads {', '.join(blocked.missing)}, which {store.url} does not hold"
+    if expect_key is not None:
+        return TemporaryError(
+            f"{reads} any more: deleted since {expect_key} was planned",
+            remedy="the next attempt plans anew and makes what is missing",
+        )
+    first = PRODUCER[blocked.missing[0]].name
+    return DataError(
+        f"{reads} for this configuration",
+        remedy=f"run `selfalign {first}` with the same configuration first, or let "
+        "`selfalign run` do all stages",
+    )

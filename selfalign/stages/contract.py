@@ -24,7 +24,7 @@ from selfalign.engines.base import (
     Quarantined,
     unreadable,
 )
-from selfalign.errors import DataError, printable
+from selfalign.errors import TemporaryError, printable
 from selfalign.pipeline import Stage
 from selfalign.records import Record, now, record_seed
 from selfalign.seeds import Seeds
@@ -93,9 +93,9 @@ class StageContext:
         parent = self.parents[artifact]
         manifest = read_manifest(self.store, artifact, parent.key)
         if manifest is None or manifest.digest != parent.digest:
-            raise DataError(
-                f"{self.store.url}: artifact {artifact} {parent.key} changed or vanished while "
-                f"{self.name} was starting",
+            raise TemporaryError(
+                f"{self.store.url}: artifact {artifact} {parent.key} changed or vanished since "
+                f"{self.name} was planned",
                 remedy="run the stage again; it will plan anew",
             )
         return manifest

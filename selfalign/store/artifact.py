@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import zstandard
 from pydantic import BaseModel
 
-from selfalign.errors import DataError
+from selfalign.errors import DataError, TemporaryError
 from selfalign.records import Json, Record
 from selfalign.store.base import NotFound, PreconditionFailed, Store
 from selfalign.store.documents import decode_json, parse_document, read_document, reason
@@ -147,8 +147,10 @@ class ArtifactWriter:
         """Publish the manifest, or return the one that another worker published first.
 
         Files that the published manifest does not name are removed: they come from workers that
-        lost or died.
+        lost or died. Raises TemporaryError where an object or a parent was deleted meanwhile.
         """
+        if not self.published:  # else what a worker that lost has uploaded may be swept already
+            self._require_all([part.file for shard in shards for part in shard.parts] + files)
         manifest = Manifest(
             artifact=self.artifact,
             stage=self.stage,
@@ -171,6 +173,19 @@ class ArtifactWriter:
             manifest = published
         self._sweep(manifest)
         return manifest
+
+    def _require_all(self, entries: list[FileEntry]) -> None:
+        """Raise TemporaryError unless what the manifest is going to name is there."""
+        named = {self.prefix + entry.location for entry in entries}
+        named -= set(self.store.list(self.prefix))
+        parents = (artifact_prefix(name, parent.key) for name, parent in self.parents.items())
+        manifests = (prefix + "manifest.json" for prefix in parents)
+        named |= {name for name in manifests if not self.store.exists(name)}
+        if named:
+            raise TemporaryError(
+                f"{self.store.url}/{min(named)}: was deleted while {self.stage} was at work",
+                remedy="the next attempt makes it anew; let selfalign gc alone delete objects",
+            )
 
     def _sweep(self, published: Manifest) -> None:
         named = {self.prefix + entry.location for entry in published.files}

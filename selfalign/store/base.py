@@ -8,12 +8,23 @@ are never used to infer completion.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
 from selfalign.errors import DataError
 
 MAX_READ_BYTES = 256 << 20  # what may be read into memory; `download` streams larger objects
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An object in a listing: its key, its size, and when it was written last (UTC)."""
+
+    key: str
+    bytes: int
+    modified: datetime
 
 
 class PreconditionFailed(Exception):
@@ -88,6 +99,10 @@ class Store(Protocol):
 
     def list(self, prefix: str) -> Iterator[str]:
         """Keys that start with `prefix`, in lexicographic order."""
+        ...
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """As `list`, with the size and age of each object."""
         ...
 
     def delete(self, key: str) -> None:

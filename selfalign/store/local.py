@@ -27,11 +27,12 @@ import shutil
 import stat
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
 from selfalign.errors import ConfigurationError, StoreUnavailable
-from selfalign.store.base import MAX_READ_BYTES, NotFound, PreconditionFailed, too_large
+from selfalign.store.base import MAX_READ_BYTES, Entry, NotFound, PreconditionFailed, too_large
 from selfalign.store.files import (
     COPY_BYTES,
     make_directory,
@@ -148,6 +149,13 @@ class LocalStore:
         check_prefix(prefix)
         folder, slash, _ = prefix.rpartition("/")
         return self._walk(folder + slash, prefix)
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """As `list`, with the size and age of each object; one that vanishes meanwhile is none."""
+        for key in self.list(prefix):
+            with os_errors(self._where(key), "look up"), contextlib.suppress(FileNotFoundError):
+                found = self._path(key).stat()
+                yield Entry(key, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
 
     def delete(self, key: str) -> None:
         """Remove the object and the folders it leaves empty; no error when it is absent."""

@@ -41,7 +41,7 @@ from urllib.parse import urlsplit
 from selfalign._version import __version__
 from selfalign.errors import ConfigurationError, StoreUnavailable
 from selfalign.store import s3_errors
-from selfalign.store.base import MAX_READ_BYTES, NotFound, PreconditionFailed, too_large
+from selfalign.store.base import MAX_READ_BYTES, Entry, NotFound, PreconditionFailed, too_large
 from selfalign.store.files import os_errors, replacing
 from selfalign.store.keys import MAX_PREFIX_LENGTH, check_key, check_prefix, is_key
 from selfalign.store.s3_options import S3Options, load_options
@@ -202,8 +202,12 @@ class S3Store:
 
     def list(self, prefix: str) -> Iterator[str]:
         """Keys that start with `prefix` (a string, not a folder), in lexicographic order."""
+        return (entry.key for entry in self.entries(prefix))
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """As `list`, with the size and age of each object."""
         check_prefix(prefix)
-        return self._list(prefix)
+        return self._entries(prefix)
 
     def delete(self, key: str) -> None:
         """Remove the object; no error when it is absent."""
@@ -233,7 +237,7 @@ class S3Store:
     def _where(self, key: str) -> str:
         return f"store {self._url}, key {key}"
 
-    def _list(self, prefix: str) -> Iterator[str]:
+    def _entries(self, prefix: str) -> Iterator[Entry]:
         pages = self._client.get_paginator("list_objects_v2").paginate(
             Bucket=self._bucket, Prefix=self._prefix + prefix
         )
@@ -242,7 +246,7 @@ class S3Store:
                 for entry in page.get("Contents", []):
                     # Others may put objects here that are no keys, as the console's "folders".
                     if is_key(key := entry["Key"][len(self._prefix) :]):
-                        yield key
+                        yield Entry(key, entry["Size"], entry["LastModified"])
         except self._failures as error:
             where = f"store {self._url}, prefix {prefix}"
             raise s3_errors.translate(error, where, "list") from error

@@ -131,6 +131,30 @@ def test_nightly_submission_is_bounded_and_never_overlaps_itself() -> None:
     assert of_kind(render_platform(nightly={"enabled": False}), "CronJob") == []
 
 
+def test_gc_is_off_and_where_it_is_on_it_reaches_the_store_alone() -> None:
+    assert "selfalign-gc" not in {m["metadata"]["name"] for m in render_platform()}
+    values = {"enabled": True, "keepNights": 30, "dryRun": True, "schedule": "@daily"}
+    manifests = render_platform(gc=values)
+    spec = only(manifests, "CronJob", "selfalign-gc")["spec"]
+    assert (spec["schedule"], spec["concurrencyPolicy"]) == ("@daily", "Forbid")
+    pod = job_of(manifests, "selfalign-gc")["template"]["spec"]
+    (container,) = pod["containers"]
+    options = ["--keep-nights=30", "--grace-hours=48", "--dry-run"]
+    assert [*container["command"], *container["args"]] == [
+        *("selfalign", "gc", "--config", "/etc/selfalign/config.yaml"),
+        *options,
+    ]
+    rules = job_of(manifests, "selfalign-gc")["podFailurePolicy"]["rules"]
+    assert rules[1]["onExitCodes"]["containerName"] == container["name"]
+    assert pod["serviceAccountName"] == "selfalign-gc"
+    assert pod["automountServiceAccountToken"] is False
+    assert only(manifests, "ServiceAccount", "selfalign-gc")
+    subjects = [b["subjects"] for b in of_kind(manifests, "RoleBinding")]
+    assert "selfalign-gc" not in str(subjects)
+    egress = only(manifests, "NetworkPolicy", "selfalign-gc")["spec"]["egress"]
+    assert [[port["port"] for port in rule["ports"]] for rule in egress] == [[53, 53], [443]]
+
+
 def test_configuration_and_policy_are_where_the_controller_looks() -> None:
     config = {"store": "s3://bucket/x", "base_model": {"path": "/models/b", "revision": "1"}}
     manifests = render_platform(config=config, runs={"queues": ["nights"], "maxShards": 8})

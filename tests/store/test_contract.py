@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,17 @@ def test_a_reader_sees_whole_objects_while_processes_write(store: Store, store_u
             seen.add(data)
         assert processes.results() == ["done", "done"]
     assert seen
+
+
+def test_entries_have_size_and_age(store: Store) -> None:
+    before = datetime.now(UTC) - timedelta(seconds=2)  # S3 tells whole seconds
+    for key in ("a/b", "a/c", "d"):
+        store.write(key, key.encode() * 3)
+    entries = list(store.entries("a/"))
+    assert [(entry.key, entry.bytes) for entry in entries] == [("a/b", 9), ("a/c", 9)]
+    assert all(before < entry.modified < datetime.now(UTC) for entry in entries)
+    with pytest.raises(ConfigurationError):
+        list(store.entries("../"))
 
 
 def test_a_file_of_20_mb_comes_back_unchanged(store: Store, tmp_path: Path) -> None:

@@ -90,3 +90,19 @@ imagePullSecrets:
   emptyDir:
     sizeLimit: 256Mi
 {{- end -}}
+
+{{- /* What reaches the store, as an egress rule. */ -}}
+{{- define "selfalign.storeEgress" -}}
+- ports:
+    {{- range .Values.networkPolicy.storePorts }}
+    - port: {{ . | int }}
+      protocol: TCP
+    {{- end }}
+  {{- with .Values.networkPolicy.storeCidrs }}
+  to:
+    {{- range . }}
+    - ipBlock:
+        cidr: {{ . }}
+    {{- end }}
+  {{- end }}
+{{- end -}}

@@ -107,6 +107,9 @@ class RunDisplay:
         what = "failed, will be tried again" if again else "failed"
         self._line(stage, f"attempt {attempt} {what}: {message}", style="red")
 
+    def waiting(self, message: str) -> None:
+        self._line("waiting", message)
+
     def _line(self, stage: str, text: str, style: str = "") -> None:
         self._console.print(
             f"[bold]{stage:<10}[/bold] {escape(text)}",

@@ -28,12 +28,14 @@ from selfalign.records import now
 from selfalign.run.drive import Backoff, Driver, failed
 from selfalign.run.executors.display import RunDisplay
 from selfalign.run.executors.workers import WorkerResult, run_workers, stage_command
-from selfalign.run.plan import Planned, StagePlan, plan_from_store
+from selfalign.run.plan import Planned, StagePlan, heed_gc, plan_from_store
 from selfalign.run.record import Attempt, Cause, RunStatus, write_status
 from selfalign.store.base import Store
+from selfalign.store.claims import Condemned
 from selfalign.store.files import explain_os_error
 
 _STATUS_INTERVAL_SECONDS = 5.0
+_CONDEMNED_SECONDS = 15.0  # between two looks while gc deletes what this run would have used
 _BACKOFF = Backoff(first_seconds=2.0, factor=2.0, limit_seconds=60.0)
 
 
@@ -149,10 +151,21 @@ class LocalRun:
             max_attempts=self.max_attempts,
         )
         driver = Driver(
-            executor, self._plan, self._save, self.max_attempts, self.backoff, self.clock
+            executor,
+            self._plan,
+            self._save,
+            self.max_attempts,
+            self.backoff,
+            self.clock,
+            lambda named: heed_gc(self.store, named),
         )
         while True:
-            status, wait_seconds = driver.step(self._status)
+            try:
+                status, wait_seconds = driver.step(self._status)
+            except Condemned as error:
+                self.display.waiting(error.message)
+                self.sleep(_CONDEMNED_SECONDS)
+                continue
             if status.finished:
                 return status
             if status.reason == "Waiting" and wait_seconds:

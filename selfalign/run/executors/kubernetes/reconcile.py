@@ -29,7 +29,7 @@ from selfalign.run.executors.kubernetes.cluster import (
     name_of,
 )
 from selfalign.run.executors.kubernetes.job import JobExecutor
-from selfalign.run.plan import StagePlan, plan_run
+from selfalign.run.plan import Planned, StagePlan, heed_gc, plan_run
 from selfalign.run.record import (
     Attempt,
     RunRecord,
@@ -119,6 +119,13 @@ class Reconciler:
         pointer = None if current is None else current.pointer
         inputs = configuration.declared_inputs(config, store)
         return plan_run(config, inputs, lambda a, key: self._manifest(store, a, key), pointer)
+
+    def heed(self, config: RunConfig, named: list[Planned]) -> None:
+        """Forget what is remembered of these artifacts; they are read again. Raises Condemned."""
+        store = self.store(config)
+        for planned in named:
+            self._manifests.pop((store.url, planned.stage.writes, planned.key), None)
+        heed_gc(store, named)
 
     def record(self, run: Resource, config: RunConfig, status: RunStatus) -> None:
         """Write the run's record in the store. A store that fails is logged."""
@@ -242,6 +249,7 @@ class _Step:
             save=self.save,
             max_attempts=spec.max_attempts,
             clock=self.by.clock,
+            heed=lambda named: self.by.heed(self.config, named) if self.config else None,
         )
         status, wait_seconds = self.driver.step(self.status, suspended=spec.suspend)
         return spec.ttl_seconds_after_finished if status.finished else wait_seconds
