@@ -143,7 +143,7 @@ class CurateConfig(StageModel):
         0.7, description="drop when ROUGE-L F exceeds this against any seed or kept prompt"
     )
     near_duplicate_threshold: Probability = Field(
-        0.8, description="drop when the estimated Jaccard similarity of shingles reaches this"
+        0.8, description="drop when the Jaccard similarity of shingles reaches this"
     )
     near_duplicate_shingle: PositiveInt = Field(5, description="words per shingle")
     decontamination_ngram: PositiveInt = Field(

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 HEAVY = ("torch", "transformers", "vllm", "peft", "scipy", "numpy", "pandas", "datasets", "boto3")
-CLIENTS = ("kubernetes", "prometheus_client", "urllib3", "jinja2", "datasketch")
+CLIENTS = ("kubernetes", "prometheus_client", "urllib3", "jinja2")
 LIGHT = ("pydantic", "yaml")
 
 

@@ -1,32 +1,28 @@
-"""Near duplicates by MinHash and locality-sensitive hashing, and exact ones by normal form.
+"""Near duplicates by the words they have in a row, and exact ones by normal form.
 
-Deduplication of training text by MinHash: Lee et al. 2022 (arXiv 2107.06499). Two texts are near
-duplicates when the estimated Jaccard similarity of their sets of word shingles reaches a
-threshold. Buckets only propose pairs; each is then judged by the estimate itself.
+Two texts are near duplicates when the Jaccard similarity of their sets of shingles (runs of
+words; Lee et al. 2022, arXiv 2107.06499) reaches a threshold. It is measured, not estimated: of two
+sets in ascending order, the longest common subsequence is what they share.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import hashlib
+from dataclasses import dataclass
 
-from datasketch import MinHash, MinHashLSH
+import numpy as np
 
-from selfalign.filters.words import folded, words_of
+from selfalign.filters.sequences import Array, Sequences
+from selfalign.filters.similarity import SimilarityIndex
+from selfalign.filters.words import folded
 
-NUM_PERMUTATIONS = 128  # standard error of an estimate: at most 0.044, sqrt(.25 / 128)
-MISSED = 0.01  # of the pairs right at the threshold, at most, for want of a common bucket
-_SEED = 1  # any constant: it decides the estimates, hence which prompts are kept
 # Punctuation of sentences, taken off words; what belongs to names and numbers stays: C#, C++,
 # 50%, -3, .5
 _OPENING = "\"'`´“”„‘’‚«»‹›([{¿¡"
 _CLOSING = "\"'`´“”„‘’‚«»‹›)]}.,;:!?…"
-
-
-class Match(NamedTuple):
-    """The most similar earlier text: estimated Jaccard similarity and id."""
-
-    similarity: float
-    id: str
+# Constants of MurmurHash3's finaliser, whose every input bit moves every output bit.
+_MURMUR = (np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53))
+_HALF = np.uint64(33)
 
 
 def normalise(text: str) -> str:
@@ -39,68 +35,61 @@ def normalise(text: str) -> str:
     return " ".join(word for word in words if word)
 
 
-def shingles(text: str, size: int) -> set[str]:
-    """Runs of `size` words; a text of fewer words is one shingle, one without words has none."""
-    words = words_of(text)
-    count = max(len(words) - size + 1, min(len(words), 1))
-    return {" ".join(words[start : start + size]) for start in range(count)}
+def exact_key(text: str) -> bytes:
+    """16 bytes that texts of one normal form share: what an exact duplicate is known by."""
+    return hashlib.blake2b(normalise(text).encode(errors="surrogatepass"), digest_size=16).digest()
 
 
-class NearDuplicateIndex:
-    """Texts seen so far, to be searched for a near duplicate. Memory grows with each text."""
+def shingles(texts: Sequences, size: int) -> Sequences:
+    """The set of shingles of each text, as 64-bit hashes in ascending order.
 
-    def __init__(self, threshold: float, shingle: int) -> None:
-        """`threshold`: in (0, 1], an estimate that reaches it is a match; `shingle`: words."""
-        self._threshold = threshold
-        self._shingle = shingle
-        self._empty = MinHash(num_perm=NUM_PERMUTATIONS, seed=_SEED)
-        self._buckets = MinHashLSH(num_perm=NUM_PERMUTATIONS, params=_bands(threshold))
-        self._hashes: list[MinHash] = []
-        self._ids: list[str] = []
+    A shingle is a run of `size` words; a text of fewer words is one shingle, one without words
+    has none.
 
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def add(self, text_id: str, text: str) -> None:
-        """Remember a text. A text without words matches nothing, now or later."""
-        hashes = self._hashes_of(text)
-        if hashes is not None:
-            self._buckets.insert(len(self._ids), hashes, check_duplication=False)
-            self._hashes.append(hashes)
-            self._ids.append(text_id)
-
-    def find(self, text: str) -> Match | None:
-        """The earlier text most similar by the estimate, if it reaches the threshold.
-
-        Of equally similar texts the first.
-        """
-        hashes = self._hashes_of(text)
-        if hashes is None:
-            return None
-        best: Match | None = None
-        for index in sorted(self._buckets.query(hashes)):
-            similarity = float(hashes.jaccard(self._hashes[index]))
-            if similarity >= self._threshold and (best is None or similarity > best.similarity):
-                best = Match(similarity, self._ids[index])
-        return best
-
-    def _hashes_of(self, text: str) -> MinHash | None:
-        found = shingles(text, self._shingle)
-        if not found:
-            return None
-        hashes = self._empty.copy()
-        hashes.update_batch(shingle.encode() for shingle in found)
-        return hashes
-
-
-def _bands(threshold: float) -> tuple[int, int]:
-    """Number of bands and rows per band: as many rows as leave no more than `MISSED` unseen.
-
-    A pair of similarity s shares no bucket with probability (1 - s^rows)^bands (Leskovec et al.,
-    "Mining of Massive Datasets", sec. 3.4). More rows propose fewer pairs; two bands at least.
+    Args:
+        texts: as numbers of words.
     """
-    for rows in range(NUM_PERMUTATIONS // 2, 1, -1):
-        bands = NUM_PERMUTATIONS // rows
-        if (1 - threshold**rows) ** bands <= MISSED:
-            return bands, rows
-    return NUM_PERMUTATIONS, 1
+    lengths = texts.lengths
+    counts = np.where(lengths > 0, np.maximum(lengths - size + 1, 1), 0)
+    runs = Sequences.of(np.zeros(counts.sum(), np.uint64), counts)
+    rows = runs.rows
+    starts = texts.bounds[rows] + np.arange(len(rows)) - runs.bounds[rows]
+    ends = np.minimum(starts + size, texts.bounds[rows + 1])
+    hashes = runs.elements
+    for place in range(min(size, int(lengths.max(initial=0)))):
+        inside = starts + place < ends
+        words = texts.elements[starts[inside] + place].astype(np.uint64)
+        hashes[inside] = _mixed(hashes[inside] + words + np.uint64(1))
+    hashes = hashes[np.lexsort((hashes, rows))]
+    distinct = np.ones(len(rows), bool)
+    distinct[1:] = (hashes[1:] != hashes[:-1]) | (rows[1:] != rows[:-1])
+    return Sequences.of(hashes[distinct], np.bincount(rows[distinct], minlength=len(texts)))
+
+
+def _mixed(hashes: Array) -> Array:
+    for factor in _MURMUR:
+        hashes = (hashes ^ (hashes >> _HALF)) * factor
+    mixed: Array = hashes ^ (hashes >> _HALF)
+    return mixed
+
+
+@dataclass(frozen=True, slots=True)
+class Jaccard:
+    """Alike: the share that two sets have in common of what either holds reaches the threshold."""
+
+    threshold: float
+
+    @property
+    def share(self) -> float:
+        """J = L / (m + n - L)."""
+        return self.threshold / (1 + self.threshold)
+
+    def holds(self, common: Array, one: Array, other: Array) -> Array:
+        """Whether J reaches the threshold."""
+        alike: Array = common / (one + other - common) >= self.threshold
+        return alike
+
+
+def near_duplicate_index(threshold: float) -> SimilarityIndex:
+    """An index of sets of shingles."""
+    return SimilarityIndex(Jaccard(threshold), np.uint64)

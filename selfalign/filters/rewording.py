@@ -8,12 +8,13 @@ A change of the content words themselves (a synonym, a translation) escapes it s
 
 from __future__ import annotations
 
-from collections import Counter
+import math
 
 from selfalign.filters.words import words_of
 
 # A set of one word ("love", "Yes") says too little about what is asked.
 MIN_CONTENT_WORDS = 2
+_ROUNDING = 1e-11  # more than the error of a product
 _FUNCTION_WORDS = frozenset(
     """
     a about after all also am an and any are as at be because been before being but by can could
@@ -47,7 +48,7 @@ class RewordingIndex:
 
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
-        self._references: list[tuple[str, int]] = []  # id, number of content words
+        self._references: list[tuple[str, frozenset[str]]] = []  # id, content words
         self._known: set[frozenset[str]] = set()
         self._holding: dict[str, list[int]] = {}  # content word -> references that hold it
 
@@ -61,7 +62,7 @@ class RewordingIndex:
             return
         self._known.add(words)
         index = len(self._references)
-        self._references.append((reference_id, len(words)))
+        self._references.append((reference_id, words))
         for word in words:
             self._holding.setdefault(word, []).append(index)
 
@@ -70,10 +71,15 @@ class RewordingIndex:
         words = content_words(text)
         if len(words) < MIN_CONTENT_WORDS:
             return None
-        shared = Counter(index for word in words for index in self._holding.get(word, ()))
-        found = [
-            index
-            for index, common in shared.items()
-            if common >= self._threshold * (len(words) + self._references[index][1] - common)
-        ]
+        # It shares `needed` of the n words at least, so that it holds one of any n - needed + 1.
+        needed = max(1, math.ceil(self._threshold * len(words) * (1 - _ROUNDING)))
+        rarest = sorted(words, key=lambda word: (len(self._holding.get(word, ())), word))
+        holding = {
+            i for word in rarest[: len(words) - needed + 1] for i in self._holding.get(word, ())
+        }
+        found = [index for index in holding if self._rewords(words, self._references[index][1])]
         return self._references[min(found)][0] if found else None
+
+    def _rewords(self, words: frozenset[str], reference: frozenset[str]) -> bool:
+        common = len(words & reference)
+        return common >= self._threshold * (len(words) + len(reference) - common)

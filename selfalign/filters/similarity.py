@@ -1,0 +1,276 @@
+"""Which of many sequences have so much in common, in order, that they are alike? Exact.
+
+Two sequences of m and n elements whose longest common subsequence (LCS) has L elements are alike
+where a `Criterion` on L, m and n says so. Three filters come before L is measured. None of them
+ever loses a pair that is alike, and each works on whole arrays:
+
+1. Prefixes. Two sequences that are alike have o elements in common, by m + n. Sort both by one
+   global order of elements, rare ones first. Of the o elements of the LCS, o - 1 come after its
+   first one, which is therefore among the first m - o + 1 elements of one sequence and the first
+   n - o + 1 of the other (prefix filtering: Chaudhuri et al. 2006, "A primitive operator for
+   similarity joins"). An inverted index holds these alone, and these alone are looked up in it.
+2. Parities. A bit for each of 256 classes of elements says whether a sequence holds an odd number
+   of that class. Sequences whose bits differ in d places differ in d elements or more, so that
+   L <= (m + n - d) / 2 (bitmap filtering: Sandes et al. 2020, "Bitmap filter: speeding up exact
+   set similarity joins with bitwise operations").
+3. rapidfuzz measures the LCS of what is left, in C++.
+
+The order is that of the elements' numbers, larger ones first. It decides how fast the index is,
+never what it finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+from rapidfuzz import process
+from rapidfuzz.distance import LCSseq
+
+from selfalign.filters.sequences import Array, Sequences, ranges
+
+_PAIRS_AT_ONCE = 1 << 20  # bounds the memory of a search, whatever is searched
+_MEASURED_AT_ONCE = 1 << 14
+_BITMAP_WORDS = 4  # of 64 bits
+_MIXER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: Knuth's multiplicative hash
+_LARGEST_CHARACTER = 0x10FFFF
+_ROUNDING = 1e-11  # more than the error of any score
+
+
+class Criterion(Protocol):
+    """When two sequences are alike."""
+
+    @property
+    def share(self) -> float:
+        """Sequences that are alike have this share of their m + n elements in common, or more.
+
+        From 0 to 0.5.
+        """
+        ...
+
+    def holds(self, common: Array, one: Array, other: Array) -> Array:
+        """Whether pairs are alike, by the lengths of the LCS and of both sequences (1 or more)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Postings:
+    """A part of the inverted index: which sequences hold an element in their prefix."""
+
+    elements: Array  # ascending (num_entries,)
+    holders: Array  # numbers of sequences (num_entries,)
+
+    @staticmethod
+    def of(elements: Array, holders: Array) -> _Postings:
+        order = np.argsort(elements, kind="stable")
+        return _Postings(elements[order], holders[order].astype(np.int32))
+
+    def plus(self, other: _Postings) -> _Postings:
+        return _Postings.of(
+            np.concatenate([self.elements, other.elements]),
+            np.concatenate([self.holders, other.holders]),
+        )
+
+    def holding(self, elements: Array, rows: Array) -> Iterator[tuple[Array, Array]]:
+        """(row, holder) wherever they share an element; in turns, so that memory is bounded."""
+        first = np.searchsorted(self.elements, elements, side="left")
+        counts = np.searchsorted(self.elements, elements, side="right") - first
+        held = counts > 0
+        first, counts, rows = first[held], counts[held], rows[held]
+        ends = np.cumsum(counts)
+        start = 0
+        while start < len(rows):
+            limit = ends[start] - counts[start] + _PAIRS_AT_ONCE
+            stop = max(start + 1, int(np.searchsorted(ends, limit, side="right")))
+            part = slice(start, stop)
+            found = self.holders[ranges(first[part], counts[part])]
+            yield np.repeat(rows[part], counts[part]), found
+            start = stop
+
+
+@dataclass(slots=True)
+class _Sketches:
+    """What the second filter looks at."""
+
+    lengths: Array  # (num_sequences,)
+    bitmaps: Array  # parities (num_sequences, 4)
+    folded: Array  # the four folded into one: parities of 64 coarser classes (num_sequences,)
+
+    @staticmethod
+    def of(sequences: Sequences) -> _Sketches:
+        classes = (sequences.elements.astype(np.uint64) * _MIXER) >> np.uint64(56)
+        bits = np.uint64(1) << (classes & np.uint64(63))
+        places = sequences.rows * _BITMAP_WORDS + (classes >> np.uint64(6)).astype(np.int64)
+        parities = np.zeros(len(sequences) * _BITMAP_WORDS, np.uint64)
+        np.bitwise_xor.at(parities, places, bits)
+        bitmaps = parities.reshape(-1, _BITMAP_WORDS)
+        folded = np.bitwise_xor.reduce(bitmaps, axis=1)
+        return _Sketches(sequences.lengths.astype(np.int32), bitmaps, folded)
+
+
+class _Growing:
+    """An array to which rows are appended; at most half as much memory again as they need."""
+
+    def __init__(self, rows: Array) -> None:
+        self._array = rows
+        self._size = len(rows)
+
+    def append(self, rows: Array) -> None:
+        end = self._size + len(rows)
+        if end > len(self._array):
+            array = np.empty((end + end // 2, *rows.shape[1:]), self._array.dtype)
+            array[: self._size] = self.rows
+            self._array = array
+        self._array[self._size : end] = rows
+        self._size = end
+
+    @property
+    def rows(self) -> Array:
+        return self._array[: self._size]
+
+
+class SimilarityIndex:
+    """Sequences seen so far, to be searched for one that is like another.
+
+    Args:
+        criterion: when two sequences are alike.
+        dtype: of elements.
+    """
+
+    def __init__(self, criterion: Criterion, dtype: type[np.unsignedinteger]) -> None:
+        self._criterion = criterion
+        self._elements = _Growing(np.zeros(0, dtype))
+        self._bounds = _Growing(np.zeros(1, np.int64))
+        empty = _Sketches.of(Sequences(self._elements.rows, self._bounds.rows))
+        self._lengths = _Growing(empty.lengths)
+        self._bitmaps = _Growing(empty.bitmaps)
+        self._folded = _Growing(empty.folded)
+        # Each at least twice as large as the next, so that an entry moves log(n) times at most.
+        self._postings: list[_Postings] = []
+        self._allowed = np.zeros(0, np.int32)  # by m + n: m + n - 2 o
+
+    def __len__(self) -> int:
+        return len(self._lengths.rows)
+
+    def add(self, sequences: Sequences) -> None:
+        """Remember sequences. An empty one is like no other, now or later."""
+        elements, rows = self._prefixes(sequences)
+        postings = _Postings.of(elements, rows + len(self))
+        while self._postings and len(self._postings[-1].elements) < 2 * len(elements):
+            postings = self._postings.pop().plus(postings)
+            elements = postings.elements
+        self._postings.append(postings)
+        self._bounds.append(sequences.bounds[1:] + len(self._elements.rows))
+        self._elements.append(sequences.elements)
+        sketches = _Sketches.of(sequences)
+        self._lengths.append(sketches.lengths)
+        self._bitmaps.append(sketches.bitmaps)
+        self._folded.append(sketches.folded)
+
+    def find(self, sequences: Sequences) -> Array:
+        """Whether each sequence is like one that was added (num_sequences,)."""
+        known = Sequences(self._elements.rows, self._bounds.rows)
+        theirs = _Sketches(self._lengths.rows, self._bitmaps.rows, self._folded.rows)
+        ours = _Sketches.of(sequences)
+        found = np.zeros(len(sequences), bool)
+        elements, rows = self._prefixes(sequences)
+        for postings in self._postings:
+            for one, other in postings.holding(elements, rows):
+                one, other = self._possible(ours, theirs, one, other)
+                open_ = ~found[one]
+                one, other = one[open_], other[open_]
+                found[one[self._alike(sequences, known, one, other)]] = True
+            open_ = ~found[rows]
+            elements, rows = elements[open_], rows[open_]
+        return found
+
+    def pairs(self, sequences: Sequences) -> tuple[Array, Array]:
+        """All pairs among the sequences that are alike: numbers of the later, and the earlier."""
+        sketches = _Sketches.of(sequences)
+        elements, rows = self._prefixes(sequences)
+        later, earlier = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for one, other in _Postings.of(elements, rows).holding(elements, rows):
+            ordered = other < one
+            one, other = self._possible(sketches, sketches, one[ordered], other[ordered])
+            alike = self._alike(sequences, sequences, one, other)
+            later.append(one[alike])
+            earlier.append(other[alike])
+        return np.concatenate(later), np.concatenate(earlier)
+
+    def _prefixes(self, sequences: Sequences) -> tuple[Array, Array]:
+        """Distinct elements of each sequence's prefix, and the number of the sequence."""
+        order = np.lexsort((~sequences.elements, sequences.rows))
+        elements, rows = sequences.elements[order], sequences.rows
+        lengths = sequences.lengths
+        # The shortest sequence that can be like one of m elements gives the longest prefix.
+        share = self._criterion.share
+        shortest = np.ceil(lengths * (share / (1 - share) * (1 - _ROUNDING)))
+        longest = lengths - self._least(lengths + shortest) + 1
+        chosen = np.arange(len(rows)) - sequences.bounds[rows] < longest[rows]
+        again = (elements[1:] == elements[:-1]) & (rows[1:] == rows[:-1])
+        chosen[1:] &= ~again
+        return elements[chosen], rows[chosen]
+
+    def _least(self, total: Array) -> Array:
+        """How many elements sequences of `total` elements must have in common to be alike."""
+        share = self._criterion.share * (1 - _ROUNDING)
+        return np.maximum(np.ceil(total * share), 1).astype(np.int64)
+
+    def _possible(
+        self, ours: _Sketches, theirs: _Sketches, one: Array, other: Array
+    ) -> tuple[Array, Array]:
+        """The pairs that parities do not rule out, each once, in order."""
+        total = ours.lengths[one] + theirs.lengths[other]
+        allowed = self._allowed_for(total)
+        near = np.bitwise_count(ours.folded[one] ^ theirs.folded[other]) <= allowed
+        one, other, allowed = one[near], other[near], allowed[near]
+        apart = np.bitwise_count(ours.bitmaps[one] ^ theirs.bitmaps[other])
+        near = apart.sum(axis=1, dtype=np.int32) <= allowed
+        pairs = np.unique((one[near].astype(np.int64) << 32) | other[near])
+        return pairs >> 32, pairs & 0xFFFFFFFF
+
+    def _allowed_for(self, total: Array) -> Array:
+        """How many elements in all may be in one of two sequences alone, by m + n."""
+        largest = int(total.max(initial=0))
+        if largest >= len(self._allowed):
+            totals = np.arange(2 * largest + 1)
+            self._allowed = (totals - 2 * self._least(totals)).astype(np.int32)
+        return self._allowed[total]
+
+    def _alike(self, ours: Sequences, theirs: Sequences, one: Array, other: Array) -> Array:
+        """Whether each pair is alike (num_pairs,)."""
+        alike = np.zeros(len(one), bool)
+        for start in range(0, len(one), _MEASURED_AT_ONCE):
+            part = slice(start, start + _MEASURED_AT_ONCE)
+            (first, of_first), (second, of_second) = (
+                np.unique(numbers, return_inverse=True) for numbers in (one[part], other[part])
+            )
+            mine, yours = ours.take(first), theirs.take(second)
+            left, right = _as_strings(mine, yours)
+            common = process.cpdist(
+                [left[number] for number in of_first.tolist()],
+                [right[number] for number in of_second.tolist()],
+                scorer=LCSseq.similarity,
+                dtype=np.int64,
+            )
+            alike[part] = self._criterion.holds(
+                common, mine.lengths[of_first], yours.lengths[of_second]
+            )
+        return alike
+
+
+def _as_strings(one: Sequences, other: Sequences) -> tuple[list[str], list[str]]:
+    """Sequences with a character for each distinct element: what rapidfuzz compares fastest."""
+    distinct, codes = np.unique(np.concatenate([one.elements, other.elements]), return_inverse=True)
+    assert len(distinct) <= _LARGEST_CHARACTER
+    text = codes.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
+    middle = len(one.elements)
+    return _split(text[:middle], one.bounds), _split(text[middle:], other.bounds)
+
+
+def _split(text: str, bounds: Array) -> list[str]:
+    places = bounds.tolist()
+    return [text[start:end] for start, end in pairwise(places)]
