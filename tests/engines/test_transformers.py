@@ -16,7 +16,7 @@ import torch
 from selfalign.config import EngineConfig
 from selfalign.engines.base import Completion, Engine, GenerationRequest, ScoreRequest
 from selfalign.engines.open import open_engine
-from selfalign.engines.transformers.decoding import Row, Sampler
+from selfalign.engines.transformers.decoding import LIKELIEST, Row, Sampler
 from selfalign.engines.transformers.engine import _translated
 from selfalign.engines.transformers.forward import BLOCK, Forward
 from selfalign.errors import ConfigurationError, EngineError, OutOfMemory
@@ -269,6 +269,25 @@ def test_nothing_outside_the_nucleus_is_drawn(ask: Ask) -> None:
         assert share == pytest.approx(inside.get(token, 0) / 0.85, abs=0.03)
         assert (share > 0) == (token in inside)
     assert sampled(probabilities.log().tolist(), ask, top_p=1e-6)[1] == 1
+
+
+def test_a_nucleus_wider_than_what_is_sorted_first_is_whole(ask: Ask) -> None:
+    probabilities = torch.arange(3000, 0, -1, dtype=torch.float64) / (3000 * 3001 / 2)
+    widths = {}
+    for top_p in (0.3, 0.8):
+        before = probabilities.cumsum(0) - probabilities
+        widths[top_p] = int((before < top_p).sum())
+    assert widths[0.3] < LIKELIEST < widths[0.8]
+    top_ps = [(0.3, 0.8)[seed % 2] for seed in range(600)]
+    rows = [
+        Row(ask(n, seed=n, top_p=top_p), [0], 1, stream=None)  # type: ignore[arg-type]
+        for n, top_p in enumerate(top_ps)
+    ]
+    sampler = Sampler(rows, 3000, torch.device("cpu"))
+    tokens = sampler.draw(probabilities.log().float().expand(600, -1)).tolist()
+    for top_p, width in widths.items():
+        drawn = [token for token, of_row in zip(tokens, top_ps, strict=True) if of_row == top_p]
+        assert 0.95 * width < max(drawn) < width
 
 
 def test_each_token_of_a_row_is_drawn_anew(ask: Ask) -> None:

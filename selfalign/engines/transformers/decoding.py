@@ -18,6 +18,7 @@ from selfalign.engines.base import Completion, GenerationRequest
 from selfalign.engines.tokens import TextStream
 from selfalign.engines.transformers.forward import Forward
 
+LIKELIEST = 1024  # tokens that mostly hold the nucleus
 EVERYTHING = 2.0  # as a nucleus mass: more than all, so that rounding drops no token
 
 
@@ -92,15 +93,39 @@ class Sampler:
         temperature = self._temperature.where(self._temperature > 0, 1.0)
         probabilities = (logits / temperature).softmax(-1)
         if bool((self._top_p < EVERYTHING).any()):
-            ordered = probabilities.sort(-1, descending=True).values
-            before = ordered.cumsum(-1) - ordered  # mass of the likelier tokens
-            least = ordered.masked_fill(before >= self._top_p, EVERYTHING).amin(-1, keepdim=True)
             # Tokens exactly as likely as the last one in are in too: their order is arbitrary.
+            least = _least_likely(probabilities, self._top_p)
             probabilities = probabilities.masked_fill(probabilities < least, 0)
         cumulative = probabilities.double().cumsum(-1)
         point = self._uniform[:, self._step, None] * cumulative[:, -1:]
         chosen = torch.searchsorted(cumulative, point, right=True)[:, 0]
         return chosen.clamp(max=logits.shape[-1] - 1)
+
+
+def _least_likely(probabilities: Tensor, top_p: Tensor) -> Tensor:
+    """The lowest probability in each row's nucleus (rows, 1).
+
+    Sorting the whole vocabulary takes longer than a small model's step: first the likeliest alone.
+    """
+    vocabulary = probabilities.shape[-1]
+    ordered = probabilities.topk(min(LIKELIEST, vocabulary)).values
+    covered = (top_p >= EVERYTHING) | (ordered.cumsum(-1)[:, -1:] >= top_p)
+    if ordered.shape[-1] < vocabulary and not bool(covered.all()):
+        whole = ~covered[:, 0]
+        least = probabilities.new_empty(len(probabilities), 1)
+        least[~whole] = _lowest_within(ordered[~whole], top_p[~whole])
+        least[whole] = _lowest_within(
+            probabilities[whole].sort(-1, descending=True).values, top_p[whole]
+        )
+    else:
+        least = _lowest_within(ordered, top_p)
+    return least.where(top_p < EVERYTHING, 0)
+
+
+def _lowest_within(ordered: Tensor, top_p: Tensor) -> Tensor:
+    """The lowest of probabilities in descending order before which less than `top_p` stands."""
+    before = ordered.cumsum(-1) - ordered  # mass of the likelier tokens
+    return ordered.masked_fill(before >= top_p, EVERYTHING).amin(-1, keepdim=True)
 
 
 def decode(
