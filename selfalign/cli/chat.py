@@ -17,6 +17,8 @@ from selfalign.inputs import localise
 from selfalign.prompts import render_align, render_verbose, stop_strings
 from selfalign.records import record_seed
 from selfalign.seeds import load_seeds
+from selfalign.serving.directory import read_served
+from selfalign.serving.signing import VERIFY_KEY, key_file, verify
 from selfalign.serving.template import Message
 from selfalign.stages.asking import asking, put
 from selfalign.stages.models import artifact_engine, base_engine, current_model
@@ -120,4 +122,7 @@ def _manifest(opened: Opened, model: str) -> Manifest | None:
         return None
     if model != "current":
         return find_artifact(opened, f"{model}_model", None)
-    return current_model(opened.store)
+    manifest = current_model(opened.store)
+    if (key := key_file(VERIFY_KEY)) is not None:
+        verify(opened.store, read_served(opened.store, manifest.digest), key)
+    return manifest

@@ -10,6 +10,7 @@ import click
 from selfalign.cli.options import json_option, open_from, print_json, store_options
 from selfalign.cli.show import find_artifact
 from selfalign.serving.export import export
+from selfalign.serving.signing import VERIFY_KEY
 from selfalign.stages.models import current_model
 
 
@@ -36,6 +37,14 @@ from selfalign.stages.models import current_model
     show_default=True,
     help="What KEY is a key of.",
 )
+@click.option(
+    "--verify",
+    "public_key",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    envvar=VERIFY_KEY,
+    show_envvar=True,
+    help="A PEM public key: copy nothing that its key did not sign.",
+)
 @store_options
 @json_option
 def export_command(
@@ -43,6 +52,7 @@ def export_command(
     target: str,
     form: Literal["merged", "adapter"],
     artifact: str,
+    public_key: Path | None,
     config_path: Path,
     overrides: tuple[str, ...],
     store_url: str | None,
@@ -54,7 +64,7 @@ def export_command(
     """
     opened = open_from(config_path, overrides, store_url)
     model = current_model(opened.store) if key is None else find_artifact(opened, artifact, key)
-    done = export(opened.store, model, form, target)
+    done = export(opened.store, model, form, target, public_key=public_key)
     size = sum(entry.bytes for entry in done.files)
     if as_json:
         print_json({"to": target, "bytes": size, **done.model_dump(mode="json")})

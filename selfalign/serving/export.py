@@ -12,6 +12,7 @@ from typing import Literal
 
 from selfalign.errors import ConfigurationError
 from selfalign.serving.directory import MARKER, ServedModel, directory_of, read_served, served_files
+from selfalign.serving.signing import SIGNATURE, read_signature, verify
 from selfalign.store.artifact import artifact_prefix, copy_files, download_file
 from selfalign.store.base import NotFound, Store
 from selfalign.store.documents import parse_document, read_document
@@ -24,25 +25,37 @@ Form = Literal["merged", "adapter"]
 _ADAPTER = "files/adapter/"
 
 
-def export(store: Store, model: Manifest, form: Form, to: str) -> ServedModel:
+def export(
+    store: Store, model: Manifest, form: Form, to: str, *, public_key: Path | None = None
+) -> ServedModel:
     """Copy a model artifact to `to`, a directory or s3://bucket/prefix.
 
-    The merged form of a promoted model comes with its scores. Returns what is there now.
+    The merged form of a promoted model comes with its scores, and its signature where it has one.
+    Returns what is there now.
+
+    Args:
+        public_key: where given, nothing is copied of a model that this key did not sign.
 
     Raises ConfigurationError where `to` holds another model or the model has no adapter, DataError
     for an object that is missing or damaged.
     """
-    prefix, exported = _source(store, model, form)
+    served = read_served(store, model.digest) if form == "merged" else None
+    if public_key is not None:
+        verify(store, served, public_key)
+    prefix, exported = _source(store, model, form, served)
+    signature = None if served is None else read_signature(store, served)
     if to.startswith("s3://"):
-        _into_bucket(store, prefix, exported, open_store(to))
+        _into_bucket(store, prefix, exported, open_store(to), signature)
     else:
-        _into_directory(store, prefix, exported, Path(to))
+        _into_directory(store, prefix, exported, Path(to), signature)
     return exported
 
 
-def _source(store: Store, model: Manifest, form: Form) -> tuple[str, ServedModel]:
+def _source(
+    store: Store, model: Manifest, form: Form, served: ServedModel | None
+) -> tuple[str, ServedModel]:
     """Where the files are, and the document that names them; `key` of each is relative to it."""
-    if form == "merged" and (served := read_served(store, model.digest)) is not None:
+    if served is not None:
         return f"{directory_of(model.digest)}/", served
     files = served_files(model)
     if form == "adapter":
@@ -65,7 +78,9 @@ def _source(store: Store, model: Manifest, form: Form) -> tuple[str, ServedModel
     return artifact_prefix(model.artifact, model.key), exported
 
 
-def _into_directory(store: Store, prefix: str, exported: ServedModel, directory: Path) -> None:
+def _into_directory(
+    store: Store, prefix: str, exported: ServedModel, directory: Path, signature: bytes | None
+) -> None:
     marker = directory / MARKER
     if marker.is_file():
         _require_same(
@@ -75,11 +90,16 @@ def _into_directory(store: Store, prefix: str, exported: ServedModel, directory:
     for entry in exported.files:
         copy_files(store, prefix, [entry], "", directory)
         progress.advance()
+    if signature is not None:
+        with replacing(directory / SIGNATURE) as file:
+            file.write(signature)
     with replacing(marker) as file:
         file.write(_standalone(exported).to_bytes())
 
 
-def _into_bucket(store: Store, prefix: str, exported: ServedModel, target: Store) -> None:
+def _into_bucket(
+    store: Store, prefix: str, exported: ServedModel, target: Store, signature: bytes | None
+) -> None:
     found = read_document(target, MARKER, ServedModel)
     if found is not None:
         _require_same(found, exported, f"{target.url}/{MARKER}")
@@ -92,6 +112,8 @@ def _into_bucket(store: Store, prefix: str, exported: ServedModel, target: Store
                 target.upload(copy, entry.name)
             copy.unlink(missing_ok=True)
             progress.advance()
+    if signature is not None:
+        target.write(SIGNATURE, signature)
     target.write(MARKER, _standalone(exported).to_bytes())
 
 

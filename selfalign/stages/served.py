@@ -16,6 +16,7 @@ from selfalign.serving.card import CARD_NAME, Score, Scores, model_card
 from selfalign.serving.defaults import GENERATION_CONFIG, with_sampling
 from selfalign.serving.directory import directory_of, is_servable, materialise, served_files
 from selfalign.serving.origin import Base, origin, stated_license
+from selfalign.serving.signing import SIGNING_KEY, key_file, sign
 from selfalign.stages.contract import StageContext
 from selfalign.store.artifact import read_file
 from selfalign.store.manifest import Manifest
@@ -70,7 +71,9 @@ def serve(
     if "version" in engine:
         packages["transformers"] = engine["version"]
     written[BOM_NAME] = bill_of_materials(found, scores, files=copied, packages=packages)
-    materialise(context.store, final, written)
+    served = materialise(context.store, final, written)
+    if (key := key_file(SIGNING_KEY)) is not None:
+        sign(context.store, served, key)
     return directory_of(final.digest)
 
 

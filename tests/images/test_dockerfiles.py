@@ -73,13 +73,13 @@ def test_the_stage_is_process_one_and_its_image_adds_nothing_but_the_code(image:
     sources = [argument.split()[:-1] for argument in _arguments(image, "COPY")]
     assert sources[-2:] == [["pyproject.toml", "README.md", "LICENSE"], ["selfalign"]]
     assert "--no-deps" in _arguments(image, "RUN")[-1]
-    assert len(_arguments(image, "RUN")) == 1 or image == "controller"
+    assert len(_arguments(image, "RUN")) == 1 or image in ("controller", "promote")
 
 
 def test_light_images_install_no_heavy_stack() -> None:
     for name in ("base-cpu", "controller", "curate", "promote"):
         extras = re.findall(r"requirements\.py ([a-z0-9 ]+)", " ".join(_arguments(name, "RUN")))
-        assert set(" ".join(extras).split()) <= {"s3", "cluster"}
+        assert set(" ".join(extras).split()) <= {"s3", "cluster", "signing"}
 
 
 def test_only_what_images_copy_is_sent_to_the_builder() -> None:
