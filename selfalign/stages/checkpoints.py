@@ -29,6 +29,8 @@ class SavedCheckpoint(StoredModel):
 class SavedCheckpoints(StoredModel):
     """The whole checkpoints, the one that was saved last first."""
 
+    signed = True
+
     saved: list[SavedCheckpoint]
 
 
@@ -59,7 +61,7 @@ class StoreCheckpoints:
         saved = [SavedCheckpoint(step=step, files=files), *self._saved()]
         kept, dropped = saved[:KEPT_CHECKPOINTS], saved[KEPT_CHECKPOINTS:]
         # The index first: it must not name a checkpoint that is half removed.
-        self._store.write(self._index, SavedCheckpoints(saved=kept).to_bytes())
+        self._store.write(self._index, SavedCheckpoints(saved=kept).to_bytes(self._index))
         log.info("checkpoint.saved", step=step, files=len(files))
         named = {self._prefix + entry.location for checkpoint in kept for entry in checkpoint.files}
         for checkpoint in dropped:

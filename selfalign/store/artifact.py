@@ -165,7 +165,7 @@ class ArtifactWriter:
             digest=content_digest(shards, files),
         )
         try:
-            self.store.write(self._manifest, manifest.to_bytes(), if_absent=True)
+            self.store.write(self._manifest, manifest.to_bytes(self._manifest), if_absent=True)
         except PreconditionFailed:
             published = read_manifest(self.store, self.artifact, self.key)
             if published is None:
@@ -279,7 +279,7 @@ class ShardWriter:
         self._store.write(self._artifact.prefix + relative, data)
         mark = f"{self._parts}{name}.json"
         try:
-            self._store.write(mark, part.to_bytes(), if_absent=True)
+            self._store.write(mark, part.to_bytes(mark), if_absent=True)
         except PreconditionFailed:
             winner = read_document(self._store, mark, Part)
             if winner is None:
@@ -308,7 +308,7 @@ class ShardWriter:
         )
         # Another worker may have finished the same shard with the same parts.
         with contextlib.suppress(PreconditionFailed):
-            self._store.write(self._mark, shard.to_bytes(), if_absent=True)
+            self._store.write(self._mark, shard.to_bytes(self._mark), if_absent=True)
 
 
 def read_manifest(store: Store, artifact: str, key: str) -> Manifest | None:

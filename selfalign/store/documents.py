@@ -8,7 +8,7 @@ of 0.2.0 and before have none and are read without.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -16,10 +16,12 @@ from selfalign.errors import DataError
 from selfalign.records import digest
 from selfalign.store.base import NotFound, Store
 from selfalign.store.keys import is_key
+from selfalign.store.signatures import SIGNATURE, require_signature, sign
 
 MAX_DOCUMENT_BYTES = 64 << 20  # a manifest of 10,000 parts with their dropped samples has 50 MiB
 MAX_DEPTH = 100  # lists and objects inside each other
 _CHECKSUM = "checksum"
+_SEALS = (_CHECKSUM, SIGNATURE)
 
 _AnyModel = TypeVar("_AnyModel", bound=BaseModel)
 
@@ -38,11 +40,18 @@ class StoredModel(BaseModel):
     """Base of everything kept as JSON in the store."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    signed: ClassVar[bool] = False  # whether stages sign it, where they have a key
 
-    def to_bytes(self) -> bytes:
-        """The JSON text that is stored, for people too, with its checksum."""
+    def to_bytes(self, key: str = "") -> bytes:
+        """The JSON text that is stored, for people too, with its checksum and signature.
+
+        Args:
+            key: where it is stored; a signature holds for that place alone.
+        """
         value = json.loads(self.model_dump_json())
-        sealed = {**value, _CHECKSUM: digest(value)}
+        sealed = {**value, _CHECKSUM: (checksum := digest(value))}
+        if self.signed and (signature := sign(key, checksum)) is not None:
+            sealed[SIGNATURE] = signature
         return (json.dumps(sealed, indent=2, ensure_ascii=False) + "\n").encode()
 
     @model_validator(mode="before")
@@ -51,7 +60,7 @@ class StoredModel(BaseModel):
         # of the text that is there, so that fields which other versions add change nothing
         if not isinstance(value, dict) or _CHECKSUM not in value:
             return value
-        content = {name: each for name, each in value.items() if name != _CHECKSUM}
+        content = {name: each for name, each in value.items() if name not in _SEALS}
         if value[_CHECKSUM] != (found := digest(content)):
             raise ValueError(
                 f"its checksum {str(value[_CHECKSUM])[:12]} does not match its content "
@@ -79,13 +88,20 @@ def _check_depth(value: Any, left: int) -> None:
 
 
 def parse_document(
-    where: str, data: bytes, model: type[_AnyModel], *, remedy: str | None = None
+    where: str, data: bytes, model: type[_AnyModel], *, remedy: str | None = None, key: str = ""
 ) -> _AnyModel:
-    """The document that `data` holds. Raises DataError, which names `where`, when it holds none."""
+    """The document that `data` holds. Raises DataError, which names `where`, when it holds none.
+
+    Args:
+        key: where in the store it is, for one that is signed.
+    """
     try:
         if len(data) > MAX_DOCUMENT_BYTES:
             raise ValueError(f"expected at most {MAX_DOCUMENT_BYTES} bytes")
-        return model.model_validate(decode_json(data))
+        value = decode_json(data)
+        if issubclass(model, StoredModel) and model.signed:
+            require_signature(key, value)
+        return model.model_validate(value)
     except ValueError as error:
         raise DataError(
             f"{where}: not a valid {model.__name__} ({len(data)} bytes): {reason(error)}",
@@ -100,7 +116,7 @@ def read_document(store: Store, key: str, model: type[_AnyModel]) -> _AnyModel |
         data = store.read(key)
     except NotFound:
         return None
-    return parse_document(f"{store.url}/{key}", data, model)
+    return parse_document(f"{store.url}/{key}", data, model, key=key)
 
 
 def reason(error: Exception) -> str:

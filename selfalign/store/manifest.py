@@ -76,6 +76,8 @@ class Part(StoredModel):
     `content` is the `content_sum` of its records; None in parts of 0.2.0 and before.
     """
 
+    signed = True
+
     name: StoredName
     file: FileEntry
     counts: Counts
@@ -96,6 +98,8 @@ class Provenance(StoredModel):
 class Shard(StoredModel):
     """A finished shard."""
 
+    signed = True
+
     index: int
     num_shards: int
     parts: list[Part]
@@ -111,6 +115,8 @@ class Parent(StoredModel):
 
 class Manifest(StoredModel):
     """The proof that an artifact is complete. `digest` is that of its content alone."""
+
+    signed = True
 
     schema_version: int = SCHEMA_VERSION
     artifact: str

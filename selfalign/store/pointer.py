@@ -44,6 +44,8 @@ class Pointer(StoredModel):
         rolled_back: models that a rollback left, newest first; only `rollback --to` names them.
     """
 
+    signed = True
+
     model: PromotedModel
     previous: PromotedModel | None
     promotion: str | None
@@ -71,6 +73,7 @@ def read_pointer(store: Store) -> VersionedPointer | None:
         f"{store.url}/{POINTER_KEY}",
         data,
         Pointer,
+        key=POINTER_KEY,
         remedy="restore an earlier version of the object; `selfalign promote` wrote the last good "
         "one",
     )
@@ -112,6 +115,6 @@ def standing(digest: str, current: VersionedPointer | None) -> str:
 def move_pointer(store: Store, pointer: Pointer, expected: VersionedPointer | None) -> None:
     """Move the pointer if it still is `expected`; raises PreconditionFailed when it is not."""
     if expected is None:
-        store.write(POINTER_KEY, pointer.to_bytes(), if_absent=True)
+        store.write(POINTER_KEY, pointer.to_bytes(POINTER_KEY), if_absent=True)
     else:
-        store.write(POINTER_KEY, pointer.to_bytes(), if_version=expected.version)
+        store.write(POINTER_KEY, pointer.to_bytes(POINTER_KEY), if_version=expected.version)
