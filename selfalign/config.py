@@ -252,11 +252,13 @@ class EvaluateConfig(StageModel):
     max_quarantined: float = _max_quarantined
     heldout: Path | None = Field(
         Path("default"),
-        description="JSON lines: prompts with what to expect; default: the set that comes with "
-        "selfalign; null: none",
+        description="prompts with what to expect: JSON lines, XSTest, StrongREJECT or IFEval, or "
+        "a directory of them; default: the set that comes with selfalign; null: none",
     )
-    hhh: Path | None = Field(None, description="HHH: JSON lines, or BIG-bench task.json")
-    truthfulqa: Path | None = Field(None, description="TruthfulQA: JSON lines, or mc_task.json")
+    hhh: Path | None = Field(None, description="HHH: BIG-bench's or the Hub's, or JSON lines")
+    truthfulqa: Path | None = Field(
+        None, description="TruthfulQA: mc_task.json, the CSV or the Hub's, or JSON lines"
+    )
     hhh_template: Path | None = Field(None, description="null: the built-in template")
     truthfulqa_template: Path | None = Field(None, description="null: the built-in template")
     sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_new_tokens=512)

@@ -17,13 +17,15 @@ from pathlib import Path
 from selfalign.config import RunConfig
 from selfalign.errors import ConfigurationError, DataError
 from selfalign.identity import DATA_FIELDS, is_default, names_sha256, visible_files
+from selfalign.records import digest
 from selfalign.seeds import SEED_FILES
 from selfalign.store.artifact import copy_files
-from selfalign.store.base import PreconditionFailed, Store
+from selfalign.store.base import NotFound, PreconditionFailed, Store
 from selfalign.store.documents import StoredModel, StoredName, read_document
 from selfalign.store.files import file_sha256
 from selfalign.store.keys import check_key
 from selfalign.store.manifest import FileEntry
+from selfalign.store.open import open_store
 
 SCHEME = "store:"
 
@@ -128,6 +130,29 @@ def is_stored(path: str | Path) -> bool:
     return str(path).startswith(SCHEME)
 
 
+def is_remote(path: Path) -> bool:
+    """Whether a configuration's path is an `s3://` URL; a Path holds it with one slash."""
+    return str(path).startswith("s3:/")
+
+
+def fetch_url(path: Path) -> Path:
+    """A local copy of one file of a bucket, read anew each time since it may have changed.
+
+    Raises ConfigurationError where there is no such file.
+    """
+    parent, _, name = str(path).removeprefix("s3:").strip("/").rpartition("/")
+    url = f"s3://{parent}"
+    target = cache_directory() / "downloads" / digest(f"{url}/{name}")[:32] / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        open_store(url).download(name, target)
+    except NotFound as error:
+        raise ConfigurationError(
+            f"{url}/{name}: no such object", remedy="give the URL of one file, not of a folder"
+        ) from error
+    return target
+
+
 def revision_of(name: str) -> str:
     """The identity of a stored base model: the same as that of the directory it came from."""
     return f"sha256:{name.rstrip('/').rpartition('/')[2]}"
@@ -143,7 +168,8 @@ def push_inputs(config: RunConfig, store: Store) -> RunConfig:
     for field in DATA_FIELDS:
         path = getattr(evaluate, field)
         if path is not None and not is_stored(path) and not is_default(field, path):
-            updates[field] = Path(push(store, field, path))
+            local = fetch_url(path) if is_remote(path) else path
+            updates[field] = Path(push(store, field, local))
     if not is_stored(base.path) and base.revision is None:
         base = base.model_copy(update={"path": push(store, "base_model", Path(base.path))})
     return config.model_copy(
@@ -160,9 +186,9 @@ def localise(config: RunConfig, store: Store) -> RunConfig:
     if is_stored(seeds.directory):
         seeds = seeds.model_copy(update={"directory": fetch(store, str(seeds.directory))})
     updates = {
-        field: fetch(store, str(path))
+        field: fetch(store, str(path)) if is_stored(path) else fetch_url(path)
         for field in DATA_FIELDS
-        if (path := getattr(evaluate, field)) is not None and is_stored(path)
+        if (path := getattr(evaluate, field)) is not None and (is_stored(path) or is_remote(path))
     }
     if is_stored(base.path) and base.revision is None:
         base = base.model_copy(update={"revision": revision_of(base.path)})

@@ -261,8 +261,8 @@ def _absolute(directory: Path, path: str, name: str) -> Path:
 
 
 def _is_local(value: Any) -> bool:
-    # store:inputs/... names an object of the store (selfalign.inputs), not a file
-    return isinstance(value, str) and not value.startswith("store:")
+    # store:inputs/... names an object of the store (selfalign.inputs), s3://... one of a bucket
+    return isinstance(value, str) and not value.startswith(("store:", "s3://"))
 
 
 def _explain(problem: Any, where: str) -> str:

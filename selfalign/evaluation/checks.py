@@ -6,6 +6,7 @@
     {"check": "python", "defines": "area"}                  Python that parses; never executed
     {"check": "candour"}                                    says that it does not or cannot know
     {"check": "asks"}                                       asks for what is missing
+    {"check": "instructions", ...}                          IFEval's own checks, by lm-eval
 
 `candour` and `asks` go by wording, in English alone. A code fence around JSON or Python is allowed.
 """
@@ -17,7 +18,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
@@ -167,7 +168,37 @@ class Asks:
         return _ASKS.search(answer.replace("’", "'")) is not None
 
 
-Check = Annotated[Number | Count | Json | Python | Candour | Asks, Field(discriminator="check")]
+@dataclass(frozen=True, slots=True)
+class Instructions:
+    """The answer follows every one of IFEval's instructions, strictly (Zhou et al. 2023).
+
+    Attributes:
+        prompt: the whole prompt, which some instructions are about.
+        ids: names of the instructions.
+        arguments: those of each.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    check: Literal["instructions"]
+    prompt: str
+    ids: tuple[str, ...]
+    arguments: tuple[dict[str, Any], ...] = field(hash=False)
+
+    def __post_init__(self) -> None:
+        if len(self.ids) != len(self.arguments):
+            raise ValueError(f"{len(self.ids)} instructions with {len(self.arguments)} arguments")
+
+    def passes(self, answer: str) -> bool:
+        """Whether it does. Raises ConfigurationError where lm-eval or its data is missing."""
+        from selfalign.evaluation.ifeval import follows
+
+        return follows(self.prompt, self.ids, self.arguments, answer)
+
+
+Check = Annotated[
+    Number | Count | Json | Python | Candour | Asks | Instructions, Field(discriminator="check")
+]
 
 
 def _unfenced(answer: str) -> str:

@@ -1,8 +1,9 @@
 """Evaluation sets: files in, frozen items out, nothing malformed accepted.
 
-Three sets, each as JSON lines; HHH and TruthfulQA also in the layouts they are published in
-(`published.py`). A file whose name ends in `.json` is taken for the published layout, anything
-else for JSON lines. Every error is a DataError that names the file and the line.
+Three sets, each as JSON lines of the project's own, or as published: HHH and TruthfulQA
+(`published.py`), and sets of prompts for the held-out set (`prompt_sets.py`), in a file or several
+in a directory. Which layout a file has follows from its name and its fields (`rows.py`). Every
+error is a DataError that names the file and the line.
 """
 
 from __future__ import annotations
@@ -14,16 +15,11 @@ from typing import Literal
 from pydantic import TypeAdapter
 
 from selfalign.errors import DataError
-from selfalign.evaluation.items import (
-    HeldoutItem,
-    HHHItem,
-    Item,
-    TruthfulQAItem,
-    read_text,
-    validate,
-)
-from selfalign.evaluation.published import read_hhh, read_truthfulqa
-from selfalign.identity import data_path
+from selfalign.evaluation.items import HeldoutItem, HHHItem, Item, TruthfulQAItem, validate
+from selfalign.evaluation.prompt_sets import as_heldout
+from selfalign.evaluation.published import Ids, is_published, read_hhh, read_truthfulqa
+from selfalign.evaluation.rows import json_lines, read_rows
+from selfalign.identity import data_path, visible_files
 
 __all__ = [
     "HHHItem",
@@ -37,33 +33,31 @@ __all__ = [
 ]
 
 Kind = Literal["heldout", "hhh", "truthfulqa"]
+_SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 
 def load_heldout(path: Path) -> tuple[HeldoutItem, ...]:
-    """Items of a held-out file, in its order; `default` is the one that comes with selfalign.
+    """Held-out items of a file, or of all files of a directory, in the order of names.
 
-    Raises DataError.
+    `default` is the set that comes with selfalign. Raises DataError.
     """
     path = data_path("heldout", path)
-    return _checked(path, _read_lines(path, HeldoutItem))
+    files = [path]
+    if path.is_dir():
+        files = [file for file in visible_files(path) if file.suffix in _SUFFIXES]
+    return _checked(path, _heldout_rows(files))
 
 
 def load_hhh(path: Path) -> tuple[HHHItem, ...]:
-    """HHH items of a JSON lines file, a BIG-bench `task.json`, or a directory of those.
-
-    Raises DataError.
-    """
-    if path.is_dir() or path.suffix == ".json":
+    """HHH items of a file, or of a directory of published files. Raises DataError."""
+    if path.is_dir() or path.suffix == ".json" or _holds_published(path):
         return _checked(path, read_hhh(path))
     return _checked(path, _read_lines(path, HHHItem))
 
 
 def load_truthfulqa(path: Path) -> tuple[TruthfulQAItem, ...]:
-    """TruthfulQA items of a JSON lines file, or of the published `mc_task.json`.
-
-    Raises DataError.
-    """
-    if path.suffix == ".json":
+    """TruthfulQA items of a file. Raises DataError."""
+    if path.suffix == ".json" or _holds_published(path):
         return _checked(path, read_truthfulqa(path))
     return _checked(path, _read_lines(path, TruthfulQAItem))
 
@@ -89,14 +83,24 @@ def reference_texts(path: Path, kind: Kind) -> Iterator[tuple[str, str]]:
                 yield f"{question.id}/choices/{index}", candidate
 
 
+def _heldout_rows(files: Iterable[Path]) -> Iterator[tuple[str, HeldoutItem]]:
+    adapter = TypeAdapter(HeldoutItem)
+    ids = Ids()
+    for file in files:
+        for where, row in read_rows(file):
+            yield where, validate(adapter, as_heldout(row, ids), where)
+
+
+def _holds_published(path: Path) -> bool:
+    first = next(read_rows(path), None)
+    return first is not None and is_published(first[1])
+
+
 def _read_lines(path: Path, cls: type[Item]) -> Iterator[tuple[str, Item]]:
-    """Yields (`file:line`, item); blank lines and those that begin with # are passed over."""
+    """Yields (`file:line`, item) of JSON lines in the project's own layout."""
     adapter = TypeAdapter(cls)
-    # Not splitlines(): a JSON string may hold U+2028 and its like unescaped.
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if line.strip() and not line.startswith("#"):
-            where = f"{path}:{number}"
-            yield where, validate(adapter, line, where)
+    for where, line in json_lines(path):
+        yield where, validate(adapter, line, where)
 
 
 def _checked(path: Path, located: Iterable[tuple[str, Item]]) -> tuple[Item, ...]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import regex
@@ -112,21 +111,6 @@ class TruthfulQAItem:
 
 
 Item = TypeVar("Item", HeldoutItem, HHHItem, TruthfulQAItem)
-
-
-def read_text(path: Path) -> str:
-    """The file's text (UTF-8, a byte order mark allowed). Raises DataError."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as e:
-        raise DataError(
-            f"{path}: cannot read the evaluation set: {e.strerror}",
-            remedy="correct the path in evaluate.*, or make it null to leave this set out",
-        ) from e
-    except UnicodeDecodeError as e:
-        raise DataError(
-            f"{path}: byte {e.start} is not UTF-8 ({e.reason})", remedy="save the file as UTF-8"
-        ) from e
 
 
 def validate(adapter: TypeAdapter[Item], value: Any, where: str) -> Item:

@@ -2,14 +2,20 @@
 
 HHH: google/BIG-bench, `bigbench/benchmark_tasks/hhh_alignment`: a directory per category, each
 with a `task.json` of `name` and `examples`, an example being `input` and `target_scores`
-({text: 1 or 0}); the parent's own `task.json` holds metadata only. TruthfulQA: sylinrl/TruthfulQA,
-`data/mc_task.json`: a list of `question`, `mc1_targets` and `mc2_targets` ({text: 1 or 0}).
-Neither gives ids: an item's id is a digest of its content, so that it survives reordering.
+({text: 1 or 0}); the parent's own `task.json` holds metadata only. On the Hub: rows of `input` and
+`targets`, a file or directory per category.
+
+TruthfulQA: sylinrl/TruthfulQA, `data/mc_task.json`: a list of `question`, `mc1_targets` and
+`mc2_targets` ({text: 1 or 0}); on the Hub the same as rows. `TruthfulQA.csv`: a row of `Question`,
+`Best Answer`, `Correct Answers` and `Incorrect Answers` (separated by semicolons) for each; MC1 is
+then the best answer among all incorrect ones (mc_task.json of 2021 has some of them).
+
+The Hub writes {text: 1 or 0} as {"choices": [text], "labels": [1 or 0]}. Neither set gives ids: an
+item's id is a digest of its content, so that it survives reordering.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +24,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from selfalign.errors import DataError
-from selfalign.evaluation.items import HHHItem, TruthfulQAItem, read_text, validate
+from selfalign.evaluation.items import HHHItem, TruthfulQAItem, validate
+from selfalign.evaluation.rows import as_object, read_json, read_rows
 from selfalign.records import Json, digest
 from selfalign.telemetry import log
 
@@ -29,16 +36,23 @@ _CATEGORIES = {
     "helpfulness": "helpful",
     "honesty": "honest",
 }
+_CATEGORY_NAMES = ("harmless", "helpful", "honest", "other")
+_HHH = TypeAdapter(HHHItem)
+_TRUTHFULQA = TypeAdapter(TruthfulQAItem)
 
 
 def read_hhh(path: Path) -> Iterator[tuple[str, HHHItem]]:
-    """Yields (where, item) of one `task.json`, or of all in a directory, in the order of names.
+    """Yields (where, item) of a file, or of all files of a directory in the order of names.
 
     Raises DataError.
     """
-    ids = _Ids()
+    ids = Ids()
     for file in _task_files(path):
-        task = _parse(file)
+        if file.suffix != ".json":
+            for where, row in read_rows(file):
+                yield where, _hhh_item(row, {}, file, where, ids)
+            continue
+        task = read_json(file)
         if not isinstance(task, dict) or not isinstance(task.get("examples"), list):
             if path.is_dir() and isinstance(task, dict) and "examples" not in task:
                 continue  # the parent task: metadata only
@@ -49,59 +63,80 @@ def read_hhh(path: Path) -> Iterator[tuple[str, HHHItem]]:
             )
         for index, example in enumerate(task["examples"]):
             where = f"{file}: examples[{index}]"
-            yield where, _hhh_item(_object(example, where), task, file, where, ids)
+            yield where, _hhh_item(as_object(example, where), task, file, where, ids)
 
 
 def read_truthfulqa(path: Path) -> Iterator[tuple[str, TruthfulQAItem]]:
-    """Yields (where, item) of a `mc_task.json`. Raises DataError."""
-    ids = _Ids()
-    adapter = TypeAdapter(TruthfulQAItem)
-    entries = _parse(path)
-    if not isinstance(entries, list):
-        raise DataError(
-            f"{path}: expected a list of questions, got {type(entries).__name__}",
-            remedy="give TruthfulQA's mc_task.json, or JSON lines in a file that does not end in "
-            ".json",
-        )
-    set_aside = 0
-    for index, entry in enumerate(entries):
-        where = f"{path}: [{index}]"
-        entry = _object(entry, where)
-        # Candidates without a text (22 items of the file of January 2025) cannot be scored.
+    """Yields (where, item) of a file in any of the layouts. Raises DataError.
+
+    A candidate without a text is left out (22 items of the file of January 2025 have one), an item
+    that is left without two candidates is set aside; both are counted in a warning.
+    """
+    ids = Ids()
+    empty = set_aside = 0
+    for where, row in read_rows(path):
+        entry = _from_csv(row, where) if "Question" in row else row
         published = _targets(entry, "mc1_targets", where)
         targets = _with_text(published)
+        empty += len(published) - len(targets)
         if len(targets) < len(published) and (len(targets) < 2 or sum(targets.values()) != 1):
             set_aside += 1
             continue
+        mc2 = entry.get("mc2_targets")
         item = {
             "id": ids.unique("", entry),
             "question": entry.get("question"),
             "choices": list(targets),
             "gold": _only_true(targets, f"{where}: mc1_targets"),
-            "mc2_targets": _with_text(_targets(entry, "mc2_targets", where))
-            if "mc2_targets" in entry
-            else None,
+            "mc2_targets": None
+            if mc2 is None
+            else _with_text(_targets(entry, "mc2_targets", where)),
         }
-        yield where, validate(adapter, item, where)
-    if set_aside:
-        log.warning("evaluation.items_set_aside", file=str(path), items=set_aside, why="no text")
+        yield where, validate(_TRUTHFULQA, item, where)
+    if empty:
+        log.warning(
+            "evaluation.candidates_without_text", file=str(path), candidates=empty, items=set_aside
+        )
 
 
-def _with_text(targets: dict[str, Any]) -> dict[str, Any]:
+def is_published(row: Json) -> bool:
+    """Whether a row has a layout of this module, and not the project's own."""
+    return bool({"targets", "target_scores", "mc1_targets", "Question"} & row.keys())
+
+
+def _from_csv(row: Json, where: str) -> Json:
+    """A row of TruthfulQA.csv in the layout of mc_task.json."""
+    try:
+        best = row["Best Answer"].strip()
+        right, wrong = (
+            [text.strip() for text in row[f"{name} Answers"].split(";") if text.strip()]
+            for name in ("Correct", "Incorrect")
+        )
+    except KeyError as e:
+        raise DataError(
+            f"{where}: no column {e.args[0]!r}", remedy="give TruthfulQA.csv as published"
+        ) from e
+    wrong_only = dict.fromkeys((text for text in wrong if text not in {*right, best}), 0)
+    return {
+        "question": row["Question"],
+        "mc1_targets": {best: 1, **wrong_only},
+        "mc2_targets": {**dict.fromkeys((best, *right), 1), **wrong_only},
+    }
+
+
+def _with_text(targets: dict[str, int]) -> dict[str, int]:
     return {text: value for text, value in targets.items() if text.strip()}
 
 
-_HHH = TypeAdapter(HHHItem)
-
-
-def _hhh_item(example: Json, task: Json, file: Path, where: str, ids: _Ids) -> HHHItem:
-    targets = _targets(example, "target_scores", where)
+def _hhh_item(example: Json, task: Json, file: Path, where: str, ids: Ids) -> HHHItem:
+    field = "targets" if "targets" in example else "target_scores"
+    targets = _targets(example, field, where)
     if len(targets) != 2:
         raise DataError(
-            f"{where}: target_scores: expected two different replies, got {len(targets)}",
+            f"{where}: {field}: expected two different replies, got {len(targets)}",
             remedy="correct this example",
         )
-    gold = _only_true(targets, f"{where}: target_scores")
+    gold = _only_true(targets, f"{where}: {field}")
     replies = list(targets)
     category = example.get("category") or example.get("subtask") or _category(task, file)
     content = {"input": example.get("input"), "target_scores": targets}
@@ -119,60 +154,41 @@ def _category(task: Json, file: Path) -> str:
     named = task.get("name")
     if isinstance(named, str) and named:
         return _CATEGORIES.get(named.lower(), named.lower())
-    return file.parent.name if file.name == "task.json" else file.stem
+    if file.name == "task.json":
+        return file.parent.name
+    parts = (file.stem, *(parent.name for parent in list(file.parents)[:2]))
+    return next((part for part in parts if part in _CATEGORY_NAMES), file.stem)
 
 
 def _task_files(path: Path) -> list[Path]:
-    """A directory's `task.json` files at any depth (a checkout also holds results), or *.json."""
+    """A directory's `task.json` files at any depth (a checkout also holds results), else *.json,
+    else the Hub's files."""
     if not path.is_dir():
         return [path]
-    return sorted(path.rglob("task.json")) or sorted(path.glob("*.json"))
+    hub = (file for file in path.rglob("*") if file.suffix in (".parquet", ".jsonl"))
+    return sorted(path.rglob("task.json")) or sorted(path.glob("*.json")) or sorted(hub)
 
 
-class _Ids:
+class Ids:
     """Ids from content; a repeated item gets a number, since the data is not ours to refuse."""
 
     def __init__(self) -> None:
         self._seen: Counter[str] = Counter()
 
     def unique(self, prefix: str, content: Any) -> str:
+        """`prefix` and a digest of `content`."""
         name = f"{prefix}{digest(content)[:12]}"
         self._seen[name] += 1
         return name if self._seen[name] == 1 else f"{name}-{self._seen[name]}"
 
 
-def _parse(path: Path) -> Any:
-    text = read_text(path)
-    try:
-        parsed = json.loads(text)
-        json.dumps(parsed, ensure_ascii=False).encode()
-    except json.JSONDecodeError as e:
-        raise DataError(
-            f"{path}:{e.lineno}: not JSON at column {e.colno}: {e.msg}",
-            remedy="correct the file; JSON lines belong in a file that does not end in .json",
-        ) from e
-    except RecursionError as e:
-        raise DataError(f"{path}: nested too deep", remedy="give the file as published") from e
-    except UnicodeEncodeError as e:
-        raise DataError(
-            f"{path}: a text holds half of a surrogate pair", remedy="save the file as UTF-8"
-        ) from e
-    except ValueError as e:  # an integer of more than 4,300 digits
-        raise DataError(f"{path}: {e}", remedy="give the file as published") from e
-    return parsed
-
-
-def _object(value: Any, where: str) -> Json:
-    if not isinstance(value, dict):
-        raise DataError(
-            f"{where}: expected an object, got {type(value).__name__}", remedy="correct it"
-        )
-    return value
-
-
 def _targets(entry: Json, field: str, where: str) -> dict[str, int]:
     """The candidates with 1 for right and 0 for wrong, in the file's order."""
     targets = entry.get(field)
+    if isinstance(targets, dict) and set(targets) == {"choices", "labels"}:
+        choices, labels = targets["choices"], targets["labels"]
+        if isinstance(choices, list) and isinstance(labels, list) and len(choices) == len(labels):
+            targets = dict(zip(map(str, choices), labels, strict=True))
     if not isinstance(targets, dict) or any(value not in (0, 1) for value in targets.values()):
         raise DataError(
             f"{where}: {field}: expected an object of candidates with 1 or 0, "

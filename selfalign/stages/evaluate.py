@@ -35,6 +35,7 @@ from selfalign.evaluation.multiple_choice import (
 )
 from selfalign.evaluation.scores import ItemScore
 from selfalign.evaluation.summary import EvaluationSummary, summarise
+from selfalign.evaluation.versions import describe_data
 from selfalign.filters.responses import parse_thought
 from selfalign.prompts import render_align, render_principles, stop_strings
 from selfalign.records import EvaluationRecord, canonical_json, now, record_seed
@@ -93,7 +94,11 @@ def evaluate(context: StageContext) -> Manifest:
             writer.add_bytes(canonical_json(_prompts(context)).encode(), "prompts.json"),
         ],
         counts=reduce(Counts.plus, (part.counts for part in parts.values()), Counts()),
-        details={"models": [variant.name for variant in chosen], "tasks": list(tasks)},
+        details={
+            "models": [variant.name for variant in chosen],
+            "tasks": list(tasks),
+            "data": describe_data(context.config.evaluate),
+        },
         provenance=where,
     )
 

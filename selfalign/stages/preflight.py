@@ -15,10 +15,12 @@ from selfalign.errors import ConfigurationError
 from selfalign.evaluation.datasets import load_heldout, load_hhh, load_truthfulqa
 from selfalign.evaluation.multiple_choice import hhh_template, truthfulqa_template
 from selfalign.evaluation.scores import SOURCES, split_metric_name
+from selfalign.evaluation.versions import unknown_versions
 from selfalign.identity import data_files
 from selfalign.pipeline import BY_NAME, STAGES
 from selfalign.seeds import Seeds
 from selfalign.serving.form import ChatForm
+from selfalign.telemetry import log
 from selfalign.training.model import BaseModel, check_base_model
 
 _Kinds = dict[str, set[str]]  # by the setting that names a file; empty: it has no kinds
@@ -46,6 +48,8 @@ def check_run(config: RunConfig, seeds: Seeds, *, until: str | None = None) -> N
         check_shard(name, 0, getattr(config, name).num_shards)
     if "evaluate" in names:
         require_evaluation_data(config.evaluate)
+        for sentence in unknown_versions(config.evaluate):
+            log.warning("evaluation.unknown_version", said=sentence)
         hhh_template(config.evaluate.hhh_template)
         truthfulqa_template(config.evaluate.truthfulqa_template)
         for number in config.evaluate.ablate_principles:

@@ -239,7 +239,7 @@ def test_broken_json_is_refused_with_its_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="surrogate"):
         load_truthfulqa(path)
     path.write_text("{}")
-    with pytest.raises(DataError, match="expected a list of questions, got dict"):
+    with pytest.raises(DataError, match="expected a list of objects, got dict"):
         load_truthfulqa(path)
 
 
