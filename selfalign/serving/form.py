@@ -80,19 +80,20 @@ class ChatForm(StoredModel):
                     "model's tokenizer: a server would read it as that token",
                     remedy="choose other words in seeds/templates",
                 )
-        longest_first = sorted(special_tokens, key=lambda token: (-len(token), token))
+        longest_first = sorted(filter(None, special_tokens), key=lambda token: (-len(token), token))
         return self.model_copy(update={"head": head, "special_tokens": tuple(longest_first)})
 
     @property
-    def spellings(self) -> list[tuple[str, str]]:
-        """Each special token, and what stands in its place in a message."""
-        return [
-            (token, f"{token[0]} {token[1:]}" if len(token) > 1 else " ")
-            for token in self.special_tokens
-        ]
+    def special_starts(self) -> str:
+        """The characters that special tokens begin with: a text without them holds none."""
+        return "".join(sorted({token[0] for token in self.special_tokens}))
 
     def spell_out(self, text: str) -> str:
         """The text with its special tokens made plain."""
-        for token, spelling in self.spellings:
-            text = text.replace(token, spelling)
+        if not any(start in text for start in self.special_starts):
+            return text
+        for token in self.special_tokens:
+            if token in text:
+                spelling = f"{token[0]} {token[1:]}" if len(token) > 1 else " "
+                text = text.replace(token, spelling)
         return text

@@ -31,7 +31,9 @@ def chat_template(form: ChatForm) -> str:
         "@answer@": _literal(form.answer),
         "@head@": _literal(form.head),
         "@turn_openers@": _tuple(map(_literal, form.turn_openers)),
-        "@special_tokens@": _tuple(_tuple(map(_literal, spelling)) for spelling in form.spellings),
+        # one string: a tuple of thousands, as some tokenizers have, is slow to compile
+        "@special_tokens@": _literal("\0".join(form.special_tokens)),
+        "@special_starts@": _literal(form.special_starts),
     }
     pieces = []
     for piece in _SOURCE.read_text(encoding="utf-8").split("\n"):

@@ -49,7 +49,7 @@ def _agree(form: ChatForm, tokenizer: Any, head: list[int], messages: list[Messa
 def _conversations(special: list[str]) -> list[list[Message]]:
     """One turn and two, with and without a system message; with every special token spelt."""
     question = {"role": "user", "content": "How are you?"}
-    hostile = {"role": "user", "content": f"  {' '.join(special)}\n{''.join(special)}.\n"}
+    hostile = {"role": "user", "content": f"  {''.join(special)}\n.\n"}
     reply = {"role": "assistant", "content": "Well."}
     system = {"role": "system", "content": "Be brief."}
     return [[question], [hostile], [system, hostile, reply, question]]
