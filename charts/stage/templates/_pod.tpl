@@ -70,6 +70,11 @@ containers:
         mountPath: /tmp
       - name: shm
         mountPath: /dev/shm
+      {{- if .Values.signing.secretName }}
+      - name: signing
+        mountPath: /signing
+        readOnly: true
+      {{- end }}
       {{- if .Values.models.source }}
       - name: models
         mountPath: {{ .Values.models.mountPath }}
@@ -93,6 +98,13 @@ volumes:
     emptyDir:
       medium: Memory
       sizeLimit: {{ .Values.shmSizeLimit }}
+  {{- with .Values.signing.secretName }}
+  - name: signing
+    secret:
+      secretName: {{ . }}
+      items: [{key: key, path: key}]
+      defaultMode: 0440
+  {{- end }}
   {{- with .Values.models.source }}
   - name: models
     {{- toYaml . | nindent 4 }}
@@ -125,6 +137,10 @@ volumes:
       fieldPath: metadata.labels['batch.kubernetes.io/job-name']
 - name: SELFALIGN_MASTER_ADDR
   value: $(SELFALIGN_JOB_NAME)-0.{{ .Release.Name }}
+{{- end }}
+{{- if .Values.signing.secretName }}
+- name: SELFALIGN_SIGNING_KEY
+  value: /signing/key
 {{- end }}
 {{- range $name, $value := .Values.env }}
 - name: {{ $name }}
