@@ -5,10 +5,11 @@ where a `Criterion` on L, m and n says so. Three filters come before L is measur
 ever loses a pair that is alike, and each works on whole arrays:
 
 1. Prefixes. Two sequences that are alike have o elements in common, by m + n. Sort both by one
-   global order of elements, rare ones first. Of the o elements of the LCS, o - 1 come after its
-   first one, which is therefore among the first m - o + 1 elements of one sequence and the first
-   n - o + 1 of the other (prefix filtering: Chaudhuri et al. 2006, "A primitive operator for
-   similarity joins"). An inverted index holds these alone, and these alone are looked up in it.
+   global order of elements, rare ones first. Of the o elements o - k come after the first k, which
+   are therefore among the first m - o + k elements of one sequence and the first n - o + k of the
+   other (prefix filtering: Chaudhuri et al. 2006, "A primitive operator for similarity joins").
+   An inverted index holds these alone, and these alone are looked up in it. An element that occurs
+   again counts as another element.
 2. Parities. A bit for each of 256 classes of elements says whether a sequence holds an odd number
    of that class. Sequences whose bits differ in d places differ in d elements or more, so that
    L <= (m + n - d) / 2 (bitmap filtering: Sandes et al. 2020, "Bitmap filter: speeding up exact
@@ -35,6 +36,8 @@ from selfalign.filters.sequences import Array, Sequences, ranges
 _PAIRS_AT_ONCE = 1 << 20  # bounds the memory of a search, whatever is searched
 _MEASURED_AT_ONCE = 1 << 14
 _BITMAP_WORDS = 4  # of 64 bits
+# k is o divided by this, at least 1, which is enough for short sequences: bitmaps tell them apart.
+_COMMON_PER_HIT = 16
 _MIXER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: Knuth's multiplicative hash
 _LARGEST_CHARACTER = 0x10FFFF
 _ROUNDING = 1e-11  # more than the error of any score
@@ -60,7 +63,7 @@ class Criterion(Protocol):
 class _Postings:
     """A part of the inverted index: which sequences hold an element in their prefix."""
 
-    elements: Array  # ascending (num_entries,)
+    elements: Array  # their names, ascending (num_entries,)
     holders: Array  # numbers of sequences (num_entries,)
 
     @staticmethod
@@ -74,20 +77,27 @@ class _Postings:
             np.concatenate([self.holders, other.holders]),
         )
 
-    def holding(self, elements: Array, rows: Array) -> Iterator[tuple[Array, Array]]:
-        """(row, holder) wherever they share an element; in turns, so that memory is bounded."""
+    def holding(self, elements: Array, rows: Array) -> Iterator[tuple[Array, Array, bool]]:
+        """(row, holder) for each element that they share; rows must ascend.
+
+        In turns, so that memory is bounded. The third value says whether all pairs of these rows
+        are in this turn; else it is a part of one row's.
+        """
         first = np.searchsorted(self.elements, elements, side="left")
         counts = np.searchsorted(self.elements, elements, side="right") - first
-        held = counts > 0
-        first, counts, rows = first[held], counts[held], rows[held]
         ends = np.cumsum(counts)
         start = 0
         while start < len(rows):
             limit = ends[start] - counts[start] + _PAIRS_AT_ONCE
             stop = max(start + 1, int(np.searchsorted(ends, limit, side="right")))
+            row_start = int(np.searchsorted(rows, rows[min(stop, len(rows) - 1)]))
+            if start < row_start and stop < len(rows):
+                stop = row_start
+            whole = stop == len(rows) or rows[stop] != rows[stop - 1]
+            whole = whole and (start == 0 or rows[start] != rows[start - 1])
             part = slice(start, stop)
             found = self.holders[ranges(first[part], counts[part])]
-            yield np.repeat(rows[part], counts[part]), found
+            yield np.repeat(rows[part], counts[part]), found, bool(whole)
             start = stop
 
 
@@ -178,8 +188,8 @@ class SimilarityIndex:
         found = np.zeros(len(sequences), bool)
         elements, rows = self._prefixes(sequences)
         for postings in self._postings:
-            for one, other in postings.holding(elements, rows):
-                one, other = self._possible(ours, theirs, one, other)
+            for one, other, whole in postings.holding(elements, rows):
+                one, other = self._possible(ours, theirs, one, other, whole)
                 open_ = ~found[one]
                 one, other = one[open_], other[open_]
                 found[one[self._alike(sequences, known, one, other)]] = True
@@ -192,27 +202,31 @@ class SimilarityIndex:
         sketches = _Sketches.of(sequences)
         elements, rows = self._prefixes(sequences)
         later, earlier = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-        for one, other in _Postings.of(elements, rows).holding(elements, rows):
+        for one, other, whole in _Postings.of(elements, rows).holding(elements, rows):
             ordered = other < one
-            one, other = self._possible(sketches, sketches, one[ordered], other[ordered])
+            one, other = self._possible(sketches, sketches, one[ordered], other[ordered], whole)
             alike = self._alike(sequences, sequences, one, other)
             later.append(one[alike])
             earlier.append(other[alike])
         return np.concatenate(later), np.concatenate(earlier)
 
     def _prefixes(self, sequences: Sequences) -> tuple[Array, Array]:
-        """Distinct elements of each sequence's prefix, and the number of the sequence."""
+        """Elements of each sequence's prefix as 64-bit names, and the number of the sequence."""
         order = np.lexsort((~sequences.elements, sequences.rows))
-        elements, rows = sequences.elements[order], sequences.rows
+        elements, rows = sequences.elements[order].astype(np.uint64), sequences.rows
         lengths = sequences.lengths
         # The shortest sequence that can be like one of m elements gives the longest prefix.
         share = self._criterion.share
         shortest = np.ceil(lengths * (share / (1 - share) * (1 - _ROUNDING)))
-        longest = lengths - self._least(lengths + shortest) + 1
-        chosen = np.arange(len(rows)) - sequences.bounds[rows] < longest[rows]
-        again = (elements[1:] == elements[:-1]) & (rows[1:] == rows[:-1])
-        chosen[1:] &= ~again
-        return elements[chosen], rows[chosen]
+        least = self._least(lengths + shortest)
+        longest = lengths - least + _hits(least)
+        places = np.arange(len(rows))
+        another = np.ones(len(rows), bool)
+        another[1:] = (elements[1:] != elements[:-1]) | (rows[1:] != rows[:-1])
+        again = places - np.maximum.accumulate(np.where(another, places, 0))
+        names = elements ^ (again.astype(np.uint64) * _MIXER)
+        chosen = places - sequences.bounds[rows] < longest[rows]
+        return names[chosen], rows[chosen]
 
     def _least(self, total: Array) -> Array:
         """How many elements sequences of `total` elements must have in common to be alike."""
@@ -220,17 +234,25 @@ class SimilarityIndex:
         return np.maximum(np.ceil(total * share), 1).astype(np.int64)
 
     def _possible(
-        self, ours: _Sketches, theirs: _Sketches, one: Array, other: Array
+        self, ours: _Sketches, theirs: _Sketches, one: Array, other: Array, whole: bool
     ) -> tuple[Array, Array]:
-        """The pairs that parities do not rule out, each once, in order."""
-        total = ours.lengths[one] + theirs.lengths[other]
-        allowed = self._allowed_for(total)
+        """The pairs that neither prefixes nor parities rule out, each once, in order.
+
+        Args:
+            whole: whether a pair comes as often as prefixes share elements.
+        """
+        allowed = self._allowed_for(ours.lengths[one] + theirs.lengths[other])
         near = np.bitwise_count(ours.folded[one] ^ theirs.folded[other]) <= allowed
         one, other, allowed = one[near], other[near], allowed[near]
         apart = np.bitwise_count(ours.bitmaps[one] ^ theirs.bitmaps[other])
         near = apart.sum(axis=1, dtype=np.int32) <= allowed
-        pairs = np.unique((one[near].astype(np.int64) << 32) | other[near])
-        return pairs >> 32, pairs & 0xFFFFFFFF
+        pairs = (one[near].astype(np.int64) << 32) | other[near]
+        pairs, hits = np.unique(pairs, return_counts=True)
+        one, other = pairs >> 32, pairs & 0xFFFFFFFF
+        if whole:
+            enough = hits >= _hits(self._least(ours.lengths[one] + theirs.lengths[other]))
+            one, other = one[enough], other[enough]
+        return one, other
 
     def _allowed_for(self, total: Array) -> Array:
         """How many elements in all may be in one of two sequences alone, by m + n."""
@@ -260,6 +282,12 @@ class SimilarityIndex:
                 common, mine.lengths[of_first], yours.lengths[of_second]
             )
         return alike
+
+
+def _hits(least: Array) -> Array:
+    """How many elements of their prefixes sequences share at least (k), by o."""
+    hits: Array = np.maximum(least // _COMMON_PER_HIT, 1)
+    return hits
 
 
 def _as_strings(one: Sequences, other: Sequences) -> tuple[list[str], list[str]]:

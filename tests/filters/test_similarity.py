@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from selfalign.filters import similarity
@@ -56,8 +56,16 @@ def check(
     }
 
 
+@pytest.fixture(autouse=True, params=[16, 2])
+def _few_hits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short texts need one hit only; with another divisor they need several, as long ones do."""
+    monkeypatch.setattr(similarity, "_COMMON_PER_HIT", request.param)
+
+
 @given(st.lists(texts, max_size=20), st.lists(texts, max_size=8), thresholds)
-@settings(max_examples=150, deadline=None)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_rouge_l_finds_what_all_pairs_find(
     known: list[str], asked: list[str], threshold: float
 ) -> None:
@@ -72,7 +80,9 @@ def test_rouge_l_finds_what_all_pairs_find(
 
 
 @given(st.lists(texts, max_size=20), st.lists(texts, max_size=8), thresholds)
-@settings(max_examples=150, deadline=None)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_shingles_find_what_all_pairs_find(
     known: list[str], asked: list[str], threshold: float
 ) -> None:
