@@ -17,6 +17,9 @@ NEEDED = {  # by kind: the packages, and the extra of this project that installs
     "vllm": (("vllm",), "vllm"),
 }
 
+# Kinds whose `generate` several threads may read at once; their requests then run side by side.
+SHARED_BY_STREAMS = {"vllm", "fake"}
+
 # Options that the configuration sets by other names, and one that would run a model's own code.
 _MODEL = {"model", "model_weights", "pretrained_model_name_or_path", "state_dict", "gguf_file"}
 _FILES = {"config", "hf_config_path", "tokenizer", "tokenizer_mode", "skip_tokenizer_init"}

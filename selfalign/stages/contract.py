@@ -7,11 +7,14 @@ killed at any moment and run again, also twice at once.
 from __future__ import annotations
 
 import platform
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, count, islice
 from pathlib import Path
+from threading import Lock
 from typing import Any, Generic, TypeVar
 
 from selfalign._version import __version__
@@ -35,6 +38,7 @@ from selfalign.store.manifest import Counts, Manifest, Parent, Part, Provenance,
 from selfalign.store.pointer import PromotedModel
 from selfalign.telemetry import Progress, log
 
+COMMITS_WAITING = 4  # parts whose records are held while others are uploaded
 DROPPED_SAMPLES_PER_FILTER = 3  # texts kept per part and filter, so that a person can look
 LONGEST_ID, LONGEST_EXPLANATION = 200, 300  # characters that are kept of a quarantined row
 
@@ -194,6 +198,9 @@ def commit_parts(
 ) -> dict[str, Part]:
     """Do the chunks that are not committed yet, and commit each when it is done.
 
+    A thread compresses and uploads, so that `work` goes on meanwhile; at most COMMITS_WAITING
+    outcomes are held for it.
+
     Args:
         work: the names and outcomes of the chunks that it is given, in any order.
         replay: called with each part that an earlier attempt committed, in the chunks' order.
@@ -218,13 +225,31 @@ def commit_parts(
                 if told is not None:
                     told(part)
 
-    for name, outcome in work(pending()):
-        parts[name] = shard.commit(
-            name, outcome.records, outcome.counts(), outcome.dropped_samples, outcome.quarantined
-        )
+    waiting: deque[tuple[str, Future[Part]]] = deque()
+
+    def settle() -> None:
+        name, committed = waiting.popleft()
+        parts[name] = committed.result()
         log.debug("part.committed", part=name, kept=parts[name].counts.kept)
         if check is not None:
             check(parts[name])
+
+    # Leaving the block waits for what was handed over: an interrupted worker loses none of it.
+    with ThreadPoolExecutor(1, thread_name_prefix="commit") as committer:
+        for name, outcome in work(pending()):
+            committed = committer.submit(
+                shard.commit,
+                name,
+                outcome.records,
+                outcome.counts(),
+                outcome.dropped_samples,
+                outcome.quarantined,
+            )
+            waiting.append((name, committed))
+            while waiting and (len(waiting) > COMMITS_WAITING or waiting[0][1].done()):
+                settle()
+        while waiting:
+            settle()
     progress.finish()
     return {name: parts[name] for name in names}
 
@@ -238,6 +263,7 @@ class EngineHandle:
     def __init__(self, opener: Callable[[], Engine]) -> None:
         self._opener = opener
         self._engine: Engine | None = None
+        self._opening = Lock()
 
     @property
     def info(self) -> EngineInfo | None:
@@ -245,12 +271,18 @@ class EngineHandle:
         return None if self._engine is None else self._engine.info
 
     def get(self) -> Engine:
-        """The engine, loaded now if it was not yet."""
-        if self._engine is None:
-            log.info("engine.loading")
-            self._engine = self._opener().__enter__()
-            log.info("engine.loaded", device=self._engine.info.device)
-        return self._engine
+        """The engine, loaded now if it was not yet. Threads may ask at once."""
+        with self._opening:
+            if self._engine is None:
+                log.info("engine.loading")
+                started = time.monotonic()
+                self._engine = self._opener().__enter__()
+                seconds = time.monotonic() - started
+                self._engine.info.details["seconds_to_load"] = f"{seconds:.1f}"
+                log.info(
+                    "engine.loaded", device=self._engine.info.device, seconds=round(seconds, 1)
+                )
+            return self._engine
 
     def __enter__(self) -> EngineHandle:
         return self

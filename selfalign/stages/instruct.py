@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
 from selfalign.engines.base import Completion, GenerationRequest, Sampling
+from selfalign.engines.open import SHARED_BY_STREAMS
 from selfalign.filters.candidates import candidate_verdict, parse_numbered_list, parse_questions
 from selfalign.prompts import render_questions, render_self_instruct
 from selfalign.records import Candidate
@@ -49,32 +51,59 @@ class _Asked:
 def instruct(context: StageContext) -> Manifest | None:
     """Generate this shard's candidates; publish when all shards are done."""
     config = context.config.instruct
+    engine_config = config.engine or context.config.engine
     writer = context.writer()
-    shard = writer.shard(context.shard, context.num_shards)
-    with EngineHandle(lambda: base_engine(context.store, context.config, config.engine)) as engine:
-        topics = grow_topics(context, engine)  # read from the store once they are grown
-        hints = _hint_groups(context, topics)
-        limit = partial(context.quarantine_limit, config.general_requests + len(hints))
-        total = share_size(config.general_requests, context.shard, context.num_shards)
-        total += share_size(len(hints), context.shard, context.num_shards)
+    with (
+        ThreadPoolExecutor(1, thread_name_prefix="topics") as beside,
+        EngineHandle(lambda: base_engine(context.store, context.config, config.engine)) as engine,
+    ):
+        growing = beside.submit(grow_topics, context, engine)  # read from the store once grown
+        if engine_config.kind not in SHARED_BY_STREAMS:
+            growing.result()
+        work = _Work(context, growing)
         generate_shard(
-            shard,
-            _chunks(context, hints),
+            writer.shard(context.shard, context.num_shards),
+            work.chunks(),
             engine,
             partial(_request, context),
             partial(_finish, context),
-            Progress("requests", total),
-            limit(),
+            work.progress,
+            work.limit,
         )
-    return writer.publish_when_complete(context.num_shards, check=limit().add_all)
+    rows = config.general_requests + len(work.hints())
+    check = context.quarantine_limit(rows).add_all
+    return writer.publish_when_complete(context.num_shards, check=check)
 
 
-def _chunks(context: StageContext, groups: list[list[Hint]]) -> Iterator[Chunk[_Asked]]:
-    config = context.config.instruct
-    general = map(_Asked, context.mine(range(config.general_requests)))
-    guided = (_Asked(index, hints) for index, hints in context.mine(enumerate(groups)))
-    yield from chunked("general", general, config.records_per_part)
-    yield from chunked("guided", guided, config.records_per_part)
+class _Work:
+    """What this shard asks: general tasks first, while topics grow, then (type, topic) hints.
+
+    Growing topics takes rounds of few requests, which alone would leave an engine idle.
+    """
+
+    def __init__(self, context: StageContext, growing: Future[Topics]) -> None:
+        self._context, self._growing = context, growing
+        self._general = context.config.instruct.general_requests
+        self.limit = context.quarantine_limit(self._general)
+        self.progress = Progress("requests", self._share_of(self._general))
+
+    def hints(self) -> list[list[Hint]]:
+        """The hints of each guided request; waits for the topics."""
+        return _hint_groups(self._context, self._growing.result())
+
+    def chunks(self) -> Iterator[Chunk[_Asked]]:
+        """The requests, to be committed together."""
+        context, size = self._context, self._context.config.instruct.records_per_part
+        general = map(_Asked, context.mine(range(self._general)))
+        yield from chunked("general", general, size)
+        groups = self.hints()
+        self.limit.rows = self._general + len(groups)
+        self.progress.total = self._share_of(self._general) + self._share_of(len(groups))
+        guided = (_Asked(index, hints) for index, hints in context.mine(enumerate(groups)))
+        yield from chunked("guided", guided, size)
+
+    def _share_of(self, rows: int) -> int:
+        return share_size(rows, self._context.shard, self._context.num_shards)
 
 
 def _request(context: StageContext, asked: _Asked) -> GenerationRequest:

@@ -24,13 +24,12 @@ class QuarantineLimit:
     Args:
         what: the stage, or the part of its work that the limit holds for.
         setting: the configuration's name of `share`.
-        rows: of all shards together.
+        rows: of all shards together; may be set anew when more become known.
         share: of `rows` that may be quarantined. Above 0, one row always may.
     """
 
     def __init__(self, what: str, setting: str, rows: int, share: float) -> None:
-        self._what, self._setting, self._rows, self._share = what, setting, rows, share
-        self._allowed = max(1, int(share * rows)) if share else 0
+        self._what, self._setting, self.rows, self._share = what, setting, rows, share
         self._first: list[QuarantinedRow] = []
         self._reasons: Counter[str] = Counter()
 
@@ -38,14 +37,15 @@ class QuarantineLimit:
         """Count a part's rows. Raises DataError when there are more than may be."""
         self._reasons.update(part.counts.quarantined)
         self._first += part.quarantined[: NAMED_ROWS - len(self._first)]
-        if self._reasons.total() <= self._allowed:
+        allowed = max(1, int(self._share * self.rows)) if self._share else 0
+        if self._reasons.total() <= allowed:
             return
         reasons = ", ".join(f"{name} {count}" for name, count in self._reasons.most_common())
         (worst, _), *_ = self._reasons.most_common(1)
         remedy = _REMEDIES.get(worst, "mend or remove these rows")
         raise DataError(
-            f"{self._what}: {self._reasons.total()} of {self._rows} rows cannot be put to the "
-            f"model, expected at most {self._allowed} ({self._setting}: {self._share:g}): "
+            f"{self._what}: {self._reasons.total()} of {self.rows} rows cannot be put to the "
+            f"model, expected at most {allowed} ({self._setting}: {self._share:g}): "
             f"{reasons}; the first are {_named(self._first)}",
             remedy=f"{remedy}; or raise {self._setting}: what is done stays done",
         )
