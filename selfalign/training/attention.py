@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -32,6 +33,10 @@ _PROBE_TOKENS = 24  # per example, fewer than any model's position table holds
 # another order of additions explains. Mixed examples differ by tens of per cent.
 _FLOAT32_TOLERANCE = 1e-4
 _BFLOAT16_TOLERANCE = 0.03
+# And by which an example's may move when the one before changes: nothing, but for experts (MoE)
+# whose share of the work changes.
+_FLOAT32_LEAK = 1e-5
+_BFLOAT16_LEAK = 2e-3
 
 
 def choose_attention() -> str:
@@ -99,10 +104,18 @@ def _varlen_takes(
         and query.dtype == key.dtype == value.dtype
         and head == value.shape[-1] <= _FLASH_HEAD_DIMENSION
         and head % 8 == 0
-        and torch.cuda.get_device_capability(query.device) >= _FLASH_CAPABILITY
+        and _is_recent(query.device)
     )
 
 
+@cache
+def _is_recent(device: torch.device) -> bool:
+    import torch
+
+    return torch.cuda.get_device_capability(device) >= _FLASH_CAPABILITY
+
+
+@cache
 def _varlen_parameters() -> frozenset[str] | None:
     """Parameters of torch's varlen_attn; None where this torch has none that knows windows."""
     try:
@@ -176,37 +189,65 @@ def _by_example(
     return torch.cat(parts, dim=2).transpose(1, 2)
 
 
-def pack_attention(model: Any) -> bool:
+def pack_attention(model: Any, *, autocast: bool = False) -> bool:
     """Set the best implementation for packed examples; False leaves the model as it was.
 
-    Tried on the model itself: two examples in one row must get the logits that each gets alone.
-    So whatever makes a model mix them (recurrent layers, tables of positions, masks of its own)
-    is found, without a list of architectures.
+    Tried on the model itself, on its device: two examples in one row must get the logits that
+    each gets alone, and the second's must not move when the first is another. So whatever makes a
+    model mix them (recurrent layers, tables of positions, masks of its own) is found without a
+    list of architectures.
+
+    Args:
+        autocast: whether training computes in bfloat16 whatever the weights' precision.
     """
     import torch
+    from transformers.integrations import is_deepspeed_zero3_enabled
 
     before, training = model.config._attn_implementation, model.training
+    if is_deepspeed_zero3_enabled():
+        _log.warning("training.padded", attention=before, cause="ZeRO-3: weights are divided")
+        return False
     name = choose_attention()
     rows = _probe(model)
     model.eval()  # no dropout: the two must agree
-    with torch.no_grad():
-        reference = torch.cat([_alone(model, row) for row in rows])
-        try:
-            model.set_attn_implementation(name)
-            found = _together(model, rows, extra=name == PACKED)
-            low = reference.dtype == torch.bfloat16
-            difference = float((found - reference).norm() / reference.norm())
-            cause = f"logits differ by {difference:.2g} of their norm"
-            same = difference <= (_BFLOAT16_TOLERANCE if low else _FLOAT32_TOLERANCE)
-        except (TypeError, ValueError, ImportError, RuntimeError) as e:
-            same, cause = False, str(e)[:200]
+    with torch.no_grad(), torch.autocast(rows[0].device.type, torch.bfloat16, enabled=autocast):
+        cause = _difference(model, rows, name)
     model.train(training)
-    if not same:
+    if cause is not None:
         model.set_attn_implementation(before)
         _log.warning("training.padded", attention=before, tried=name, cause=cause)
     else:
-        _log.info("training.packed", attention=name)
-    return same
+        varlen = rows[0].is_cuda and _varlen_parameters() is not None
+        _log.info("training.packed", attention=name, torch_varlen_kernel=varlen)
+    return cause is None
+
+
+def _difference(model: Any, rows: list[torch.Tensor], name: str) -> str | None:
+    """What is wrong with two examples in one row under this implementation; None if nothing."""
+    import torch
+
+    reference = torch.cat([_alone(model, row) for row in rows])
+    low = reference.dtype == torch.bfloat16
+    try:
+        model.set_attn_implementation(name)
+        if model.config._attn_implementation != name:
+            return "the model has attention of its own"
+        found = _together(model, rows, ours=name == PACKED)
+        other = _together(model, [rows[0].flip(1), rows[1]], ours=name == PACKED)
+    except (TypeError, ValueError, ImportError, RuntimeError) as e:
+        return str(e)[:200]
+    difference = _share(found - reference, reference)
+    if not difference <= (_BFLOAT16_TOLERANCE if low else _FLOAT32_TOLERANCE):
+        return f"logits differ from a single example's by {difference:.2g} of their norm"
+    second = rows[0].shape[1]
+    leaked = _share(found[second:] - other[second:], found[second:])
+    if not leaked <= (_BFLOAT16_LEAK if low else _FLOAT32_LEAK):
+        return f"an example's logits depend on the one before, by {leaked:.2g} of their norm"
+    return None
+
+
+def _share(part: torch.Tensor, whole: torch.Tensor) -> float:
+    return float(part.float().norm() / whole.float().norm())
 
 
 def _probe(model: Any) -> list[torch.Tensor]:
@@ -224,12 +265,14 @@ def _alone(model: Any, row: torch.Tensor) -> torch.Tensor:
     return logits  # (tokens, vocabulary)
 
 
-def _together(model: Any, rows: list[torch.Tensor], *, extra: bool) -> torch.Tensor:
+def _together(model: Any, rows: list[torch.Tensor], *, ours: bool) -> torch.Tensor:
+    """Logits of the rows laid end to end; (tokens, vocabulary)."""
     import torch
 
     lengths = tuple(row.shape[1] for row in rows)
     device = rows[0].device
     bounds = torch.tensor([0, lengths[0], sum(lengths)], dtype=torch.int32, device=device)
+    extra: dict[str, Any] = {"sequence_lengths": lengths} if ours else {}
     logits: torch.Tensor = model(
         input_ids=torch.cat(rows, dim=1),
         position_ids=torch.cat([torch.arange(n, device=device) for n in lengths])[None],
@@ -239,6 +282,6 @@ def _together(model: Any, rows: list[torch.Tensor], *, extra: bool) -> torch.Ten
         max_length_q=max(lengths),
         max_length_k=max(lengths),
         use_cache=False,
-        sequence_lengths=lengths,
+        **extra,
     ).logits[0]
     return logits

@@ -2,8 +2,9 @@
 
 Step k of an epoch takes the k-th run of `global_batch_size` examples of a permutation that the
 seed and the epoch determine. The number of processes changes who computes what, never which
-examples a step sees; none is shown twice in an epoch to fill a batch. Within a step examples are
-sorted by length, so that little is padded.
+examples a step sees; none is shown twice in an epoch to fill a batch. Within a step, examples that
+are padded are sorted by length, so that little is; those that are packed are dealt out by length,
+so that micro-batches and processes get equally many tokens.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from selfalign.errors import ConfigurationError
 if TYPE_CHECKING:
     import torch
 
+_DEFAULT_SIZE = 8  # examples per micro-batch, where memory cannot be tried
 IGNORED = -100  # the label torch.nn.functional.cross_entropy leaves out
 
 
@@ -32,6 +34,10 @@ class MicroBatches:
 
     Args:
         lengths: tokens of each example; (examples,).
+        micro_batch_size: None: 8, or the largest smaller number that divides.
+
+    Attributes:
+        packed: whether a micro-batch costs the sum of its lengths, not its longest times its size.
     """
 
     def __init__(
@@ -39,27 +45,56 @@ class MicroBatches:
         lengths: NDArray[np.int64],
         *,
         global_batch_size: int,
-        micro_batch_size: int,
+        micro_batch_size: int | None = None,
         rank: int = 0,
         world_size: int = 1,
         seed: int = 0,
     ) -> None:
-        if global_batch_size % (micro_batch_size * world_size):
+        if global_batch_size % ((micro_batch_size or 1) * world_size):
             raise ConfigurationError(
                 f"global_batch_size {global_batch_size} is not a multiple of micro_batch_size "
-                f"{micro_batch_size} times {world_size} processes",
+                f"{micro_batch_size or 1} times {world_size} processes",
                 remedy="change one of the two, or the number of processes",
             )
         self.num_examples = len(lengths)
         self.global_batch_size = global_batch_size
-        self.micro_batch_size = micro_batch_size
-        self.accumulation = global_batch_size // (micro_batch_size * world_size)
         self.steps_per_epoch = math.ceil(self.num_examples / global_batch_size)
         self.epoch = 0
+        self.packed = False
         self._lengths = lengths
         self._rank = rank
         self._world_size = world_size
         self._seed = seed
+        self.divide(micro_batch_size or max(self.possible_sizes(_DEFAULT_SIZE)))
+
+    def divide(self, micro_batch_size: int) -> None:
+        """Make micro-batches of this size, one of `possible_sizes`, from here on."""
+        self.micro_batch_size = micro_batch_size
+        self.accumulation = self.global_batch_size // (micro_batch_size * self._world_size)
+
+    def possible_sizes(self, most: int) -> list[int]:
+        """Sizes of micro-batches, up to `most`, that the global batch divides into; ascending."""
+        share = self.global_batch_size // self._world_size
+        return [size for size in range(1, min(most, share) + 1) if share % size == 0]
+
+    def heaviest(self) -> NDArray[np.int64]:
+        """Indices of the examples of the first epoch's micro-batch that takes most memory."""
+        first = (
+            self._micro_batch(self.examples_of_step(step + 1), 0)
+            for step in range(self.steps_per_epoch)
+        )
+        return max(first, key=self._tokens)
+
+    def _tokens(self, examples: NDArray[np.int64]) -> int:
+        lengths = self._lengths[examples]
+        return int(lengths.sum() if self.packed else lengths.max() * len(lengths))
+
+    def _micro_batch(self, examples: NDArray[np.int64], place: int) -> NDArray[np.int64]:
+        """The `place`-th part, the heaviest being the first, of a step's examples."""
+        if self.packed:
+            return examples[place :: self._rounds(len(examples)) * self._world_size]
+        start = place * self.micro_batch_size
+        return examples[start : start + self.micro_batch_size]
 
     def __len__(self) -> int:
         """Micro-batches of this process in an epoch."""
@@ -70,8 +105,8 @@ class MicroBatches:
         for step in range(self.steps_per_epoch):
             examples = self.examples_of_step(self.epoch * self.steps_per_epoch + step + 1)
             for turn in range(self._rounds(len(examples))):
-                start = (turn * self._world_size + self._rank) * self.micro_batch_size
-                yield examples[start : start + self.micro_batch_size].tolist()
+                place = turn * self._world_size + self._rank
+                yield self._micro_batch(examples, place).tolist()
 
     def total_steps(self, *, epochs: float, max_steps: int | None) -> int:
         """`max_steps`, or what `epochs` make (rounded up)."""

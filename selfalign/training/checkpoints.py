@@ -25,7 +25,15 @@ _log = structlog.get_logger(__name__)
 
 _IDENTITY_FILE = "selfalign.json"
 _TRAINER_STATE = "trainer_state.json"
-_EXECUTION_ONLY = {"checkpoint_every_steps", "num_shards"}
+# How the work is divided, never what a step sees: the global batch is the same on any number of
+# processes, so a checkpoint of two nodes continues on one.
+_EXECUTION_ONLY = {
+    "checkpoint_every_steps",
+    "gradient_checkpointing",
+    "micro_batch_size",
+    "num_processes",
+    "num_shards",
+}
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy")
 
 
@@ -41,7 +49,8 @@ def training_identity(config: TrainConfig, ranks: Ranks, seed: int, examples_sha
             "config": config.model_dump(mode="json", exclude=_EXECUTION_ONLY),
             "examples": examples_sha256,
             "seed": seed,
-            "processes": ranks.world_size,
+            # DeepSpeed's shares of the optimiser fit this number of processes alone.
+            "processes": None if config.deepspeed is None else ranks.world_size,
             "versions": versions(),
         }
     )

@@ -27,16 +27,20 @@ from selfalign.training.checkpoints import Checkpoint, Checkpoints, training_ide
 from selfalign.training.examples import EncodedExamples, encode
 from selfalign.training.failures import engine_errors
 from selfalign.training.loop import (
+    CHECKPOINTING,
     build_trainer,
+    collator,
     forget_deepspeed,
     numpy_seed,
     quiet_libraries,
     training_arguments,
 )
+from selfalign.training.memory import Estimate, fit_micro_batch, peak_memory
 from selfalign.training.model import (
     BaseModel,
     adapted_modules,
     check_token_id,
+    for_hardware,
     load_for_training,
     load_tokenizer,
 )
@@ -99,12 +103,13 @@ def train(
     """
     ranks = Ranks.from_environment()
     base = BaseModel(str(base_model), revision)
+    config = for_hardware(config)
     with engine_errors("training"), quiet_libraries(), StopRequest() as stop:
         plan = _plan(config, base, examples, form, work, ranks, seed)
         arguments = training_arguments(
             config,
             ranks=ranks,
-            accumulation=plan.batches.accumulation,
+            batches=plan.batches,
             total_steps=plan.total_steps,
             seed=seed,
             directory=work / "checkpoints",
@@ -116,6 +121,7 @@ def train(
         stop.raise_if(ranks.highest(stop.signal_number))
         if resumed is not None and resumed.step == plan.total_steps:
             trained, history = resumed.directory, resumed.history()
+            division = {}
         else:
             watch = StepWatch(
                 batches=plan.batches,
@@ -129,6 +135,10 @@ def train(
                 publish=kept.publish,
             )
             trained, history = _run(plan, arguments, watch, resumed)
+            division = {
+                "micro_batch_size": str(plan.batches.micro_batch_size),
+                "rows": "packed" if plan.batches.packed else "padded",
+            }
         stop.raise_if(ranks.highest(stop.signal_number))
         curve = outputs.loss_curve(history)
         forget_deepspeed()
@@ -150,7 +160,7 @@ def train(
         merged=output / "merged",
         adapter=adapter,
         adapted_modules=plan.adapted_modules,
-        engine=_engine(ranks),
+        engine=_engine(ranks) | division,
         resumed_from=None if resumed is None else resumed.step,
     )
 
@@ -238,9 +248,10 @@ def _run(
     watch.ranks.barrier()
     set_seed(numpy_seed(plan.seed))  # the adapter's first weights are random
     model = load_for_training(plan.config, plan.base)
+    packed = _prepare(plan, arguments, model, watch.ranks)
     trainer = build_trainer(
         model=model,
-        packed=pack_attention(model),
+        packed=packed,
         arguments=arguments,
         examples=plan.examples,
         watch=watch,
@@ -252,6 +263,46 @@ def _run(
     trainer.save_model(str(trained))
     watch.ranks.barrier()
     return trained, list(trainer.state.log_history)
+
+
+def _prepare(plan: _Plan, arguments: Any, model: Any, ranks: Ranks) -> bool:
+    """Choose attention and micro-batch for the device, and say what the training takes.
+
+    Returns whether examples are packed. Collective.
+    """
+    config, device = plan.config, arguments.device
+    on_gpu = device.type == "cuda"
+    if on_gpu and config.deepspeed is None and next(model.parameters()).device != device:
+        model.to(device)  # as the Trainer would; what is tried must be tried there
+    packed = pack_attention(model, autocast=config.precision == "bfloat16")
+    plan.batches.packed = packed
+    peak: dict[str, float] = {}
+    if on_gpu and config.deepspeed is None and config.micro_batch_size is None:
+        size, recompute = fit_micro_batch(
+            model,
+            config,
+            batches=plan.batches,
+            examples=plan.examples,
+            collator=collator(arguments, plan.pad_token_id, packed=packed),
+            enable_checkpointing=lambda: model.gradient_checkpointing_enable(CHECKPOINTING),
+        )
+        plan.batches.divide(min(ranks.gather(size)))
+        arguments.per_device_train_batch_size = plan.batches.micro_batch_size
+        arguments.gradient_accumulation_steps = plan.batches.accumulation
+        arguments.gradient_checkpointing = any(ranks.gather(recompute))
+        peak = peak_memory()
+    if ranks.main:
+        _log.info(
+            "training.starts",
+            steps=plan.total_steps,
+            micro_batch_size=plan.batches.micro_batch_size,
+            micro_batches_per_step=plan.batches.accumulation,
+            gradient_checkpointing=arguments.gradient_checkpointing,
+            tokens_per_step=round(config.global_batch_size * float(plan.examples.lengths.mean())),
+            **Estimate.of(model, config).gib(),
+            **peak,
+        )
+    return packed
 
 
 def _write(plan: _Plan, trained: Path, curve: list[dict[str, float]], output: Path) -> None:

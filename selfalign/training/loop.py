@@ -15,7 +15,7 @@ import structlog
 
 from selfalign.config import TrainConfig
 from selfalign.errors import ConfigurationError
-from selfalign.training.batches import collate, collate_packed, token_loss
+from selfalign.training.batches import MicroBatches, collate, collate_packed, token_loss
 from selfalign.training.examples import EncodedExamples
 from selfalign.training.processes import Ranks
 from selfalign.training.watch import StepWatch
@@ -23,6 +23,8 @@ from selfalign.training.watch import StepWatch
 _log = structlog.get_logger(__name__)
 
 _GATHER = "stage3_gather_16bit_weights_on_model_save"
+_OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit"}
+CHECKPOINTING = {"use_reentrant": False}  # of torch's two kinds, the one that works with DDP
 _GPU_ROW_MULTIPLE = 8  # bf16 tensor cores want dimensions that are multiples of 8
 
 
@@ -35,7 +37,7 @@ def training_arguments(
     config: TrainConfig,
     *,
     ranks: Ranks,
-    accumulation: int,
+    batches: MicroBatches,
     total_steps: int,
     seed: int,
     directory: Path,
@@ -48,20 +50,25 @@ def training_arguments(
     from transformers import TrainingArguments
 
     on_cpu = not torch.cuda.is_available()
+    if config.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigurationError(
+            "optimizer adamw_8bit needs the package bitsandbytes, which is not installed",
+            remedy="install selfalign[qlora], or set optimizer to adamw",
+        )
     try:
         arguments = TrainingArguments(
             output_dir=str(directory),
             max_steps=total_steps,
-            per_device_train_batch_size=config.micro_batch_size,
-            gradient_accumulation_steps=accumulation,
+            per_device_train_batch_size=batches.micro_batch_size,
+            gradient_accumulation_steps=batches.accumulation,
             learning_rate=config.learning_rate,
             lr_scheduler_type=config.schedule,
             warmup_steps=config.warmup_steps,
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
             bf16=config.precision == "bfloat16",
-            gradient_checkpointing=config.gradient_checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": False},
+            gradient_checkpointing=bool(config.gradient_checkpointing),
+            gradient_checkpointing_kwargs=CHECKPOINTING,
             seed=numpy_seed(seed),
             use_cpu=on_cpu,
             ddp_backend="gloo" if on_cpu and ranks.world_size > 1 else None,
@@ -70,7 +77,7 @@ def training_arguments(
             remove_unused_columns=False,
             logging_strategy="no",  # it reads the loss, hence waits for the device, at every log
             logging_nan_inf_filter=False,  # it looks at every loss, which waits too
-            optim="adamw_torch_fused",
+            optim=_OPTIMIZERS[config.optimizer],
             save_strategy="no",  # StepWatch says when
             report_to="none",
             disable_tqdm=True,
@@ -145,20 +152,15 @@ def build_trainer(
     from transformers import Trainer
     from transformers.trainer_callback import PrinterCallback
 
-    on_cpu = arguments.device.type == "cpu"
-    collator = partial(
-        collate_packed if packed else collate,
-        pad_token_id=pad_token_id,
-        multiple=1 if on_cpu else _GPU_ROW_MULTIPLE,
-    )
+    collate_fn = collator(arguments, pad_token_id, packed=packed)
 
     class ResponseTrainer(Trainer):  # type: ignore[misc]
         def get_train_dataloader(self) -> DataLoader[Any]:
             return DataLoader(
                 examples,  # type: ignore[arg-type]  # a sequence will do
                 batch_sampler=watch.batches,
-                collate_fn=collator,
-                pin_memory=not on_cpu,
+                collate_fn=collate_fn,
+                pin_memory=arguments.device.type != "cpu",
             )
 
         def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
@@ -187,6 +189,15 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)  # it writes to stdout
     return trainer
+
+
+def collator(arguments: Any, pad_token_id: int, *, packed: bool) -> Any:
+    """What makes tensors of examples for the arguments' device."""
+    return partial(
+        collate_packed if packed else collate,
+        pad_token_id=pad_token_id,
+        multiple=1 if arguments.device.type == "cpu" else _GPU_ROW_MULTIPLE,
+    )
 
 
 def _on_device(batch: dict[str, Any], device: Any) -> dict[str, Any]:

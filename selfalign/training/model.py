@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from selfalign.config import TrainConfig
 from selfalign.errors import ConfigurationError, DataError, EngineError
 from selfalign.serving.form import ChatForm
@@ -18,6 +20,8 @@ from selfalign.training.failures import engine_errors
 
 if TYPE_CHECKING:
     import torch
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +141,18 @@ def base_dtype(base: BaseModel) -> torch.dtype:
     return torch.float32 if dtype is None else dtype
 
 
+def for_hardware(config: TrainConfig) -> TrainConfig:
+    """The configuration with float32 in the place of bfloat16 where the GPU has none."""
+    import torch
+
+    if config.precision == "float32" or not torch.cuda.is_available():
+        return config
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return config
+    _log.warning("training.no_bfloat16", device=torch.cuda.get_device_name(), instead="float32")
+    return config.model_copy(update={"precision": "float32"})
+
+
 def load_for_training(config: TrainConfig, base: BaseModel) -> Any:
     """The model with what is trained in float32, and the rest as small as `precision` allows.
 
@@ -147,8 +163,10 @@ def load_for_training(config: TrainConfig, base: BaseModel) -> Any:
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     low = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-    # Optimisers need float32 for small updates to count; frozen weights do not.
-    options: dict[str, Any] = {"dtype": torch.float32 if config.method == "full" else low}
+    # Optimisers need float32 for small updates to count; frozen weights do not, and DeepSpeed
+    # keeps its own float32 copy, a share in each process.
+    whole = config.method == "full" and config.deepspeed is None
+    options: dict[str, Any] = {"dtype": torch.float32 if whole else low}
     if config.method == "qlora":
         options |= _quantised(low)
     model = base.load(AutoModelForCausalLM, **options)
@@ -161,7 +179,7 @@ def load_for_training(config: TrainConfig, base: BaseModel) -> Any:
 
         model = prepare_model_for_kbit_training(
             model,
-            use_gradient_checkpointing=config.gradient_checkpointing,
+            use_gradient_checkpointing=bool(config.gradient_checkpointing),
             gradient_checkpointing_kwargs={"use_reentrant": False},
         )
     return with_adapter(config, model)
@@ -251,4 +269,12 @@ def with_adapter(config: TrainConfig, model: Any) -> Any:
         lora_dropout=config.lora.dropout,
         target_modules=config.lora.target_modules,
     )
-    return get_peft_model(model, lora)
+    adapted = get_peft_model(model, lora)
+    if config.precision == "bfloat16":
+        # Adapters are float32 and compute in bfloat16. peft would copy every layer's input to
+        # float32 first and keep the copy for the backward pass: most of an adapter's time and
+        # memory.
+        for module in adapted.modules():
+            if getattr(module, "cast_input_dtype_enabled", False):
+                module.cast_input_dtype_enabled = False
+    return adapted

@@ -13,7 +13,9 @@ def lengths(count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     return np.random.default_rng(count).integers(1, 50, count)
 
 
-def ranks(count: int, world_size: int, epoch: int = 0) -> list[list[list[int]]]:
+def ranks(
+    count: int, world_size: int, epoch: int = 0, *, packed: bool = False
+) -> list[list[list[int]]]:
     """Micro-batches of every rank, with a global batch of 8 in micro-batches of 2."""
     all_batches = []
     for rank in range(world_size):
@@ -26,6 +28,7 @@ def ranks(count: int, world_size: int, epoch: int = 0) -> list[list[list[int]]]:
             seed=1,
         )
         batches.epoch = epoch
+        batches.packed = packed
         all_batches.append(list(batches))
         assert len(batches) == len(all_batches[-1])
     return all_batches
@@ -33,10 +36,12 @@ def ranks(count: int, world_size: int, epoch: int = 0) -> list[list[list[int]]]:
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("count", [1, 7, 8, 19, 40])
+@pytest.mark.parametrize("packed", [False, True])
 def test_an_epoch_shows_every_example_once_in_equally_many_micro_batches(
-    count: int, world_size: int
+    count: int, world_size: int, packed: bool
 ) -> None:
-    per_rank = ranks(count, world_size)
+    per_rank = ranks(count, world_size, packed=packed)
+    assert all(len(batch) <= 2 for rank in per_rank for batch in rank)
     assert sorted(i for rank in per_rank for batch in rank for i in batch) == list(range(count))
     assert len({len(rank) for rank in per_rank}) == 1
 
@@ -52,6 +57,40 @@ def test_a_step_sees_the_same_examples_however_many_processes_share_it() -> None
 
     assert steps(1) == steps(2) == steps(4)
     assert len(steps(1)) == 3
+
+
+def test_packed_micro_batches_of_a_step_hold_about_equally_many_tokens() -> None:
+    def spread(packed: bool) -> float:
+        batches = MicroBatches(lengths(512), global_batch_size=512, micro_batch_size=32)
+        batches.packed = packed
+        tokens = [int(lengths(512)[batch].sum()) for batch in batches]
+        assert tokens[0] == max(tokens)
+        return max(tokens) / min(tokens)
+
+    assert spread(packed=True) < 1.1
+    assert spread(packed=False) > 5
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_heaviest_micro_batch_is_the_one_with_most_tokens_in_the_first_epoch(
+    packed: bool,
+) -> None:
+    sizes = lengths(100)
+    batches = MicroBatches(sizes, global_batch_size=16, micro_batch_size=4, seed=3)
+    batches.packed = packed
+    costs = [int(sizes[b].sum() if packed else sizes[b].max() * len(b)) for b in batches]
+    heaviest = batches.heaviest()
+    cost = sizes[heaviest].sum() if packed else sizes[heaviest].max() * len(heaviest)
+    assert int(cost) == max(costs)
+
+
+def test_without_a_size_a_micro_batch_is_the_largest_divisor_up_to_eight() -> None:
+    def size(global_batch_size: int, world_size: int = 1) -> int:
+        return MicroBatches(
+            lengths(9), global_batch_size=global_batch_size, world_size=world_size
+        ).micro_batch_size
+
+    assert [size(768), size(12), size(7), size(768, 4), size(22, 2)] == [8, 6, 7, 8, 1]
 
 
 def test_epochs_differ_and_repeat_exactly() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import resource
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,20 @@ def test_qlora_without_a_gpu_is_a_configuration_error(base: Path, tmp_path: Path
     with pytest.raises(ConfigurationError, match="got no a CUDA device") as refused:
         Attempt(changed(method="qlora"), base, tmp_path).run()
     assert "use method lora" in (refused.value.remedy or "")
+
+
+def test_the_eight_bit_optimizer_without_its_package_is_a_configuration_error(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "bitsandbytes" else find(name, *rest),
+    )
+    with pytest.raises(ConfigurationError, match="needs the package bitsandbytes") as refused:
+        Attempt(changed(optimizer="adamw_8bit"), base, tmp_path).run()
+    assert "set optimizer to adamw" in (refused.value.remedy or "")
 
 
 def test_deepspeed_outside_torchrun_is_a_configuration_error(base: Path, tmp_path: Path) -> None:

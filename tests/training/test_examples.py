@@ -1,18 +1,24 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from selfalign.config import SeedsConfig
 from selfalign.errors import DataError
+from selfalign.prompts import render_concise, render_standard
+from selfalign.seeds import load_seeds
+from selfalign.serving.form import ChatForm
 from selfalign.training import Example
-from selfalign.training.batches import IGNORED, collate
+from selfalign.training.batches import IGNORED, collate, collate_packed
 from selfalign.training.examples import EncodedExamples, encode
 
 from .worlds import FORM
 
 EOS = 2
+PROJECT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +55,61 @@ def test_prompts_carry_no_loss_and_the_end_of_the_answer_does(words: Any) -> Non
     assert examples[0][0].tolist() == [1, 4, 5, 6, 7, EOS]  # a BOS first, no EOS after the prompt
     assert examples.taught.tolist() == [3]
     assert examples.truncated == 0
+
+
+@pytest.fixture(scope="module")
+def byte_level() -> Any:
+    """Byte-level BPE as Llama 3's and Qwen's, learnt from the project's own seeds."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1200,
+        special_tokens=["<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(
+        [(PROJECT / "seeds" / name).read_text() for name in ("general.txt", "exemplars.txt")],
+        trainer,
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_of_a_real_dialogue_the_answer_and_the_end_are_learnt_and_nothing_else(
+    byte_level: Any, packed: bool
+) -> None:
+    seeds = load_seeds(SeedsConfig(directory=PROJECT / "seeds"))
+    query = "My neighbour's dog barks all night. What can I do?"
+    answer = "Talk to your neighbour first.\n\n1. Stay calm — say when it barks.\n2. Offer help."
+    asked = [render_standard(seeds, query), render_concise(seeds, query)]
+    examples = encode(
+        [Example(prompt, answer) for prompt in asked],
+        byte_level,
+        form=ChatForm.of(seeds.templates.distil_standard, seeds.labels).with_tokens(
+            "", ["<|end|>"]
+        ),
+        eos_token_id=byte_level.eos_token_id,
+        max_length=2048,
+    )
+    for index, prompt in enumerate(asked):
+        row = examples[index]
+        if packed:
+            batch = collate_packed([row], pad_token_id=0)
+            learnt = batch["labels"][0, 1:]
+            read = batch["input_ids"][0, : int(batch["logits_to_keep"][0]) + 1]
+        else:
+            batch = collate([row], pad_token_id=0)
+            taught = batch["labels"][0] != IGNORED
+            learnt, read = batch["labels"][0, taught], batch["input_ids"][0, ~taught]
+        assert byte_level.decode(learnt) == f" {answer}<|end|>"
+        assert byte_level.decode(read) == prompt
+        assert prompt.endswith(seeds.labels.answer)
+        assert query in prompt
 
 
 def test_a_response_cut_at_max_length_does_not_teach_to_stop(words: Any) -> None:

@@ -256,5 +256,6 @@ def test_progress_is_told_and_nothing_is_printed(
     assert [log["event"] for log in logs] == [
         "training.planned",
         "training.packed",
+        "training.starts",
         "training.written",
     ]

@@ -121,3 +121,27 @@ def test_a_packed_row_of_no_examples_teaches_nothing() -> None:
     assert pack_attention(model)
     labels = batch.pop("labels")
     assert float(token_loss(model(**batch), labels, 5).detach()) == 0.0
+
+
+def test_adapters_stay_float32_and_take_bfloat16_inputs_without_a_copy() -> None:
+    import torch
+
+    from selfalign.config import LoraConfig, TrainConfig
+    from selfalign.training.model import with_adapter
+
+    config = TrainConfig(
+        precision="bfloat16", lora=LoraConfig(target_modules="all-linear", dropout=0.0)
+    )
+    model = with_adapter(config, make_model("llama", SHAPES["llama"]).to(torch.bfloat16))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert {p.dtype for p in trained} == {torch.float32}
+    seen: set[torch.dtype] = set()
+    for module in model.modules():
+        if hasattr(module, "lora_A"):
+            module.lora_A["default"].register_forward_pre_hook(
+                lambda _, inputs: seen.add(inputs[0].dtype)
+            )
+    with torch.autocast("cpu", torch.bfloat16):
+        model(input_ids=torch.arange(5, 15)[None]).logits.sum().backward()
+    assert seen == {torch.bfloat16}
+    assert {p.grad.dtype for p in trained} == {torch.float32}

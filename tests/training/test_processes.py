@@ -92,6 +92,19 @@ def test_two_nodes_train_what_one_process_trains(
     assert not files(tmp_path / "work-1")
 
 
+def test_one_process_continues_the_curve_that_two_nodes_began(
+    full: tuple[Attempt, TrainResult], tmp_path: Path
+) -> None:
+    attempt, alone = full
+    stopped = together(attempt.config, attempt.base, tmp_path, {"signals": {8: signal.SIGTERM}}, {})
+    assert [outcome.name for outcome in stopped] == ["Interrupted"] * 2
+    result = Attempt(attempt.config, attempt.base, tmp_path).run()
+    assert result.resumed_from == 9
+    assert [point["step"] for point in result.loss_curve] == list(range(1, 41))
+    losses = [point["loss"] for point in result.loss_curve]
+    assert losses == pytest.approx([point["loss"] for point in alone.loss_curve], rel=0.02)
+
+
 def test_a_node_that_dies_fails_the_others(base: Path, tmp_path: Path) -> None:
     survivor, victim = together(LORA, base, tmp_path, {}, {"dies_fetching": True})
     assert victim == -signal.SIGKILL
