@@ -20,6 +20,7 @@ from selfalign.identity import data_files
 from selfalign.pipeline import BY_NAME, STAGES
 from selfalign.seeds import Seeds
 from selfalign.serving.form import ChatForm
+from selfalign.stages.context_limits import warn_of_long_items
 from selfalign.telemetry import log
 from selfalign.training.model import BaseModel, check_base_model
 
@@ -54,6 +55,7 @@ def check_run(config: RunConfig, seeds: Seeds, *, until: str | None = None) -> N
         truthfulqa_template(config.evaluate.truthfulqa_template)
         for number in config.evaluate.ablate_principles:
             seeds.without_principle(number)
+        warn_of_long_items(config, seeds)
     for name in ("engrave", "clone"):
         if name in names:
             form = ChatForm.of(seeds.templates.distil_standard, seeds.labels)

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from selfalign.config import EngineConfig
 from selfalign.engines.base import (
@@ -28,11 +28,8 @@ from selfalign.engines.base import (
 from selfalign.engines.tokens import PromptTokenizer, Scored, batched
 from selfalign.engines.transformers.decoding import Row, decode
 from selfalign.engines.transformers.forward import Forward
+from selfalign.engines.transformers.limits import load_tokenizer, max_length
 from selfalign.errors import ConfigurationError, DataError, EngineError, OutOfMemory
-
-UNLIMITED = 10**9  # tokenizers without a limit state a number far beyond this
-# Beyond the original length, one long row would change the frequencies of its whole batch.
-LENGTH_DEPENDENT_ROPES = ("longrope", "dynamic")
 
 
 class TransformersEngine:
@@ -62,8 +59,8 @@ class TransformersEngine:
             model = _load_model(directory, config.dtype, options)
             if "device_map" not in options:
                 model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-            tokenizer = _load_tokenizer(directory)
-            self.max_length = _max_length(config, model, tokenizer, directory)
+            tokenizer = load_tokenizer(directory)
+            self.max_length = max_length(config, model.config, tokenizer, directory)
             rows = model.get_input_embeddings().num_embeddings
             self._tokenizer = PromptTokenizer(tokenizer, self.max_length, rows)
             self._end_tokens = _end_tokens(model, tokenizer)
@@ -176,44 +173,6 @@ def _load_model(directory: Path, dtype: str, options: dict[str, Any]) -> PreTrai
         )
     model.eval()
     return model
-
-
-def _load_tokenizer(directory: Path) -> Any:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
-        )
-        tokenizer("a")
-    except Exception as e:  # the tokenizers library raises bare Exceptions for a broken file
-        raise DataError(
-            f"{directory}: the tokenizer cannot be loaded: {type(e).__name__}: {e}",
-            remedy="save the tokenizer again beside the model (tokenizer.save_pretrained)",
-        ) from e
-    return tokenizer
-
-
-def _max_length(
-    config: EngineConfig, model: PreTrainedModel, tokenizer: Any, directory: Path
-) -> int:
-    text_config = model.config.get_text_config(decoder=True)
-    own: int | None = getattr(text_config, "max_position_embeddings", None)
-    rope = getattr(text_config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in LENGTH_DEPENDENT_ROPES:
-        own = rope.get("original_max_position_embeddings") or own
-    if own is None and tokenizer.model_max_length < UNLIMITED:
-        own = int(tokenizer.model_max_length)
-    limit = config.max_length or own
-    if limit is None:
-        raise ConfigurationError(
-            f"{directory}: neither model nor tokenizer states how many tokens it takes",
-            remedy="set engine.max_length",
-        )
-    if own is not None and limit > own:
-        raise ConfigurationError(
-            f"engine.max_length: {limit} tokens, but {directory} takes {own} in this engine",
-            remedy=f"lower it to {own} or leave it out",
-        )
-    return limit
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:

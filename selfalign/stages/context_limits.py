@@ -1,0 +1,94 @@
+"""Which evaluation items are beyond the base model's context, counted before anything is trained.
+
+Every model of a run has the base's tokenizer and context. Reads evaluation files, and the
+configuration and tokenizer of a base model in a local directory, never its weights. Such items are
+set aside when they are scored, so this is a warning: `evaluation.items_beyond_context`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from selfalign.config import RunConfig
+from selfalign.engines.base import GenerationRequest, Sampling, ScoreRequest
+from selfalign.evaluation.datasets import load_heldout, load_hhh, load_truthfulqa
+from selfalign.evaluation.multiple_choice import (
+    hhh_requests,
+    hhh_template,
+    truthfulqa_requests,
+    truthfulqa_template,
+)
+from selfalign.prompts import render_align, render_principles, render_standard
+from selfalign.seeds import Seeds
+from selfalign.telemetry import log
+
+_NAMED = 10  # items in a warning
+
+
+def warn_of_long_items(config: RunConfig, seeds: Seeds) -> None:
+    """Log a warning for each task that has items beyond the context, with and without principles.
+
+    Does nothing where the base model is no local directory or transformers is not installed.
+    Raises ConfigurationError or DataError where the engine would, for its limit or tokenizer.
+    """
+    engine = config.evaluate.engine or config.engine
+    directory = Path(config.base_model.path)
+    known = engine.kind != "fake" and importlib.util.find_spec("transformers") is not None
+    if not known or not directory.is_dir():
+        return
+    from selfalign.engines.transformers.limits import ContextLimit
+
+    limit = ContextLimit(engine, directory)
+    for variant in ("base", "base_principled"):
+        principled = variant == "base_principled"
+        tasks: dict[str, list[GenerationRequest] | list[ScoreRequest]] = {
+            "heldout": list(_prompts(config, seeds, principled=principled)),
+            "hhh": list(_hhh(config, seeds, principled=principled)),
+            "truthfulqa": list(_truthfulqa(config, seeds, principled=principled)),
+        }
+        for task, requests in tasks.items():
+            # an item's requests count as one, in the order of the file
+            items = list(dict.fromkeys(name.split("\t")[0] for name in limit.too_long(requests)))
+            if items:
+                log.warning(
+                    "evaluation.items_beyond_context",
+                    task=task,
+                    variant=variant,
+                    items=len(items),
+                    limit_tokens=limit.tokens,
+                    first=items[:_NAMED],
+                    remedy="they are set aside; shorten them, or raise engine.max_length",
+                )
+
+
+def _prompts(config: RunConfig, seeds: Seeds, *, principled: bool) -> Iterator[GenerationRequest]:
+    path = config.evaluate.heldout
+    render = render_align if principled else render_standard
+    sampling = Sampling(**config.evaluate.sampling.model_dump())
+    for item in load_heldout(path) if path else ():
+        yield GenerationRequest(item.id, render(seeds, item.prompt), sampling, 0)
+
+
+def _hhh(config: RunConfig, seeds: Seeds, *, principled: bool) -> Iterator[ScoreRequest]:
+    path = config.evaluate.hhh
+    template = hhh_template(config.evaluate.hhh_template)
+    rules = render_principles(seeds.principles) + "\n\n" if principled else ""
+    for pair in load_hhh(path) if path else ():
+        for request in hhh_requests([pair], template):
+            yield _named(request, pair.id, rules)
+
+
+def _truthfulqa(config: RunConfig, seeds: Seeds, *, principled: bool) -> Iterator[ScoreRequest]:
+    path = config.evaluate.truthfulqa
+    template = truthfulqa_template(config.evaluate.truthfulqa_template)
+    rules = render_principles(seeds.principles) + "\n\n" if principled else ""
+    for question in load_truthfulqa(path) if path else ():
+        for request in truthfulqa_requests([question], template):
+            yield _named(request, question.id, rules)
+
+
+def _named(request: ScoreRequest, item_id: str, rules: str) -> ScoreRequest:
+    return replace(request, id=f"{item_id}\t{request.id}", prompt=rules + request.prompt)
