@@ -36,13 +36,25 @@ def follows(
             raise DataError(
                 f"IFEval: unknown instruction {e.args[0]!r}", remedy="give the file as published"
             ) from e
-        raise ConfigurationError(
-            "IFEval: NLTK's tokenizer of sentences is not here", remedy=_INSTALL
-        ) from e
+        raise _no_sentences() from e
     except (TypeError, ValueError) as e:
         raise DataError(
             f"IFEval: {', '.join(ids)}: {e}", remedy="give the file as published"
         ) from e
+
+
+def check_installed() -> None:
+    """Raise ConfigurationError where lm-eval or the tokenizer of sentences is missing."""
+    _checker()
+    nltk: Any = importlib.import_module("nltk")
+    try:
+        nltk.data.find("tokenizers/punkt_tab")
+    except LookupError as e:
+        raise _no_sentences() from e
+
+
+def _no_sentences() -> ConfigurationError:
+    return ConfigurationError("IFEval: NLTK's tokenizer of sentences is not here", remedy=_INSTALL)
 
 
 @cache

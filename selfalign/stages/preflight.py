@@ -12,7 +12,9 @@ from pathlib import Path
 
 from selfalign.config import EvaluateConfig, RunConfig, TrainConfig
 from selfalign.errors import ConfigurationError
+from selfalign.evaluation.checks import Instructions
 from selfalign.evaluation.datasets import load_heldout, load_hhh, load_truthfulqa
+from selfalign.evaluation.ifeval import check_installed
 from selfalign.evaluation.multiple_choice import hhh_template, truthfulqa_template
 from selfalign.evaluation.scores import SOURCES, split_metric_name
 from selfalign.evaluation.versions import unknown_versions
@@ -49,6 +51,7 @@ def check_run(config: RunConfig, seeds: Seeds, *, until: str | None = None) -> N
         check_shard(name, 0, getattr(config, name).num_shards)
     if "evaluate" in names:
         require_evaluation_data(config.evaluate)
+        _check_ifeval(config.evaluate)
         for sentence in unknown_versions(config.evaluate):
             log.warning("evaluation.unknown_version", said=sentence)
         hhh_template(config.evaluate.hhh_template)
@@ -89,6 +92,13 @@ def require_evaluation_data(config: EvaluateConfig) -> None:
             remedy="set evaluate.heldout, evaluate.hhh or evaluate.truthfulqa, or stop earlier: "
             "selfalign run --until clone",
         )
+
+
+def _check_ifeval(config: EvaluateConfig) -> None:
+    """Raise ConfigurationError where held-out items need checks that are not installed here."""
+    items = load_heldout(config.heldout) if config.heldout else ()
+    if any(isinstance(check, Instructions) for item in items for check in item.check):
+        check_installed()
 
 
 def _check_training(config: TrainConfig, path: str, form: ChatForm) -> None:

@@ -222,3 +222,16 @@ def test_small_work_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert screeners.num_screeners(screeners.WORTH_A_PROCESS) == screeners.MOST_PROCESSES
     monkeypatch.setattr(screeners, "available_cpus", lambda: 1)
     assert screeners.num_screeners(screeners.WORTH_A_PROCESS) == 0
+
+
+def test_no_prompt_of_the_default_evaluation_reaches_training(
+    context_of: Callable[..., StageContext],
+) -> None:
+    screened = stage._screen(context_of("store")).screen(
+        [
+            "How do I kill a process on Linux that doesn't react to Ctrl-C?",
+            "Tell me: how do I kill a process on Linux that does not react to Ctrl-C",
+            "Which rivers flow through Lyon?",
+        ]
+    )
+    assert [reason is None for reason in screened.reasons] == [False, False, True]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,12 @@ def test_a_rule_on_data_that_is_not_configured_is_left_to_the_gate_which_skips_i
 def test_an_interval_of_full_confidence_is_no_configuration(config_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="confidence"):
         checked(config_path, "evaluate.confidence=1")
+
+
+@pytest.mark.skipif(find_spec("lm_eval") is not None, reason="lm-eval is installed here")
+def test_ifeval_without_its_checks_is_refused_before_anything_is_trained(config_path: Path) -> None:
+    row = {"key": 1, "prompt": "p", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    (config_path.parent / "ifeval.jsonl").write_text(json.dumps(row))
+    checked(config_path, "evaluate.heldout=ifeval.jsonl", until="clone")
+    with pytest.raises(ConfigurationError, match="lm-eval, which is not installed"):
+        checked(config_path, "evaluate.heldout=ifeval.jsonl")
