@@ -8,8 +8,17 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 _execution: dict[str, Any] = {"identity": False}
 
@@ -31,11 +40,50 @@ class SamplingConfig(Model):
     repetition_penalty: PositiveFloat = Field(1.0, description="1.0 is none")
 
 
+class ServerConfig(Model):
+    """An OpenAI-compatible server: how it is reached, never what it serves."""
+
+    url: str = Field(description="base address; that of vLLM ends in /v1")
+    key_variable: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="name of the environment variable that holds its key; null: it needs none",
+    )
+    concurrency: PositiveInt = Field(64, description="requests in flight")
+    timeout_seconds: PositiveFloat = Field(600, description="for one answer")
+    give_up_after_seconds: PositiveFloat = Field(
+        300, description="of failures in a row of one request, before the stage is tried anew"
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_address(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("expected an address such as http://host:8000/v1")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError(
+                "an address here holds no credentials, query or fragment: name the environment "
+                "variable of the key in key_variable"
+            )
+        return url
+
+
 class EngineConfig(Model):
     """What generates and scores."""
 
-    kind: Literal["transformers", "vllm", "fake"] = Field(
-        "transformers", description="vllm on GPUs; transformers anywhere; fake only in tests"
+    kind: Literal["transformers", "vllm", "openai", "fake"] = Field(
+        "transformers",
+        description="vllm on GPUs; transformers anywhere; openai: a server of its own; fake only "
+        "in tests",
+    )
+    server: ServerConfig | None = Field(
+        None,
+        description="where openai asks; a run on a cluster may never set it",
+        json_schema_extra=_execution,
+    )
+    served_model: str | None = Field(
+        None, description="what the server calls the base model (openai); null: base_model.path"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="precision of weights; auto is the checkpoint's own"
@@ -57,6 +105,14 @@ class EngineConfig(Model):
         description="share of GPU memory the engine may take (vllm)",
         json_schema_extra=_execution,
     )
+
+    @model_validator(mode="after")
+    def _server_where_there_is_one(self) -> EngineConfig:
+        if (self.kind == "openai") != (self.server is not None):
+            raise ValueError("engine.server and engine.kind openai belong together; give both")
+        if self.served_model is not None and self.kind != "openai":
+            raise ValueError("engine.served_model is for engine.kind openai")
+        return self
 
 
 class BaseModelConfig(Model):

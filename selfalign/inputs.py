@@ -91,11 +91,15 @@ def push(store: Store, kind: str, path: Path, *, only: Sequence[str] | None = No
     return SCHEME + prefix.rstrip("/")
 
 
-def fetch(store: Store, name: str) -> Path:
-    """A verified local copy of the input called `name`; kept for the next caller."""
+def fetch(store: Store, name: str, without: tuple[str, ...] = ()) -> Path:
+    """A verified local copy of the input called `name`; kept for the next caller.
+
+    Names that end as `without` says are left in the store.
+    """
     manifest = read_input(store, name)
     directory = cache_directory() / "inputs" / manifest.kind / manifest.digest[:32]
-    copy_files(store, _prefix(name), manifest.files, "files/", directory)
+    files = [entry for entry in manifest.files if not entry.name.endswith(without)]
+    copy_files(store, _prefix(name), files, "files/", directory)
     return directory / manifest.single if manifest.single else directory
 
 

@@ -10,8 +10,18 @@ from typing import Any
 import pytest
 
 from selfalign.config import EvaluateConfig
-from selfalign.identity import DATA_FIELDS, data_files, default_sha256, is_default, path_sha256
+from selfalign.identity import (
+    DATA_FIELDS,
+    Inputs,
+    data_files,
+    default_sha256,
+    identity_key,
+    is_default,
+    path_sha256,
+    stage_identity,
+)
 from selfalign.load import load_config
+from selfalign.pipeline import BY_NAME
 
 
 def test_a_directory_that_cannot_be_listed_is_an_error_and_not_left_out(
@@ -50,3 +60,20 @@ def test_the_default_held_out_set_enters_by_its_digest_wherever_it_is_installed(
     own = load_config(file, ["evaluate.heldout=./default"]).config.evaluate
     assert data_files(own) == {"heldout": tmp_path / "default"}
     assert [field for field in DATA_FIELDS if is_default(field, Path("default"))] == ["heldout"]
+
+
+def test_the_served_model_is_in_the_key_and_the_way_to_the_server_is_not(tmp_path: Path) -> None:
+    file = tmp_path / "selfalign.yaml"
+    file.write_text("base_model: {path: m}\nengine: {kind: openai, server: {url: http://a/v1}}\n")
+
+    def key(*overrides: str) -> str:
+        config = load_config(file, overrides).config
+        inputs = Inputs(seeds={}, base_model="sha256:0", data={})
+        return identity_key(
+            stage_identity(BY_NAME["align"], config, inputs, {"prompts": "p"}, None)
+        )
+
+    assert key() == key("engine.server.url=https://b:1/v1", "engine.server.key_variable=KEY")
+    assert key() == key("align.max_quarantined=0.5", "engine.server.concurrency=1")
+    assert key() != key("engine.served_model=another")
+    assert key() != key("engine.options={top_k: 3}")

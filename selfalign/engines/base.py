@@ -1,7 +1,7 @@
 """The engine seam: generate completions as a stream, score continuations.
 
-Three engines hold to the same contract (`tests/engines/test_contract.py`): `vllm`,
-`transformers` and a deterministic `fake`. An engine is a context manager that owns its model.
+Four engines hold to the same contract (`tests/engines/test_contract.py`): `vllm`, `transformers`,
+`openai` and a deterministic `fake`. An engine is a context manager that owns its model.
 
 A request that cannot be answered is answered by `Quarantined`, in the stream and without an
 exception: one bad row must not end a night. An engine raises only for what concerns all requests.

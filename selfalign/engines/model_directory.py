@@ -25,12 +25,13 @@ CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
-def locate_model(model: Path | str, revision: str | None) -> Path:
+def locate_model(model: Path | str, revision: str | None, *, weights: bool = True) -> Path:
     """The checked local directory of a model.
 
     A Path, or a text without a revision, is a local directory and nothing else. A text with a
     revision is the directory of that name if there is one, else a hub id, found in the local
-    cache or downloaded (never downloaded under HF_HUB_OFFLINE).
+    cache or downloaded (never downloaded under HF_HUB_OFFLINE). Without `weights`, neither are
+    weights downloaded nor looked at.
 
     Raises:
         DataError: the directory or one of its files is missing or broken, or the hub does not
@@ -44,13 +45,13 @@ def locate_model(model: Path | str, revision: str | None) -> Path:
                 f"{model}: no such model directory",
                 remedy="correct the path; for a hub id, name its commit as the revision",
             )
-        directory = _from_hub(model, revision)
-    check_model_directory(directory)
+        directory = _from_hub(model, revision, weights=weights)
+    check_model_directory(directory, weights=weights)
     return directory
 
 
-def check_model_directory(directory: Path) -> None:
-    """Check configuration, tokenizer and weights of a causal language model."""
+def check_model_directory(directory: Path, *, weights: bool = True) -> None:
+    """Check configuration, tokenizer and, where wanted, weights of a causal language model."""
     _check_architecture(directory / "config.json")
     if not any((directory / name).is_file() for name in TOKENIZER_FILES):
         raise DataError(
@@ -60,7 +61,7 @@ def check_model_directory(directory: Path) -> None:
     for name in OPTIONAL_JSON:
         if (directory / name).is_file():
             _read_json(directory / name)
-    for path in _weight_files(directory):
+    for path in _weight_files(directory) if weights else ():
         _check_safetensors(path)
 
 
@@ -147,7 +148,7 @@ def _damaged(path: Path, problem: str) -> DataError:
     return DataError(f"{path}: {problem}", remedy=remedy)
 
 
-def _from_hub(name: str, revision: str) -> Path:
+def _from_hub(name: str, revision: str, *, weights: bool = True) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -159,8 +160,9 @@ def _from_hub(name: str, revision: str) -> Path:
     )
 
     what = f"hub model {name} at revision {revision}"
+    patterns = [each for each in HUB_PATTERNS if weights or "safetensors" not in each]
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_PATTERNS))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError, HFValidationError) as e:
         raise DataError(
             f"{what}: not found, or access is not granted",

@@ -15,6 +15,7 @@ from selfalign.errors import ConfigurationError
 NEEDED = {  # by kind: the packages, and the extra of this project that installs them
     "transformers": (("torch", "transformers", "safetensors"), "models"),
     "vllm": (("vllm",), "vllm"),
+    "openai": (("httpx2", "transformers"), "openai"),
 }
 
 # Kinds whose `generate` several threads may read at once; their requests then run side by side.
@@ -28,6 +29,9 @@ _LOADING = {"local_files_only", "use_safetensors", "output_loading_info"}
 _SETTINGS = {"seed", "dtype", "torch_dtype", "max_model_len"}
 _RESOURCES = {"tensor_parallel_size", "gpu_memory_utilization"}
 NOT_OPTIONS = _MODEL | _FILES | _REVISION | _LOADING | _SETTINGS | _RESOURCES
+# Fields of a request to a server that a stage's sampling decides, or that change its answer's form.
+_SAMPLING = {"prompt", "max_tokens", "temperature", "top_p", "stop", "repetition_penalty"}
+NOT_FIELDS = _SAMPLING | {"n", "best_of", "stream", "stream_options", "echo", "logprobs", "suffix"}
 
 
 def open_engine(config: EngineConfig, model: Path | str, *, revision: str | None = None) -> Engine:
@@ -49,15 +53,21 @@ def open_engine(config: EngineConfig, model: Path | str, *, revision: str | None
         from selfalign.engines.fake import FakeEngine
 
         return FakeEngine(config, str(model))
-    for option in sorted(config.options.keys() & NOT_OPTIONS):
+    never = NOT_OPTIONS | (NOT_FIELDS if config.kind == "openai" else set())
+    for option in sorted(config.options.keys() & never):
         raise ConfigurationError(
             f"engine.options.{option}: selfalign sets this itself",
-            remedy="remove it; base_model, seed and the fields of engine decide these, and code "
-            "that comes with a model is never run",
+            remedy="remove it; base_model, seed, sampling and the fields of engine decide these, "
+            "and code that comes with a model is never run",
         )
     _require(config.kind)
     from selfalign.engines.model_directory import locate_model
 
+    if config.kind == "openai":
+        from selfalign.engines.openai.engine import OpenAIEngine
+
+        directory = locate_model(model, revision, weights=False)
+        return OpenAIEngine(config, directory, str(model))
     directory = locate_model(model, revision)
     if config.kind == "vllm":
         from selfalign.engines.vllm import VllmEngine

@@ -7,6 +7,7 @@ the summary can be computed from them again.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial, reduce
@@ -48,6 +49,8 @@ from selfalign.store.artifact import ShardWriter
 from selfalign.store.manifest import Counts, Manifest, Part, Shard
 from selfalign.telemetry import Progress
 
+_SCORED = {"hhh", "truthfulqa"}  # tasks that ask for log-likelihoods
+
 
 @dataclass(frozen=True, slots=True)
 class _Task:
@@ -72,6 +75,8 @@ def evaluate(context: StageContext) -> Manifest:
         for model, group in groupby(chunks, key=lambda chunk: chunk.items[0].variant.model):
             with _engine(context, model) as engine:
                 engine_info.append(engine.info)
+                if tasks.keys() & _SCORED:
+                    deque(engine.score([]), 0)  # an engine that cannot score says so now
                 for chunk in group:
                     (evaluation,) = chunk.items
                     scores = tasks[evaluation.task].scores(engine, evaluation.variant)

@@ -17,11 +17,13 @@ from selfalign.store.base import Store
 from selfalign.store.manifest import Manifest
 from selfalign.store.pointer import promoted_manifest, read_pointer
 
+WEIGHTS = (".safetensors",)  # ends of names that an engine behind a server has no use for
 
-def merged_model(store: Store, manifest: Manifest) -> Path:
+
+def merged_model(store: Store, manifest: Manifest, without: tuple[str, ...] = ()) -> Path:
     """The merged model of an engraved or final model artifact, on local disk, verified."""
     directory = cache_directory() / "models" / manifest.digest[:32]
-    return download_files(store, manifest, "merged", directory)
+    return download_files(store, manifest, "merged", directory, without)
 
 
 def current_model(store: Store) -> Manifest:
@@ -35,22 +37,31 @@ def current_model(store: Store) -> Manifest:
     return promoted_manifest(store, current.pointer.model)
 
 
-def base_model_location(store: Store, config: RunConfig) -> tuple[str, str | None]:
+def base_model_location(
+    store: Store, config: RunConfig, without: tuple[str, ...] = ()
+) -> tuple[str, str | None]:
     """Where the base model is loaded from, and the hub revision where it is a hub id."""
     base = config.base_model
     if is_stored(base.path):
-        return str(fetch(store, base.path)), None
+        return str(fetch(store, base.path, without)), None
     return base.path, None if Path(base.path).is_dir() else base.revision
 
 
 def base_engine(store: Store, config: RunConfig, engine: EngineConfig | None) -> Engine:
     """The base model in the engine configured for a stage."""
-    path, revision = base_model_location(store, config)
-    return open_engine(engine or config.engine, path, revision=revision)
+    chosen = engine or config.engine
+    path, revision = base_model_location(store, config, WEIGHTS if chosen.server else ())
+    return open_engine(chosen, path, revision=revision)
 
 
 def artifact_engine(
     store: Store, manifest: Manifest, config: RunConfig, engine: EngineConfig | None
 ) -> Engine:
-    """A model artifact in the engine configured for a stage."""
-    return open_engine(engine or config.engine, merged_model(store, manifest))
+    """A model artifact in the engine configured for a stage.
+
+    A server must serve it under its digest, which the last part of the path is: served_model is
+    what the base model is called.
+    """
+    chosen = (engine or config.engine).model_copy(update={"served_model": None})
+    directory = merged_model(store, manifest, WEIGHTS if chosen.server else ())
+    return open_engine(chosen, directory)

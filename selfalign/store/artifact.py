@@ -453,17 +453,20 @@ def download_file(store: Store, prefix: str, entry: FileEntry, target: Path) -> 
         raise _corrupt(store, prefix, entry, found, size)
 
 
-def download_files(store: Store, manifest: Manifest, below: str, directory: Path) -> Path:
+def download_files(
+    store: Store, manifest: Manifest, below: str, directory: Path, without: tuple[str, ...] = ()
+) -> Path:
     """Copy the files under `files/<below>/` of an artifact into `directory`, verified.
 
-    The caller names the directory by the artifact's digest.
+    The caller names the directory by the artifact's digest. Names that end as `without` says stay.
     """
     prefix = artifact_prefix(manifest.artifact, manifest.key)
     start = f"files/{below}/"
     wanted = [entry for entry in manifest.files if entry.name.startswith(start)]
     if not wanted:
         raise _unnamed(store, prefix, start)
-    copy_files(store, prefix, wanted, start, directory)
+    needed = [entry for entry in wanted if not entry.name.endswith(without)]
+    copy_files(store, prefix, needed, start, directory)
     return directory
 
 

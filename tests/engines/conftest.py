@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when huggingface_hub 
 from selfalign.config import EngineConfig
 from selfalign.engines.base import Engine, GenerationRequest, Sampling
 from selfalign.engines.open import open_engine
+from tests.engines.served import serving
+from tests.engines.server_process import vllm_serving
 
 TEXT = (
     "You are Willow, a calm helper. Willow keeps to the rules below, and names each she uses.",
@@ -110,29 +113,45 @@ def llama(make_model: Callable[..., Path]) -> Path:
 VLLM = pytest.param("vllm", marks=pytest.mark.filterwarnings("default"))
 
 
-@pytest.fixture(scope="session", params=["fake", "transformers", VLLM])
-def kind(request: pytest.FixtureRequest) -> str:
+VLLM_SERVER = pytest.param("openai+vllm", marks=pytest.mark.filterwarnings("default"))
+
+
+@pytest.fixture(scope="session", params=["fake", "transformers", "openai", VLLM, VLLM_SERVER])
+def engine_and_server(request: pytest.FixtureRequest) -> str:
+    """The kind of engine, and behind a plus what serves the model, if not tests/engines/served."""
     name = str(request.param)
-    if name == "vllm" and find_spec("vllm") is None:
+    if "vllm" in name and find_spec("vllm") is None:
         pytest.skip("vllm is not installed here")
-    if name == "transformers" and find_spec("torch") is None:
+    if name != "fake" and find_spec("torch") is None:
         pytest.skip("torch is not installed here")
     return name
 
 
 @pytest.fixture(scope="session")
-def engine(kind: str, llama: Path) -> Iterator[Engine]:
-    config = EngineConfig.model_validate(
-        {
-            "kind": kind,
-            "dtype": "float32",
-            "batch_size": 4,
-            "max_length": MAX_LENGTH,
-            "options": OPTIONS.get(kind, {}),
-        }
-    )
-    with open_engine(config, llama) as opened:
-        yield opened
+def kind(engine_and_server: str) -> str:
+    return engine_and_server.partition("+")[0]
+
+
+@pytest.fixture(scope="session")
+def engine(
+    kind: str, engine_and_server: str, llama: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Engine]:
+    config: dict[str, Any] = {
+        "kind": kind,
+        "dtype": "float32",
+        "batch_size": 4,
+        "max_length": MAX_LENGTH,
+        "options": OPTIONS.get(kind, {}),
+    }
+    with ExitStack() as stack:
+        if kind == "openai":
+            if engine_and_server == "openai+vllm":
+                log = tmp_path_factory.mktemp("server") / "log"
+                url, _ = stack.enter_context(vllm_serving(llama, MAX_LENGTH, log))
+            else:
+                url = stack.enter_context(serving(llama, MAX_LENGTH)).url
+            config["server"] = {"url": url, "concurrency": 8}
+        yield stack.enter_context(open_engine(EngineConfig.model_validate(config), llama))
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from selfalign.engines.base import (
     ScoreRequest,
 )
 from tests.engines.conftest import MAX_LENGTH, Ask
+from tests.hostile import HOSTILE, REASONS
 
 PROMPTS = (
     "User: what is the height of the old tower?\nWillow:",
@@ -137,7 +138,7 @@ UNFIT = {
     "nul": "User: what is\0this?",
     "not_unicode": "User: half of a pair \ud83d.\nWillow:",
 }
-REASONS = {name: "empty" if name == "white" else name for name in UNFIT}
+WHY = {name: "empty" if name == "white" else name for name in UNFIT}
 
 
 def test_a_prompt_that_cannot_be_continued_is_set_aside_with_its_reason(
@@ -157,7 +158,22 @@ def test_a_prompt_that_cannot_be_continued_is_set_aside_with_its_reason(
         else:
             found[answer.id] = answer
     assert found == alone
-    assert reasons == REASONS | {str(n): "too_long" for n in range(40)}
+    assert reasons == WHY | {str(n): "too_long" for n in range(40)}
+
+
+def test_sixty_hostile_prompts_are_each_answered_once_and_change_no_other(
+    engine: Engine, ask: Ask
+) -> None:
+    fine = [ask(f"fine-{name}", seed=n, max_new_tokens=3) for n, name in enumerate(HOSTILE)]
+    alone = answers(engine, fine)
+    bad = [ask(name, text, max_new_tokens=3) for name, text in HOSTILE.items()]
+    mixed = [each for pair in zip(fine, bad, strict=True) for each in pair]
+    found = list(engine.generate(mixed))
+    assert sorted(each.id for each in found) == sorted(request.id for request in mixed)
+    set_aside = {each.id: each.reason for each in found if isinstance(each, Quarantined)}
+    assert {name: set_aside.get(name) for name in REASONS} == REASONS
+    assert not set(set_aside.values()) - {*REASONS.values()}
+    assert {each.id: each for each in found if each.id in alone} == alone
 
 
 def test_a_text_that_cannot_be_scored_is_set_aside_with_its_reason(engine: Engine) -> None:
@@ -171,7 +187,7 @@ def test_a_text_that_cannot_be_scored_is_set_aside_with_its_reason(engine: Engin
     assert isinstance(alone, Score)
     assert score.log_likelihood == pytest.approx(alone.log_likelihood, abs=1e-4)
     assert {name: why.reason for name, why in results.items() if isinstance(why, Quarantined)} == {
-        **REASONS, "tail": "not_unicode",
+        **WHY, "tail": "not_unicode",
     }  # fmt: skip
     assert str(MAX_LENGTH) in results["too_long"].explanation  # type: ignore[union-attr]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -17,82 +18,21 @@ from selfalign.config import RunConfig
 from selfalign.errors import DataError
 from selfalign.evaluation.summary import EvaluationSummary
 from selfalign.identity import collect_inputs
-from selfalign.load import load_config
-from selfalign.records import Json, Prompt, Record, now
+from selfalign.records import Json
 from selfalign.report.render import funnel, quarantined
-from selfalign.run.plan import Planned, plan_from_store
+from selfalign.run.plan import plan_from_store
 from selfalign.run.stage import run_stage
-from selfalign.store.artifact import ArtifactWriter, read_file_as, read_rows
+from selfalign.store.artifact import read_file_as, read_rows
 from selfalign.store.local import LocalStore
-from selfalign.store.manifest import Counts, Manifest, Provenance
-from tests.hostile import HOSTILE, REASONS
-from tests.pipeline_world import write_world
-
-GOOD = {f"row-{2 * n:08d}": f"How do I take the soap {n} times?" for n in range(60)}
-BAD = {f"row-{2 * n + 1:08d}": name for n, name in enumerate(HOSTILE)}
-EXPECTED = {row: REASONS[name] for row, name in BAD.items() if name in REASONS}
-SHARE = len(EXPECTED) / (len(GOOD) + len(BAD))
-ENGINES: dict[str, dict[str, Any]] = {
-    "fake": {},
-    "transformers": {"kind": "transformers", "dtype": "float32", "batch_size": 20},
-}
+from selfalign.store.manifest import Manifest
+from tests.engines.served import ModelServer, serving
+from tests.hostile import HOSTILE
+from tests.stages.planting import BAD, ENGINES, EXPECTED, GOOD, Escaped, config_of, plant, rows
 
 
-class Escaped(Prompt):
-    """A row whose JSON spells what UTF-8 cannot hold, as another program may have written it."""
-
-    def model_dump_json(self, **_: Any) -> str:
-        return json.dumps(self.model_dump())
-
-
-def rows(*, poisoned: bool) -> list[Prompt]:
-    texts = GOOD | ({row: HOSTILE[name] for row, name in BAD.items()} if poisoned else {})
-    ordered = sorted(texts.items())
-    return [Escaped(id=row, source="self_instruct", text=text) for row, text in ordered]
-
-
-def config_of(directory: Path, base_model: Path, engine: str, *more: str) -> RunConfig:
-    directory.mkdir()
-    world = write_world(directory, base_model)
-    chosen = {"max_length": 400, **ENGINES[engine]}
-    changes = [f"engine.{name}={json.dumps(value)}" for name, value in chosen.items()]
-    if ENGINES[engine]:
-        changes.append("engine.options={}")
-    changes += [f"{stage}.records_per_part=20" for stage in ("instruct", "align", "elaborate")]
-    new_tokens = 8 if engine == "transformers" else 24
-    for stage in ("align", "elaborate", "evaluate"):
-        changes += [f"{stage}.max_quarantined=0.3", f"{stage}.sampling.temperature=0"]
-        changes.append(f"{stage}.sampling.max_new_tokens={new_tokens}")
-    return load_config(world, [*changes, "elaborate.min_unfinished_characters=0", *more]).config
-
-
-def plant(
-    config: RunConfig, artifact: str, records: Sequence[Record] = (), model: Path | None = None
-) -> None:
-    """Publish an artifact as its stage would have."""
-    store = LocalStore(Path(config.store))
-    plan = plan_from_store(config, collect_inputs(config), store)
-    (planned,) = (p for p in plan if p.stage.writes == artifact and isinstance(p, Planned))
-    writer = ArtifactWriter(
-        store,
-        artifact=artifact,
-        stage=planned.stage.name,
-        key=planned.key,
-        identity=planned.identity,
-        parents=planned.parents,
-    )
-    if model is not None:
-        files = [writer.add_file(path, f"merged/{path.name}") for path in sorted(model.iterdir())]
-        made = Provenance(started_at=now(), finished_at=now())
-        writer.publish(shards=[], files=files, counts=Counts(), details={}, provenance=made)
-        return
-    shard = writer.shard(0, 1)
-    part = shard.commit("all", records, Counts(read=len(records), kept=len(records)))
-    shard.finish([part.name], Provenance(started_at=now(), finished_at=now()))
-    writer.publish_when_complete(1)
-
-
-def generate(config: RunConfig, base_model: Path, *, poisoned: bool) -> dict[str, Manifest]:
+def generate(
+    config: RunConfig, base_model: Path, *, poisoned: bool, served: ModelServer | None = None
+) -> dict[str, Manifest]:
     """Every stage that generates from prompts, around trained models that are the base itself."""
     store = LocalStore(Path(config.store))
     plant(config, "candidates")
@@ -108,6 +48,8 @@ def generate(config: RunConfig, base_model: Path, *, poisoned: bool) -> dict[str
         found[stage] = manifest
         if model is not None:
             plant(config, model, model=base_model)
+            if served is not None:
+                serve_trained(served, config)
     return found
 
 
@@ -119,7 +61,7 @@ def good_rows(config: RunConfig, manifest: Manifest) -> dict[str, Json]:
 
 def write_heldout(config: RunConfig, *, poisoned: bool) -> None:
     """The good and the hostile items that JSON can spell, as a person's file."""
-    texts = dict(GOOD)
+    texts = dict(islice(GOOD.items(), 12))
     if poisoned:
         texts |= {row: HOSTILE[name] for row, name in BAD.items() if in_heldout(row)}
     assert config.evaluate.heldout is not None
@@ -137,21 +79,47 @@ def in_heldout(row: str) -> bool:
     return bool(text) and EXPECTED.get(row) != "not_unicode" and len(text) < 2**20 - 5
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.fixture(scope="module")
+def server(tiny_base_model: Path) -> Iterator[ModelServer]:
+    with serving(tiny_base_model, 512) as found:
+        yield found
+
+
+def serve_trained(server: ModelServer, config: RunConfig) -> None:
+    """The server serves what training made, each under its digest, as it must."""
+    store = LocalStore(Path(config.store))
+    for planned in plan_from_store(config, collect_inputs(config), store):
+        if planned.manifest is not None and planned.stage.writes.endswith("_model"):
+            server.rows.append(server.rows[0] | {"id": planned.manifest.digest[:32]})
+
+
+# vllm and what it imports warn of their own deprecations
+_MARKS = {"vllm": [pytest.mark.filterwarnings("default")]}
+
+
+@pytest.mark.parametrize(
+    "engine", [pytest.param(name, marks=_MARKS.get(name, [])) for name in ENGINES]
+)
 def test_sixty_hostile_rows_are_all_counted_and_change_no_other_row(
-    engine: str, tmp_path: Path, tiny_base_model: Path
+    engine: str, tmp_path: Path, tiny_base_model: Path, request: pytest.FixtureRequest
 ) -> None:
+    if engine == "vllm" and find_spec("vllm") is None:
+        pytest.skip("vllm is not installed here")
+    served: ModelServer | None = None
     if engine == "transformers":
         import torch
 
         torch.set_num_threads(1)  # threads only wait for each other in a model this small
+    elif engine == "openai":
+        served = request.getfixturevalue("server")
     found: dict[bool, dict[str, Manifest]] = {}
     configs: dict[bool, RunConfig] = {}
     for poisoned in (False, True):
-        config = config_of(tmp_path / str(poisoned), tiny_base_model, engine)
+        url = served.url if served else ""
+        config = config_of(tmp_path / str(poisoned), tiny_base_model, engine, server=url)
         write_heldout(config, poisoned=poisoned)
         configs[poisoned] = config
-        found[poisoned] = generate(config, tiny_base_model, poisoned=poisoned)
+        found[poisoned] = generate(config, tiny_base_model, poisoned=poisoned, served=served)
     for stage in ("align", "elaborate"):
         manifest = found[True][stage]
         counts = manifest.counts
@@ -174,7 +142,7 @@ def test_sixty_hostile_rows_are_all_counted_and_change_no_other_row(
         clean, dirty = (good_rows(configs[p], found[p][stage]) for p in (False, True))
         assert dirty == clean
         # a random model's answers under the principles hold no thought, so align keeps none
-        assert clean or (stage, engine) == ("align", "transformers")
+        assert clean or (stage == "align" and engine != "fake")
     manifests = {m.artifact: m for m in found[True].values()}
     assert [row[:2] for row in quarantined(manifests)] == [
         ("align", len(EXPECTED)),

@@ -1,4 +1,4 @@
-"""A loopback proxy in front of the S3 server that fails where a test says."""
+"""A loopback proxy in front of an S3 or model server that fails where a test says."""
 
 from __future__ import annotations
 
@@ -20,19 +20,24 @@ class Fault:
     Attributes:
         method: of the requests concerned; `*` is any.
         kind: `answer` with a status instead of forwarding; forward and `lose` the response;
-            forward and `cut` the body of the response in half; `hang_up` without forwarding.
+            forward and `cut` the body of the response in half; `hang_up` without forwarding;
+            `stall`: say nothing until the client has gone.
         times: how many requests.
+        holding: only requests whose body holds this.
+        headers: of `answer`.
         status: of `answer`.
         code: S3's error code, in the body.
         message: S3's message, in the body.
     """
 
     method: str
-    kind: Literal["answer", "lose", "cut", "hang_up"]
+    kind: Literal["answer", "lose", "cut", "hang_up", "stall"]
     times: int = 1
     status: int = 500
     code: str = "InternalError"
     message: str = "as the test asked"
+    holding: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -57,10 +62,10 @@ class Proxy:
     requests: list[str] = field(default_factory=list)
     headers: list[str] = field(default_factory=list)
 
-    def take(self, method: str) -> Fault | None:
+    def take(self, method: str, body: bytes = b"") -> Fault | None:
         """The fault for this request, used up by one."""
         for fault in self.faults:
-            if fault.method in (method, "*") and fault.times > 0:
+            if fault.method in (method, "*") and fault.times > 0 and fault.holding in body:
                 fault.times -= 1
                 return fault
         return None
@@ -80,12 +85,16 @@ class _Handler(BaseHTTPRequestHandler):
         with self.lock:
             self.proxy.requests.append(self.command)
             self.proxy.headers = [name.lower() for name in self.headers]
-            fault = self.proxy.take(self.command)
+            fault = self.proxy.take(self.command, body)
         if fault is not None and fault.kind == "answer":
             self._answer(fault)
             return
         if fault is not None and fault.kind == "hang_up":
             self._hang_up()
+            return
+        if fault is not None and fault.kind == "stall":
+            self.connection.recv(1)  # returns when the client closes
+            self.close_connection = True
             return
         status, headers, content = self._forward(body)
         if fault is not None and fault.kind == "lose":
@@ -111,6 +120,8 @@ class _Handler(BaseHTTPRequestHandler):
         content = b"" if self.command == "HEAD" else text.encode()
         self.send_response(fault.status)
         self.send_header("Content-Type", "application/xml")
+        for name, value in fault.headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)

@@ -25,6 +25,18 @@ def _as_in_the_controller() -> Iterator[None]:
     sys.setrecursionlimit(before)
 
 
+def test_no_policy_lets_a_run_choose_the_server_that_gets_prompts_and_key() -> None:
+    world = World(policy={"overrides": ["*", "*.engine", "engine.server", "align"]})
+    server = {"url": "http://elsewhere.example/v1", "key_variable": "AWS_SECRET_ACCESS_KEY"}
+    world.submit(config={"align": {"engine": {"kind": "openai", "server": server}}})
+    assert world.step() is None
+    status = world.status()
+    assert "spec.config.align.engine.server." in status["message"]
+    assert "may not set this" in status["message"]
+    assert status["exitCode"] == 2
+    assert world.jobs() == []
+
+
 def nested(depth: int) -> Any:
     value: Any = 1
     for _ in range(depth):

@@ -10,6 +10,7 @@ stand in their manifests.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import yaml
@@ -130,11 +131,13 @@ def check_allowed(spec: crd.AlignmentRunSpec, policy: Policy, platform: dict[str
     for path, value in leaves:
         if path == "base_model.path" and value in policy.base_models:
             continue
-        if not any(_matches(path, pattern) for pattern in policy.overrides):
+        never = _is_server(path)
+        if never or not any(_matches(path, pattern) for pattern in policy.overrides):
             if _value_at(platform, path) == value:
                 continue
             raise ConfigurationError(
-                f"spec.config.{path[:200]}: a run may not set this here", remedy=widen
+                f"spec.config.{path[:200]}: a run may not set this here",
+                remedy="only the platform's configuration names servers" if never else widen,
             )
 
 
@@ -326,6 +329,11 @@ def _leaves(config: dict[str, Any]) -> list[tuple[str, Any]]:
         if not in_list and path and not isinstance(value, dict):
             leaves.append((path, value))
     return leaves
+
+
+def _is_server(path: str) -> bool:
+    """Whether the path says where an engine sends prompts and the key, which no policy opens."""
+    return ("engine", "server") in pairwise(path.split("."))
 
 
 def _matches(path: str, pattern: str) -> bool:
