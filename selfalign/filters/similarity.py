@@ -34,13 +34,15 @@ from rapidfuzz.distance import LCSseq
 from selfalign.filters.sequences import Array, Sequences, ranges
 
 _PAIRS_AT_ONCE = 1 << 20  # bounds the memory of a search, whatever is searched
-_MEASURED_AT_ONCE = 1 << 14
+_MEASURED_AT_ONCE = 1 << 19  # elements
 _BITMAP_WORDS = 4  # of 64 bits
 # k is o divided by this, at least 1, which is enough for short sequences: bitmaps tell them apart.
 _COMMON_PER_HIT = 16
 _MIXER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: Knuth's multiplicative hash
-_LARGEST_CHARACTER = 0x10FFFF
+_NUM_CHARACTERS = 0x110000  # of Unicode
 _ROUNDING = 1e-11  # more than the error of any score
+
+_Text = str | list[int]
 
 
 class Criterion(Protocol):
@@ -80,8 +82,8 @@ class _Postings:
     def holding(self, elements: Array, rows: Array) -> Iterator[tuple[Array, Array, bool]]:
         """(row, holder) for each element that they share; rows must ascend.
 
-        In turns, so that memory is bounded. The third value says whether all pairs of these rows
-        are in this turn; else it is a part of one row's.
+        In turns, so that memory is bounded. The third value says whether all pairs of all these
+        rows are in this turn.
         """
         first = np.searchsorted(self.elements, elements, side="left")
         counts = np.searchsorted(self.elements, elements, side="right") - first
@@ -265,8 +267,13 @@ class SimilarityIndex:
     def _alike(self, ours: Sequences, theirs: Sequences, one: Array, other: Array) -> Array:
         """Whether each pair is alike (num_pairs,)."""
         alike = np.zeros(len(one), bool)
-        for start in range(0, len(one), _MEASURED_AT_ONCE):
-            part = slice(start, start + _MEASURED_AT_ONCE)
+        ends = np.cumsum(_lengths(ours, one) + _lengths(theirs, other))
+        start = 0
+        while start < len(one):
+            limit = (ends[start - 1] if start else 0) + _MEASURED_AT_ONCE
+            stop = max(start + 1, int(np.searchsorted(ends, limit, side="right")))
+            part = slice(start, stop)
+            start = stop
             (first, of_first), (second, of_second) = (
                 np.unique(numbers, return_inverse=True) for numbers in (one[part], other[part])
             )
@@ -284,21 +291,30 @@ class SimilarityIndex:
         return alike
 
 
+def _lengths(sequences: Sequences, numbers: Array) -> Array:
+    lengths: Array = sequences.bounds[numbers + 1] - sequences.bounds[numbers]
+    return lengths
+
+
 def _hits(least: Array) -> Array:
     """How many elements of their prefixes sequences share at least (k), by o."""
     hits: Array = np.maximum(least // _COMMON_PER_HIT, 1)
     return hits
 
 
-def _as_strings(one: Sequences, other: Sequences) -> tuple[list[str], list[str]]:
-    """Sequences with a character for each distinct element: what rapidfuzz compares fastest."""
+def _as_strings(one: Sequences, other: Sequences) -> tuple[list[_Text], list[_Text]]:
+    """Sequences with a character for each distinct element: what rapidfuzz compares fastest.
+
+    Two texts of megabytes may hold more distinct elements than there are characters: then as lists.
+    """
     distinct, codes = np.unique(np.concatenate([one.elements, other.elements]), return_inverse=True)
-    assert len(distinct) <= _LARGEST_CHARACTER
-    text = codes.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
+    text: _Text = codes.tolist()
+    if len(distinct) <= _NUM_CHARACTERS:
+        text = codes.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
     middle = len(one.elements)
     return _split(text[:middle], one.bounds), _split(text[middle:], other.bounds)
 
 
-def _split(text: str, bounds: Array) -> list[str]:
+def _split(text: _Text, bounds: Array) -> list[_Text]:
     places = bounds.tolist()
     return [text[start:end] for start, end in pairwise(places)]

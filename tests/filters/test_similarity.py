@@ -96,10 +96,11 @@ def test_shingles_find_what_all_pairs_find(
     )
 
 
-@pytest.mark.parametrize("at_once", [1, 5, 64])
+@pytest.mark.parametrize(("at_once", "characters"), [(1, 0x110000), (5, 3), (64, 0)])
 def test_a_search_in_many_turns_finds_the_same(
-    at_once: int, monkeypatch: pytest.MonkeyPatch
+    at_once: int, characters: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(similarity, "_NUM_CHARACTERS", characters)
     monkeypatch.setattr(similarity, "_PAIRS_AT_ONCE", at_once)
     monkeypatch.setattr(similarity, "_MEASURED_AT_ONCE", at_once)
     vocabulary = Vocabulary()
