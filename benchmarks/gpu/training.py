@@ -1,7 +1,8 @@
 """Fine-tuning beside TRL's SFTTrainer: tokens per second, peak memory and MFU, in one process.
 
-    PYTHONPATH=. python benchmarks/gpu/training.py --shape 1b --method lora,full   (H100: 90 s)
-    PYTHONPATH=. python benchmarks/gpu/training.py --shape 8b                      (H100: 120 s)
+    PYTHONPATH=.:DIR python benchmarks/gpu/training.py --shape 1b                  (H100: 75 s seen)
+    PYTHONPATH=.:DIR python benchmarks/gpu/training.py --shape 1b --method full    (not yet run)
+    PYTHONPATH=.:DIR python benchmarks/gpu/training.py --shape 8b                  (not yet run)
     OMP_NUM_THREADS=1 PYTHONPATH=.:DIR python benchmarks/gpu/training.py --shape 6m \\
         --precision float32     (a CPU; seconds are processor time)
 

@@ -39,18 +39,19 @@ _FLOAT32_LEAK = 1e-5
 _BFLOAT16_LEAK = 2e-3
 
 
-def choose_attention() -> str:
-    """The name of the best implementation for packed examples on this machine."""
+def candidates() -> list[str]:
+    """Names of the implementations for packed examples that this machine has, the best first."""
     import torch
     from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-    if torch.cuda.is_available():
-        if is_flash_attn_3_available():
-            return "flash_attention_3"
-        if is_flash_attn_2_available():
-            return "flash_attention_2"
     register()
-    return PACKED
+    found = [PACKED]
+    if torch.cuda.is_available():
+        if is_flash_attn_2_available():
+            found.insert(0, "flash_attention_2")
+        if is_flash_attn_3_available():
+            found.insert(0, "flash_attention_3")
+    return found
 
 
 def register() -> None:
@@ -207,19 +208,26 @@ def pack_attention(model: Any, *, autocast: bool = False) -> bool:
     if is_deepspeed_zero3_enabled():
         _log.warning("training.padded", attention=before, cause="ZeRO-3: weights are divided")
         return False
-    name = choose_attention()
     rows = _probe(model)
     model.eval()  # no dropout: the two must agree
-    with torch.no_grad(), torch.autocast(rows[0].device.type, torch.bfloat16, enabled=autocast):
-        cause = _difference(model, rows, name)
-    model.train(training)
-    if cause is not None:
-        model.set_attn_implementation(before)
-        _log.warning("training.padded", attention=before, tried=name, cause=cause)
-    else:
-        varlen = rows[0].is_cuda and _varlen_parameters() is not None
-        _log.info("training.packed", attention=name, torch_varlen_kernel=varlen)
-    return cause is None
+    try:
+        for name in candidates():
+            model.set_attn_implementation(before)
+            with (
+                torch.no_grad(),
+                torch.autocast(rows[0].device.type, torch.bfloat16, enabled=autocast),
+            ):
+                cause = _difference(model, rows, name)
+            if cause is None:
+                varlen = rows[0].is_cuda and _varlen_parameters() is not None
+                _log.info("training.packed", attention=name, torch_varlen_kernel=varlen)
+                return True
+            _log.warning("training.attention_unfit", attention=name, cause=cause)
+    finally:
+        model.train(training)
+    model.set_attn_implementation(before)
+    _log.warning("training.padded", attention=before)
+    return False
 
 
 def _difference(model: Any, rows: list[torch.Tensor], name: str) -> str | None:
@@ -232,8 +240,8 @@ def _difference(model: Any, rows: list[torch.Tensor], name: str) -> str | None:
         model.set_attn_implementation(name)
         if model.config._attn_implementation != name:
             return "the model has attention of its own"
-        found = _together(model, rows, ours=name == PACKED)
-        other = _together(model, [rows[0].flip(1), rows[1]], ours=name == PACKED)
+        found = _together(model, rows)
+        other = _together(model, [rows[0].flip(1), rows[1]])
     except (TypeError, ValueError, ImportError, RuntimeError) as e:
         return str(e)[:200]
     difference = _share(found - reference, reference)
@@ -265,14 +273,13 @@ def _alone(model: Any, row: torch.Tensor) -> torch.Tensor:
     return logits  # (tokens, vocabulary)
 
 
-def _together(model: Any, rows: list[torch.Tensor], *, ours: bool) -> torch.Tensor:
-    """Logits of the rows laid end to end; (tokens, vocabulary)."""
+def _together(model: Any, rows: list[torch.Tensor]) -> torch.Tensor:
+    """Logits of the rows laid end to end, with all that `collate_packed` gives; (tokens, vocab)."""
     import torch
 
     lengths = tuple(row.shape[1] for row in rows)
     device = rows[0].device
     bounds = torch.tensor([0, lengths[0], sum(lengths)], dtype=torch.int32, device=device)
-    extra: dict[str, Any] = {"sequence_lengths": lengths} if ours else {}
     logits: torch.Tensor = model(
         input_ids=torch.cat(rows, dim=1),
         position_ids=torch.cat([torch.arange(n, device=device) for n in lengths])[None],
@@ -281,7 +288,7 @@ def _together(model: Any, rows: list[torch.Tensor], *, ours: bool) -> torch.Tens
         cu_seq_lens_k=bounds,
         max_length_q=max(lengths),
         max_length_k=max(lengths),
+        sequence_lengths=lengths,
         use_cache=False,
-        **extra,
     ).logits[0]
     return logits

@@ -71,6 +71,7 @@ def fit_micro_batch(
     estimate = Estimate.of(model, config)
 
     def attempt(size: int) -> None:
+        _forget_peak()
         batches.divide(size)
         batch = collator([examples[i] for i in batches.heaviest()])
         # The optimiser's state comes with the first step, a second copy of the gradients with
@@ -137,6 +138,13 @@ def peak_memory() -> dict[str, float]:
 
     sizes = {"peak_gib": torch.cuda.max_memory_allocated(), "device_gib": _device_bytes()}
     return {name: round(size / _GIB, 2) for name, size in sizes.items()}
+
+
+def _forget_peak() -> None:
+    import torch
+
+    if torch.cuda.is_available():  # the peak of a size that did not fit says nothing
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _device_bytes() -> int:

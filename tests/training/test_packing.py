@@ -120,7 +120,10 @@ def test_a_packed_row_of_no_examples_teaches_nothing() -> None:
     model = make_model("llama", SHAPES["llama"])
     assert pack_attention(model)
     labels = batch.pop("labels")
-    assert float(token_loss(model(**batch), labels, 5).detach()) == 0.0
+    loss = token_loss(model(**batch), labels, 5)
+    assert float(loss.detach()) == 0.0
+    loss.backward()  # a process without examples takes part in the exchange of gradients
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
 
 def test_adapters_stay_float32_and_take_bfloat16_inputs_without_a_copy() -> None:
