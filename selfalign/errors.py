@@ -28,6 +28,7 @@ the controller match. Any other exception is a bug and exits with 1.
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 
@@ -43,9 +44,9 @@ class SelfAlignError(Exception):
     retryable: ClassVar[bool] = False
 
     def __init__(self, message: str, *, remedy: str | None = None) -> None:
-        self.message = printable(message)
+        self.message = printable(hide_secrets(message))
         super().__init__(self.message)
-        self.remedy = None if remedy is None else printable(remedy)
+        self.remedy = None if remedy is None else printable(hide_secrets(remedy))
 
     def __str__(self) -> str:
         return f"{self.message}\n  remedy: {self.remedy}" if self.remedy else self.message
@@ -57,9 +58,26 @@ _ESCAPES = {code: ascii(chr(code))[1:-1] for code in _STEERING - {0x09, 0x0A}}
 
 
 def printable(text: str) -> str:
-    """`text` with the characters escaped that would steer a terminal: a model or a bucket may have
-    written it."""
-    return text.translate(_ESCAPES)
+    """`text` with the characters escaped that would steer a terminal, since a model or a bucket may
+    have written it, and bytes of file names that are no UTF-8, which no stream takes."""
+    return text.encode(errors="backslashreplace").decode().translate(_ESCAPES)
+
+
+# What is a secret wherever it stands. A user's name and password in a URL end at the last "@".
+_SECRETS = (
+    (re.compile(r"(\w://)[^\s\"'<>]*@"), r"\1…@"),
+    (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}"), r"\1 …"),
+    (re.compile(r"\bhf_[A-Za-z0-9]{8,}"), "hf_…"),
+    (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{8,}"), "…"),
+    (re.compile(r"\beyJ[\w-]{10,}(?:\.[\w-]+)*"), "…"),  # a JSON web token
+)
+
+
+def hide_secrets(text: str) -> str:
+    """`text` without passwords in URLs, tokens and key ids: for errors and logs."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
 
 
 class PermanentError(SelfAlignError):

@@ -76,14 +76,21 @@ def names_sha256(files: Iterable[tuple[str, str]]) -> str:
 def visible_files(directory: Path) -> list[Path]:
     """The files below a directory, sorted, without hidden ones.
 
-    Raises OSError where a directory cannot be listed: what is left out silently would make two
-    different models the same.
+    Raises OSError where a directory cannot be listed, and DataError for a link that leads nowhere:
+    what is left out silently would make two different models the same.
     """
     walked = os.walk(directory, onerror=_raise)
-    files = sorted(p for top, _, names in walked for n in names if (p := Path(top, n)).is_file())
-    return [
-        p for p in files if not any(part.startswith(".") for part in p.relative_to(directory).parts)
+    found = sorted(Path(top, name) for top, _, names in walked for name in names)
+    visible = [
+        p for p in found if not any(n.startswith(".") for n in p.relative_to(directory).parts)
     ]
+    for path in visible:
+        if path.is_symlink() and not path.exists():
+            raise DataError(
+                f"{path}: a link to {path.readlink()}, which does not exist",
+                remedy="copy what it should lead to, or remove the link",
+            )
+    return [path for path in visible if path.is_file()]
 
 
 def _raise(error: OSError) -> None:

@@ -21,6 +21,7 @@ from selfalign.records import digest
 from selfalign.seeds import SEED_FILES
 from selfalign.store.artifact import copy_files
 from selfalign.store.base import NotFound, PreconditionFailed, Store
+from selfalign.store.claims import claim
 from selfalign.store.documents import StoredModel, StoredName, read_document
 from selfalign.store.files import file_sha256
 from selfalign.store.keys import check_key
@@ -55,7 +56,13 @@ def cache_directory() -> Path:
     if configured:
         return Path(configured)
     home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "selfalign"
+    try:
+        return (Path(home) if home else Path.home() / ".cache") / "selfalign"
+    except RuntimeError:
+        raise ConfigurationError(
+            "there is no directory for copies of models: this user has no home directory",
+            remedy="set SELFALIGN_CACHE_DIR to a directory that this user may write",
+        ) from None
 
 
 def push(store: Store, kind: str, path: Path, *, only: Sequence[str] | None = None) -> str:
@@ -77,6 +84,7 @@ def push(store: Store, kind: str, path: Path, *, only: Sequence[str] | None = No
     named = [(name.removeprefix("files/"), sha) for name, sha in zip(names, shas, strict=True)]
     digest = shas[0] if path.is_file() else names_sha256(named)
     prefix = f"inputs/{kind}/{digest}/"
+    claim(store, prefix.rstrip("/"), {})  # so that gc keeps it until a run names it
     if store.exists(prefix + "manifest.json"):
         return SCHEME + prefix.rstrip("/")
     entries = []

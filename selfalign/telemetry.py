@@ -17,6 +17,8 @@ from typing import IO, Any
 
 import structlog
 
+from selfalign.errors import hide_secrets
+
 _PROGRESS_INTERVAL_SECONDS = 0.5
 _VALUE_LIMIT = 4096  # characters of one value of an event
 
@@ -96,13 +98,14 @@ _traceback = structlog.processors.ExceptionRenderer(
 
 
 def _shorten(_logger: object, _method: str, event: Any) -> Any:
-    """Cut long values, so that no input of a user makes a log line of megabytes."""
+    """Hide secrets and cut long values, so that no input makes a log line of megabytes."""
     return {name: _short(value) for name, value in event.items()}
 
 
 def _short(value: Any) -> Any:
-    if isinstance(value, str) and len(value) > _VALUE_LIMIT:
-        return f"{value[:_VALUE_LIMIT]}... ({len(value)} characters)"
+    if isinstance(value, str):
+        more = f"... ({len(value)} characters)" if len(value) > _VALUE_LIMIT else ""
+        return hide_secrets(value[:_VALUE_LIMIT]) + more
     if isinstance(value, dict):
         return {name: _short(each) for name, each in value.items()}
     return [_short(each) for each in value] if isinstance(value, list | tuple) else value

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import regex
@@ -14,13 +16,18 @@ from click.testing import CliRunner
 
 from selfalign.cli.logs import for_people
 from selfalign.cli.main import cli
+from selfalign.cli.options import new_console, print_json
 from selfalign.config import SeedsConfig
 from selfalign.errors import ConfigurationError, DataError, printable
 from selfalign.evaluation.datasets import load_truthfulqa
 from selfalign.evaluation.generation import PatternTooSlow, judge_answer
 from selfalign.evaluation.items import HeldoutItem
+from selfalign.inputs import cache_directory
 from selfalign.load import load_config
+from selfalign.run.record import Attempt, RunStatus, StageState
+from selfalign.run.view import next_action, show_status
 from selfalign.seeds import load_seeds
+from selfalign.store.s3_errors import redact
 from selfalign.telemetry import configure_logging, log, parse_event
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -117,3 +124,63 @@ def test_the_configuration_shows_no_secret(tmp_path: Path) -> None:
 def test_a_line_that_is_no_event_of_a_log_is_none(line: str) -> None:
     assert parse_event(line) is None
     assert parse_event('{"event": "stage.started"}') == {"event": "stage.started"}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://user:pa@ss/w@rd@host/path", "http://…@host/path"),
+        ("Authorization: Bearer abc.def-ghi_jkl", "Authorization: Bearer …"),
+        ("token hf_AbCdEfGhIjKl given", "token hf_… given"),
+        ("s3://bucket/prefix and a@b.c", "s3://bucket/prefix and a@b.c"),
+    ],
+)
+def test_an_error_and_a_log_line_show_no_secret(
+    text: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert DataError(text, remedy=text).remedy == DataError(text).message == shown
+    assert not re.search(r"w@rd|abc\.def|hf_Ab", redact(text))
+    configure_logging(json_lines=True)
+    log.info("it.failed", error=text, deep=[{"a": text}])
+    event = json.loads(capsys.readouterr().err)
+    assert (event["error"], event["deep"]) == (shown, [{"a": shown}])
+
+
+def test_a_name_that_is_no_utf_8_is_shown_escaped(capsysbinary: Any) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    assert printable(name) == "caf\\udce9"
+    print_json({"path": name})
+    assert json.loads(capsysbinary.readouterr().out) == {"path": name}
+
+
+def test_markup_and_emoji_in_names_stay_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    odd = "[/x] :cd: \x1b[2J"
+    state = StageState(name="align", phase="Failed", key=None, message=odd)
+    attempt = Attempt(
+        stage=odd, key="k", number=1, condition="Failed", cause="permanent", message=odd
+    )
+    status = RunStatus(
+        id=odd, phase="Failed", message=odd, started_at=odd, progress=odd, stages=[state],
+        attempts=[attempt],
+    )  # fmt: skip
+    show_status(new_console(), status, odd, odd, {})
+    shown = capsys.readouterr().out
+    assert shown.count("[/x] :cd: \\x1b[2J") == 8
+
+
+def test_the_next_command_can_be_pasted() -> None:
+    status = RunStatus(id="a; rm -rf ~", phase="Succeeded")
+    assert next_action(status).endswith("selfalign report 'a; rm -rf ~'")
+
+
+def test_a_user_without_a_home_is_told_where_to_say_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME", "SELFALIGN_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+    def no_entry(_uid: int) -> None:
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr("pwd.getpwuid", no_entry)
+    with pytest.raises(ConfigurationError, match="no home directory") as caught:
+        cache_directory()
+    assert "SELFALIGN_CACHE_DIR" in str(caught.value)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from selfalign.config import EvaluateConfig
+from selfalign.errors import DataError
 from selfalign.identity import (
     DATA_FIELDS,
     Inputs,
@@ -77,3 +78,13 @@ def test_the_served_model_is_in_the_key_and_the_way_to_the_server_is_not(tmp_pat
     assert key() == key("align.max_quarantined=0.5", "engine.server.concurrency=1")
     assert key() != key("engine.served_model=another")
     assert key() != key("engine.options={top_k: 3}")
+
+
+def test_a_link_that_leads_nowhere_is_named_and_not_left_out(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    whole = path_sha256(tmp_path)
+    (tmp_path / ".hidden").symlink_to("nowhere")
+    assert path_sha256(tmp_path) == whole
+    (tmp_path / "model.safetensors").symlink_to("../blobs/0123")
+    with pytest.raises(DataError, match=r"model\.safetensors: a link to \.\./blobs/0123"):
+        path_sha256(tmp_path)

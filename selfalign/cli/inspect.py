@@ -20,7 +20,7 @@ from selfalign.cli.options import (
     store_options,
 )
 from selfalign.config import RunConfig, SeedsConfig
-from selfalign.errors import ConfigurationError
+from selfalign.errors import ConfigurationError, printable
 from selfalign.inputs import localise, push_inputs
 from selfalign.load import dump_config, load_config, write_resolved
 from selfalign.seeds import ANNOTATION_LIMIT, annotation_budget, load_seeds
@@ -212,7 +212,7 @@ def inputs_push(config_path: Path, overrides: tuple[str, ...], out: Path | None)
     else:
         with os_errors("--out", "write"):
             write_resolved(resolved, out)
-        click.echo(f"wrote {out}")
+        click.echo(printable(f"wrote {out}"))
 
 
 @click.command("rollback")

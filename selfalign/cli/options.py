@@ -122,10 +122,13 @@ def run_directory(store_url: str, run_id: str) -> Path:
 
 def new_console(*, stderr: bool = False) -> Console:
     """Where a command writes its text: as wide as the terminal, and uncut where there is none."""
-    made = Console(stderr=stderr)
-    return made if made.is_terminal else Console(stderr=stderr, width=_UNCUT)
+    # no emoji: a path or an id may hold ":cd:"
+    made = Console(stderr=stderr, emoji=False)
+    return made if made.is_terminal else Console(stderr=stderr, width=_UNCUT, emoji=False)
 
 
 def print_json(value: Any) -> None:
     """One JSON value on stdout."""
-    click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    # a file name's bytes that are no UTF-8 become JSON's own escapes
+    click.echo(text.encode(errors="backslashreplace").decode())

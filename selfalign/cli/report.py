@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from selfalign.cli.cluster import cluster_options, store_of_platform
 from selfalign.cli.options import json_option, open_from, print_json, store_options
 from selfalign.config import RunConfig
-from selfalign.errors import SelfAlignError
+from selfalign.errors import SelfAlignError, printable
 from selfalign.inputs import localise
 from selfalign.report.collect import ReportData, collect
 from selfalign.report.render import funnel, render_report
@@ -62,7 +62,7 @@ def report_command(
     with os_errors("--out", "write"):
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(html, encoding="utf-8")
-    click.echo(f"wrote {out}")
+    click.echo(printable(f"wrote {out}"))
 
 
 def _of_seeds(store: Store, data: ReportData) -> tuple[dict[int, str], int | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from rich.markup import escape
 
 from selfalign import __version__
 from selfalign.cli.options import config_options, json_option, print_json, run_directory
-from selfalign.errors import ConfigurationError
+from selfalign.errors import ConfigurationError, printable
 from selfalign.identity import collect_inputs
 from selfalign.inputs import localise
 from selfalign.load import load_config
 from selfalign.pipeline import STAGES
 from selfalign.records import now
+from selfalign.run.drive import reasons_of
 from selfalign.run.executors.display import RunConsole, RunDisplay
 from selfalign.run.executors.local import LocalRun
 from selfalign.run.record import RunRecord, RunStatus, check_run_name, new_run_id, write_run
@@ -83,7 +85,7 @@ def run_command(
             remedy="leave --run-id out: a new run reuses everything the earlier one finished",
         ) from None
     directory = run_directory(store.url, run_id)
-    console = RunConsole(stderr=as_json)
+    console = RunConsole(stderr=as_json, emoji=False)
     log_path = directory / "log.jsonl"
     console.print(f"run {run_id}, log in {log_path}", highlight=False, soft_wrap=True, markup=False)
     with RunDisplay(console) as display:
@@ -140,11 +142,12 @@ def _show_success(console: Console, store: Store, status: RunStatus) -> None:
     manifest = read_manifest(store, "promotion", promotion) if promotion else None
     if manifest is not None:
         verdict = (
-            standing(manifest.parents["final_model"].digest, read_pointer(store))
-            if manifest.details["promoted"]
+            standing(manifest.parent_digest("final_model"), read_pointer(store))
+            if manifest.details.get("promoted")
             else "not promoted"
         )
         console.print(f"[bold]{verdict}[/bold]", highlight=False, soft_wrap=True)
-        for reason in manifest.details["reasons"]:
-            console.print(f"  {reason}", highlight=False, soft_wrap=True, markup=False)
-    console.print(f"next: selfalign report --store {store.url}", highlight=False, soft_wrap=True)
+        for reason in reasons_of(manifest):
+            console.print(printable(f"  {reason}"), highlight=False, soft_wrap=True, markup=False)
+    shown = f"next: selfalign report --store {shlex.quote(store.url)}"
+    console.print(shown, highlight=False, soft_wrap=True, markup=False)

@@ -142,17 +142,22 @@ def _print(console: Console, store: Store, manifest: Manifest, limit: int, dropp
     }
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in facts.items():
-        table.add_row(f"[bold]{name}[/bold]", escape(str(value)))
+        table.add_row(f"[bold]{_shown(name)}[/bold]", _shown(value))
     console.print(table)
     if dropped:
         for reason, texts in _dropped_samples(manifest).items():
             for text in texts:
-                console.print(f"[red]{reason}[/red]  {escape(printable(text))}", soft_wrap=True)
+                console.print(f"[red]{_shown(reason)}[/red]  {_shown(text)}", soft_wrap=True)
         for bad in manifest.quarantined:
-            told = escape(printable(f"{bad.id}: {bad.explanation}"))
-            console.print(f"[red]quarantined: {escape(bad.reason)}[/red]  {told}", soft_wrap=True)
+            told = _shown(f"{bad.id}: {bad.explanation}")
+            console.print(f"[red]quarantined: {_shown(bad.reason)}[/red]  {told}", soft_wrap=True)
     for row in itertools.islice(read_rows(store, manifest), limit):
         console.print_json(_json(row))
+
+
+def _shown(value: object) -> str:
+    """What a model or a bucket wrote, as it may be printed."""
+    return escape(printable(str(value)))
 
 
 def _json(row: Json) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.filesize import decimal
+from rich.markup import escape
 
 from selfalign.cli.cluster import cluster_options, connect_to
 from selfalign.cli.options import json_option, new_console, open_from, print_json, store_options
@@ -76,7 +77,8 @@ def status_command(
     )
     if current is not None:
         console.print(
-            f"[bold]current[/bold] model: {current.model.key}, since {current.moved_at}",
+            f"[bold]current[/bold] model: {current.model.key}, since "
+            + escape(printable(current.moved_at)),
             highlight=False,
         )
 

@@ -117,7 +117,7 @@ def _add_evaluation(store: Store, data: ReportData) -> None:
     if promotion is not None:
         data.verdict = read_file_as(store, promotion, "verdict.json", Verdict)
         if data.verdict.promote:
-            data.standing = standing(promotion.parents["final_model"].digest, current)
+            data.standing = standing(promotion.parent_digest("final_model"), current)
 
 
 def _answers(records: Any, prompts: dict[str, str]) -> list[Answers]:

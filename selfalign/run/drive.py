@@ -21,6 +21,7 @@ from typing import Protocol
 from selfalign.run.decide import Action, Fail, Start, Succeed, decide
 from selfalign.run.plan import Blocked, Planned, StagePlan
 from selfalign.run.record import Attempt, RunStatus, StagePhase, StageState, of_stage, to_remember
+from selfalign.store.manifest import Manifest
 
 ACTIVE_SECONDS = 20.0  # between two steps while an attempt is Active
 # After a disruption the next attempt starts at once, unless one follows the other.
@@ -248,6 +249,12 @@ def failed(
     )
 
 
+def reasons_of(promotion: Manifest) -> list[str]:
+    """Why the gate passed a model or did not."""
+    told = promotion.details.get("reasons")
+    return [str(reason) for reason in told] if isinstance(told, list) else []
+
+
 def iso(moment: datetime) -> str:
     """The time as Kubernetes writes it: ISO 8601, UTC, to the second."""
     return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
@@ -258,7 +265,7 @@ def _succeeded(status: RunStatus, last: StagePlan, moment: str) -> RunStatus:
     if last.stage.name == "promote" and last.manifest is not None:
         promoted = bool(last.manifest.details.get("promoted"))
         verdict = "Promoted" if promoted else "NotPromoted"
-        reasons = last.manifest.details.get("reasons") or []
+        reasons = reasons_of(last.manifest)
         message = "; ".join(["promoted" if promoted else "not promoted", *reasons])
     return status.model_copy(
         update={

@@ -13,15 +13,15 @@ import secrets
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 from selfalign.errors import ConfigurationError, DataError
 from selfalign.pipeline import BY_NAME
 from selfalign.store.base import NotFound, Store
-from selfalign.store.documents import StoredModel, decode_json, parse_document
+from selfalign.store.documents import StoredModel, StoredName, decode_json, parse_document
 
 _READERS = 16  # run.json objects that are read at once
 AttemptCondition = Literal["Pending", "Active", "Complete", "Failed"]
@@ -86,6 +86,12 @@ class Attempt(_Status):
         return took.total_seconds()
 
 
+def _check_stage(name: str) -> str:
+    if name not in BY_NAME:
+        raise ValueError(f"{name[:100]!r} is no stage")
+    return name
+
+
 class StageState(_Status):
     """How a stage of a run stands.
 
@@ -97,9 +103,9 @@ class StageState(_Status):
         message: why the stage waits or failed.
     """
 
-    name: str
+    name: Annotated[str, AfterValidator(_check_stage)]
     phase: StagePhase = "Pending"
-    key: str | None = None
+    key: StoredName | None = None
     digest: str | None = None
     attempts: int = 0
     disruptions: int = 0

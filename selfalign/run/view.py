@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -58,9 +59,10 @@ def next_action(status: RunStatus, namespace: str | None = None) -> str:
         namespace: of the cluster where the run is; None is this machine.
     """
     where = f" -n {namespace}" if namespace else ""
+    run = shlex.quote(status.id)
     again = f"submit a new run ({REUSES})" if namespace else f"run again ({REUSES})"
     if status.phase == "Succeeded":
-        return f"look at it: selfalign report {status.id}{where}"
+        return f"look at it: selfalign report {run}{where}"
     if status.phase == "Interrupted":
         return "run `selfalign run` again with the same configuration: it resumes"
     if status.phase == "Failed":
@@ -77,9 +79,9 @@ def next_action(status: RunStatus, namespace: str | None = None) -> str:
         )
     if status.reason == "Suspended":
         patch = '\'{"spec":{"suspend":false}}\''
-        return f"to go on: kubectl patch alignmentrun {status.id}{where} --type merge -p {patch}"
+        return f"to go on: kubectl patch alignmentrun {run}{where} --type merge -p {patch}"
     if status.reason == "Running":
-        return f"wait; to watch it: selfalign logs {status.stage} --run {status.id}{where} --follow"
+        return f"wait; to watch it: selfalign logs {status.stage} --run {run}{where} --follow"
     return "wait; it goes on by itself"
 
 
@@ -111,19 +113,19 @@ def show_status(
     from rich.markup import escape
 
     phase = word(status)
-    started = f", started {status.started_at}" if status.started_at else ""
-    ended = f", ended {status.completed_at}" if status.completed_at else ""
+    started = f", started {escape(status.started_at)}" if status.started_at else ""
+    ended = f", ended {escape(status.completed_at)}" if status.completed_at else ""
     verdict = f", {status.verdict}" if status.verdict else ""
     _line(
         console,
         f"run {escape(status.id)} in {escape(where)}: {_styled(phase)}{verdict}, "
-        f"{status.progress or 'no'} stages{started}{ended}",
+        f"{escape(status.progress) or 'no'} stages{started}{ended}",
     )
     console.print(_table(status.stages, progress))
     for attempt in status.attempts:
         if attempt.cause:
             code = "" if attempt.exit_code is None else f" (exit code {attempt.exit_code})"
-            what = f"{attempt.stage} attempt {attempt.number}: {attempt.cause}{code}"
+            what = f"{escape(attempt.stage)} attempt {attempt.number}: {attempt.cause}{code}"
             _line(console, f"[dim]{what}: {escape(attempt.message)}[/dim]")
     if status.message:
         label = "result" if status.phase == "Succeeded" else "cause "
@@ -132,6 +134,7 @@ def show_status(
 
 
 def _table(stages: list[StageState], progress: Mapping[str, Progress]) -> Any:
+    from rich.markup import escape
     from rich.table import Table
 
     columns = ("stage", "phase", "artifact", "progress", "left", "attempts", "seconds")
@@ -142,7 +145,7 @@ def _table(stages: list[StageState], progress: Mapping[str, Progress]) -> Any:
         table.add_row(
             state.name,
             _styled(state.phase),
-            f"{state.artifact} {state.key or ''}",
+            escape(printable(f"{state.artifact} {state.key or ''}")),
             _progress(state, live),
             _duration(live.eta_seconds) if live and live.eta_seconds is not None else "",
             f"{state.attempts or ''}{free}",

@@ -15,6 +15,9 @@ from collections.abc import Mapping
 from typing import Literal
 
 from selfalign.errors import DataError
+from selfalign.serving.bom import BOM_NAME
+from selfalign.serving.card import CARD_NAME
+from selfalign.serving.defaults import GENERATION_CONFIG
 from selfalign.serving.form import FORM_NAME
 from selfalign.store.artifact import artifact_prefix
 from selfalign.store.base import NotFound, PreconditionFailed, Store
@@ -23,6 +26,7 @@ from selfalign.store.manifest import FileEntry, Manifest, Sha256
 from selfalign.telemetry import log
 
 MARKER = "selfalign.json"
+WRITTEN_ANEW = (GENERATION_CONFIG, CARD_NAME, BOM_NAME)  # by promote, with sampling and scores
 _MERGED = "files/merged/"
 
 
@@ -73,6 +77,18 @@ def read_served(store: Store, digest: str) -> ServedModel | None:
             remedy="the directory was copied or edited; delete it and promote the model again",
         )
     return served
+
+
+def require_files_of(store: Store, served: ServedModel, model: Manifest) -> None:
+    """Raise DataError unless a directory holds the files of its model, except `WRITTEN_ANEW`."""
+    held = {file.name: file.sha256 for file in served.files}
+    for file in served_files(model):
+        if file.name not in WRITTEN_ANEW and held.get(file.name) != file.sha256:
+            raise DataError(
+                f"{store.url}/{directory_of(served.digest)}/{MARKER}: {file.name} is not that of "
+                f"{model.artifact} {model.key}",
+                remedy="the directory was edited; delete it and promote the model again",
+            )
 
 
 def materialise(store: Store, model: Manifest, written: Mapping[str, bytes]) -> ServedModel:

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Literal
 
 from selfalign.errors import ConfigurationError
-from selfalign.serving.directory import MARKER, ServedModel, directory_of, read_served, served_files
+from selfalign.serving.directory import (
+    MARKER,
+    ServedModel,
+    directory_of,
+    read_served,
+    require_files_of,
+    served_files,
+)
 from selfalign.serving.signing import SIGNATURE, read_signature, verify
 from selfalign.store.artifact import artifact_prefix, copy_files, download_file
 from selfalign.store.base import NotFound, Store
@@ -40,6 +47,8 @@ def export(
     for an object that is missing or damaged.
     """
     served = read_served(store, model.digest) if form == "merged" else None
+    if served is not None:
+        require_files_of(store, served, model)
     if public_key is not None:
         verify(store, served, public_key)
     prefix, exported = _source(store, model, form, served)

@@ -19,6 +19,7 @@ from selfalign.evaluation.multiple_choice import hhh_template, truthfulqa_templa
 from selfalign.evaluation.scores import SOURCES, split_metric_name
 from selfalign.evaluation.versions import unknown_versions
 from selfalign.identity import data_files
+from selfalign.inputs import cache_directory
 from selfalign.pipeline import BY_NAME, STAGES
 from selfalign.seeds import Seeds
 from selfalign.serving.form import ChatForm
@@ -44,6 +45,7 @@ def check_run(config: RunConfig, seeds: Seeds, *, until: str | None = None) -> N
             a LoRA target that the base model does not have.
         DataError: a broken evaluation file, a base model that cannot be trained.
     """
+    cache_directory()  # elaborate puts the engraved model there
     data_files(config.evaluate)
     names = [stage.name for stage in STAGES]
     names = names[: names.index(until) + 1] if until else names

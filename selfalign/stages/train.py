@@ -7,9 +7,10 @@ files/loss.jsonl.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
 
 from selfalign.config import TrainConfig
 from selfalign.errors import DataError
@@ -130,11 +131,20 @@ def _details(config: TrainConfig, result: TrainResult) -> dict[str, object]:
     }
 
 
+class _Point(BaseModel):
+    """A line of loss.jsonl."""
+
+    model_config = ConfigDict(extra="allow")
+
+    step: int
+    loss: float
+
+
 def loss_curve(text: bytes) -> list[dict[str, float]]:
     """The loss curve in an artifact's files/loss.jsonl. Raises DataError for any other text."""
     try:
-        return [json.loads(line) for line in text.decode().splitlines() if line]
-    except (ValueError, RecursionError) as error:
+        return [_Point.model_validate_json(line).model_dump() for line in text.splitlines() if line]
+    except ValueError as error:
         raise DataError(
             "loss.jsonl: not a loss curve", remedy="delete the model's artifact and train it again"
         ) from error

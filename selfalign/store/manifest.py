@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from selfalign.errors import DataError
 from selfalign.records import digest
 from selfalign.store.documents import StoredModel, StoredName
 
@@ -140,6 +141,15 @@ class Manifest(StoredModel):
     def quarantined(self) -> list[QuarantinedRow]:
         """Every quarantined row."""
         return [row for shard in self.shards for part in shard.parts for row in part.quarantined]
+
+    def parent_digest(self, artifact: str) -> str:
+        """The content digest of a parent. Raises DataError where the manifest names none."""
+        if artifact not in self.parents:
+            raise DataError(
+                f"artifacts/{self.artifact}/{self.key}/manifest.json: names no {artifact}",
+                remedy="it was edited: delete the artifact and run its stage again",
+            )
+        return self.parents[artifact].digest
 
     def expected_digest(self) -> str:
         """The digest that follows from the entries."""

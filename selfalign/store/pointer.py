@@ -48,7 +48,7 @@ class Pointer(StoredModel):
 
     model: PromotedModel
     previous: PromotedModel | None
-    promotion: str | None
+    promotion: StoredName | None
     run: str | None
     moved_at: str
     history: list[PromotedModel] = Field(default_factory=list)

@@ -15,6 +15,7 @@ from selfalign.errors import (
     StorageFull,
     StoreDenied,
     StoreUnavailable,
+    hide_secrets,
 )
 
 # Error codes: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
@@ -40,7 +41,6 @@ _MISSING = frozenset({"404", "NoSuchKey", "NotFound"})  # HEAD has no body: the 
 
 _MAX_QUOTED = 300  # characters of a vendor's message
 _SECRETS = (
-    (re.compile(r"(://)[^/\s@]+@"), r"\1…@"),
     (re.compile(r"(\w://[^\s?\"'<>]*)\?[^\s\"'<>]*"), r"\1?…"),
     (
         re.compile(
@@ -50,14 +50,13 @@ _SECRETS = (
         ),
         r"\1\2…",
     ),
-    (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{8,}"), "…"),
-    (re.compile(r"\beyJ[\w-]{10,}(?:\.[\w-]+)*"), "…"),  # a web identity token (JWT)
     (re.compile(r"[A-Za-z0-9+/=]{40,}"), "…"),  # a secret key has 40 characters, tokens more
 )
 
 
 def redact(text: str) -> str:
     """`text` in one line, without what could be a credential, cut to a readable length."""
+    text = hide_secrets(text)
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     text = " ".join(text.split())

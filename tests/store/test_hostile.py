@@ -425,7 +425,7 @@ def readers(store: LocalStore, scratch: Path) -> dict[str, Callable[[], object]]
 def test_a_corruption_has_no_effect_or_is_an_error_that_names_the_object(
     store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys = list(store.list(""))
+    keys = [key for key in store.list("") if not key.endswith("/claim.json")]  # gc alone reads it
     assert len(keys) == 15
     expected = {name: read() for name, read in readers(store, tmp_path / "good").items()}
     refused = dict.fromkeys(keys, 0)
