@@ -111,6 +111,16 @@ def test_a_missing_or_damaged_file_is_named(
     assert named in f"{found} {found.remedy}"
 
 
+@pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="sentencepiece is installed")
+def test_a_tokenizer_that_needs_a_package_names_it(copy: Path) -> None:
+    (copy / "tokenizer.json").unlink()
+    (copy / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
+    (copy / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    found = error(copy)
+    assert isinstance(found, DataError)
+    assert "pip install sentencepiece" in str(found)
+
+
 def test_weights_cut_by_one_byte_are_refused(copy: Path) -> None:
     path = copy / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])

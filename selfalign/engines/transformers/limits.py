@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from os.path import commonprefix
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,14 @@ def load_tokenizer(directory: Path) -> Any:
         )
         tokenizer("a")
     except Exception as e:  # the tokenizers library raises bare Exceptions for a broken file
+        remedy = "save the tokenizer again beside the model (tokenizer.save_pretrained)"
+        if (directory / "tokenizer.model").is_file() and find_spec("sentencepiece") is None:
+            remedy = (
+                "tokenizer.model needs a package that is not installed: pip install sentencepiece "
+                "protobuf; or save tokenizer.json beside it (save_pretrained) where it is"
+            )
         raise DataError(
-            f"{directory}: the tokenizer cannot be loaded: {type(e).__name__}: {e}",
-            remedy="save the tokenizer again beside the model (tokenizer.save_pretrained)",
+            f"{directory}: the tokenizer cannot be loaded: {type(e).__name__}: {e}", remedy=remedy
         ) from e
     return tokenizer
 
