@@ -74,9 +74,21 @@ def converse(ask: Any, turns: list[str], system: str | None) -> list[str]:
     return answers
 
 
+def _answers(
+    who: str, ask: Any, wanted: list[list[str]], systems: list[str | None]
+) -> list[list[str]]:
+    answers = []
+    for number, turns in enumerate(wanted):
+        answers.append(converse(ask, turns, systems[number % len(systems)]))
+        print(f"{who}: {number + 1}/{len(wanted)} conversations", file=sys.stderr, flush=True)
+    return answers
+
+
 @contextlib.contextmanager
-def server(python: str, directory: Path, *, max_model_len: int, log: Path) -> Iterator[str]:
-    """The address of a vLLM server of the model, in the precision of its weights."""
+def server(
+    python: str, directory: Path, *, log: Path
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A starting vLLM server of the model, in the precision of its weights; its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -84,8 +96,7 @@ def server(python: str, directory: Path, *, max_model_len: int, log: Path) -> It
     command = [
         python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(directory),
         "--served-model-name", "current", "--host", "127.0.0.1", "--port", str(port),
-        "--dtype", dtype, "--max-model-len", str(max_model_len), "--enforce-eager",
-        "--gpu-memory-utilization", "0.1",
+        "--dtype", dtype, "--enforce-eager", "--gpu-memory-utilization", "0.1",
     ]  # fmt: skip
     with (
         log.open("wb") as output,
@@ -94,8 +105,7 @@ def server(python: str, directory: Path, *, max_model_len: int, log: Path) -> It
         ) as process,
     ):
         try:
-            _wait(f"http://127.0.0.1:{port}/health", process, log)
-            yield f"http://127.0.0.1:{port}/v1/chat/completions"
+            yield f"http://127.0.0.1:{port}", process
         finally:
             process.terminate()
             process.wait(60)
@@ -118,7 +128,9 @@ def ask_server(url: str, messages: list[Message], max_tokens: int) -> str:
     """One request, with the server's default sampling but for the number of tokens."""
     body = {"model": "current", "messages": messages, "max_tokens": max_tokens}
     request = urllib.request.Request(
-        url, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        f"{url}/v1/chat/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request, timeout=600) as response:
         content: str = json.load(response)["choices"][0]["message"]["content"]
@@ -144,17 +156,13 @@ def compare(
     wanted = conversations(questions, count)
     systems = [None, "Be brief."]
     sampling = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=max_tokens, stop=asked.stop)
-    with artifact_engine(store, manifest, config, config.evaluate.engine) as engine:
-        ours = [
-            converse(lambda m: asked.answer(engine, m, sampling, seed=0), turns, systems[i % 2])
-            for i, turns in enumerate(wanted)
-        ]
-        longest = engine.max_length
-    with server(python, directory, max_model_len=longest, log=log) as url:
-        theirs = [
-            converse(lambda m: ask_server(url, m, max_tokens), turns, systems[i % 2])
-            for i, turns in enumerate(wanted)
-        ]
+    with server(python, directory, log=log) as (url, process):
+        with artifact_engine(store, manifest, config, config.evaluate.engine) as engine:
+            ours = _answers(
+                "chat", lambda m: asked.answer(engine, m, sampling, seed=0), wanted, systems
+            )
+        _wait(f"{url}/health", process, log)
+        theirs = _answers("server", lambda m: ask_server(url, m, max_tokens), wanted, systems)
     pairs = zip(wanted, ours, theirs, strict=True)
     return {
         "model": model.directory,
