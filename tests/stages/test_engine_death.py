@@ -18,6 +18,7 @@ from selfalign.store.artifact import ShardWriter
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Part
 from tests.engines.server_process import free_port, kill, transformers_serving, vllm_serving
+from tests.pipeline_world import write_vllm_model
 from tests.stages.planting import GOOD, config_of, plant, rows
 
 VLLM = pytest.param(vllm_serving, marks=pytest.mark.filterwarnings("default"), id="vllm")
@@ -38,6 +39,9 @@ def test_a_shard_goes_on_after_its_last_part_when_the_engine_was_killed(
 ) -> None:
     if serve is vllm_serving and find_spec("vllm") is None:
         pytest.skip("vllm is not installed here")
+    if serve is vllm_serving:
+        tiny_base_model = tmp_path / "model"
+        write_vllm_model(tiny_base_model)
     port, log = free_port(), tmp_path / "log"
     with serve(tiny_base_model, 512, log, port) as (url, process):
         undisturbed = planted(tmp_path / "whole", tiny_base_model, url)

@@ -27,6 +27,7 @@ from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Manifest
 from tests.engines.served import ModelServer, serving
 from tests.hostile import HOSTILE
+from tests.pipeline_world import write_vllm_model
 from tests.stages.planting import BAD, ENGINES, EXPECTED, GOOD, Escaped, config_of, plant, rows
 
 
@@ -105,6 +106,9 @@ def test_sixty_hostile_rows_are_all_counted_and_change_no_other_row(
 ) -> None:
     if engine == "vllm" and find_spec("vllm") is None:
         pytest.skip("vllm is not installed here")
+    if engine == "vllm":
+        tiny_base_model = tmp_path / "model"
+        write_vllm_model(tiny_base_model)
     served: ModelServer | None = None
     if engine == "transformers":
         import torch
