@@ -152,12 +152,14 @@ def stage_identity(
     inputs: Inputs,
     parents: Mapping[str, str],
     promoted: str | None,
+    anchor: str | None = None,
 ) -> dict[str, Any]:
     """Everything that determines the stage's output, as one JSON object.
 
     Args:
         parents: artifact name -> content digest, for each name in `stage.reads`.
         promoted: content digest of the model the final one will be judged against.
+        anchor: content digest of the anchor, where it is another model than the promoted one.
     """
     section = getattr(config, stage.name)
     identity: dict[str, Any] = {
@@ -175,6 +177,7 @@ def stage_identity(
         identity["base_model"] = inputs.base_model
     if stage.reads_promoted:
         identity["promoted"] = promoted
+        identity["anchor"] = anchor
     return identity
 
 

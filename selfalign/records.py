@@ -93,6 +93,7 @@ class EvaluationRecord(Record):
     value: float
     length_words: int | None
     text: str
+    sample: int = 0
 
 
 def now() -> str:

@@ -19,6 +19,7 @@ chat        chat:chat_command           Ask a model of the pipeline.
 export      export:export_command       Copy a model out of the store, verified.
 rollback    inspect:rollback_command    Point `current` back at an earlier promoted model.
 gc          gc:gc_command               Delete from the store what nothing needs any more.
+gate        gate:gate_group             What the gate's rules can see; try them on past nights.
 config      inspect:config_command      Show every value of the configuration and where it is from.
 seeds       inspect:seeds_group         Check the human-written lines; count them.
 store       inspect:store_group         Check the object store.

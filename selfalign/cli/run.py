@@ -144,6 +144,8 @@ def _show_success(console: Console, store: Store, status: RunStatus) -> None:
         verdict = (
             standing(manifest.parent_digest("final_model"), read_pointer(store))
             if manifest.details.get("promoted")
+            else "no change"
+            if manifest.details.get("decision") == "no_change"
             else "not promoted"
         )
         console.print(f"[bold]{verdict}[/bold]", highlight=False, soft_wrap=True)

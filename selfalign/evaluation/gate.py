@@ -1,28 +1,42 @@
-"""The promotion gate: is tonight's final model better, and not worse, by a margin and for sure?
+"""The promotion gate: is tonight's final model better than the base, not worse than what is
+promoted, and free of broken answers?
 
-A rule passes when the lower end of the paired interval of (final - opponent) lies above
-`min_difference`. At 0 that asks for "better"; at -0.02 for "not worse by 0.02 or more"
-(non-inferiority: the interval must exclude every loss of that size); at 0.05 for "better by more
-than 0.05". Too few items make the interval wide, and a wide interval fails.
+A rule compares paired intervals with a bound: "better" is a lower end above 0, "not worse by 0.03
+or more" a lower end above -0.03. Too few items make an interval wide, and a wide interval fails.
+Every rule must hold (an intersection-union test: each at its own level, none to be paid for by
+another, so no correction for their number is due).
 
-A rule is skipped when its opponent does not exist (nothing is promoted yet) or its metric was
-not measured in this evaluation; a metric that could never be measured is a mistake in the
-configuration. Promotion needs at least one rule that passed and none that failed.
+A rule that could not be measured fails, as does one for which the final model lacks answers that
+its opponent has, and says why. Only a rule against a model that does not
+exist is skipped: nothing is promoted on the first night, and the anchor may be the promoted model
+itself. Promotion needs a rule that passed and none that failed. A final model that answers every
+item as the promoted one does is no change: a verdict of its own, neither promoted nor a failure.
+
+The anchor bounds what many small losses add up to: it is a model of earlier nights, and the rules
+against it do not move when a slightly worse model is promoted (`anchor.py` says when it moves).
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from selfalign.config import GateRule, PromoteConfig
 from selfalign.errors import ConfigurationError, DataError
-from selfalign.evaluation.scores import SOURCES, metric_name, split_metric_name
+from selfalign.evaluation import explanations
+from selfalign.evaluation.rules import EVERY_KIND, rules_of
+from selfalign.evaluation.scores import REFUSAL_MUST, REFUSAL_MUST_NOT, SOURCES, split_metric_name
 from selfalign.evaluation.summary import Comparison, EvaluationSummary
 
 SUBJECT = "final"
+# So few equal answers say little about two models; 3 / n bounds the share that would differ.
+NO_CHANGE_ITEMS = 50
+MISSING_SHARE = 0.02  # of the opponent's items may lack an answer of the final model
+
+Outcome = Literal["passed", "failed", "skipped"]
+Decision = Literal["promoted", "refused", "no_change"]
 
 
 class _Frozen(BaseModel):
@@ -30,12 +44,26 @@ class _Frozen(BaseModel):
 
 
 class RuleOutcome(_Frozen):
-    """What became of one rule; `observed` and `interval` are of (final - opponent)."""
+    """What became of one rule.
+
+    Attributes:
+        rule: with the metric it was applied to; a rule for each kind has an outcome for each.
+        measured: the final model's mean.
+        opponent: the mean of the model it is compared with, over the same items.
+        observed: the difference of the two, and `interval` its interval.
+        items: how many both have.
+        noise: the difference that the promoted model has to itself, scored a second time.
+        explanation: why, in sentences.
+    """
 
     rule: GateRule
-    outcome: Literal["passed", "failed", "skipped"]
+    outcome: Outcome
+    measured: float | None = None
+    opponent: float | None = None
     observed: float | None
     interval: tuple[float, float] | None
+    items: int | None = None
+    noise: float | None = None
     explanation: str
 
 
@@ -43,8 +71,14 @@ class Verdict(_Frozen):
     """Whether to promote, in one sentence, and why, rule by rule."""
 
     promote: bool
+    decision: Decision = "refused"
     explanation: str
     reasons: tuple[RuleOutcome, ...]
+
+    def told(self) -> list[str]:
+        """What a person reads first: the verdict, and the rules that failed."""
+        failed = [reason.explanation for reason in self.reasons if reason.outcome == "failed"]
+        return [self.explanation, *(failed if self.decision == "refused" else ())]
 
 
 def judge(summary: EvaluationSummary, config: PromoteConfig) -> Verdict:
@@ -54,28 +88,91 @@ def judge(summary: EvaluationSummary, config: PromoteConfig) -> Verdict:
         ConfigurationError: a rule names a metric that does not exist.
         DataError: the evaluation holds no comparison of two models it scored.
     """
-    reasons = tuple(_apply(rule, summary) for rule in config.rules)
+    reasons = tuple(
+        _apply(rule, summary)
+        for given in rules_of(config, summary.tasks or _tasks(summary))
+        for rule in _for_each_kind(given, summary)
+    )
+    unchanged = unchanged_items(summary)
+    if unchanged is not None and unchanged >= NO_CHANGE_ITEMS:
+        return Verdict(
+            promote=False,
+            decision="no_change",
+            explanation="No change: the final model answered all of the "
+            f"{unchanged} held-out and multiple-choice items as the promoted model did, so "
+            "there is nothing to promote.",
+            reasons=reasons,
+        )
+    decision, explanation = _decide(reasons)
+    return Verdict(
+        promote=decision == "promoted", decision=decision, explanation=explanation, reasons=reasons
+    )
+
+
+def _tasks(summary: EvaluationSummary) -> list[str]:
+    """What an evaluation had data for, where an earlier version did not write it down."""
+    sources = (SOURCES.get(split_metric_name(name)[0], "") for name in summary.metric_names())
+    return list(dict.fromkeys(source.removeprefix("evaluate.") for source in sources))
+
+
+def unchanged_items(summary: EvaluationSummary) -> int | None:
+    """How many items the final model and the promoted one answered, where no answer differs; None
+    where one does, or nothing was compared."""
+    rows = [
+        row
+        for row in summary.comparisons
+        if (row.subject, row.against, row.kind) == (SUBJECT, "promoted", None)
+    ]
+    if not rows or any(row.changed != 0 or row.wins or row.losses for row in rows):
+        return None
+    items: dict[str, int] = {}
+    for row in rows:
+        task = SOURCES.get(row.metric, row.metric)
+        items[task] = max(items.get(task, 0), row.n)
+    return sum(items.values())
+
+
+def _decide(reasons: tuple[RuleOutcome, ...]) -> tuple[Decision, str]:
     failed = [reason for reason in reasons if reason.outcome == "failed"]
     passed = [reason for reason in reasons if reason.outcome == "passed"]
     if failed:
-        explanation = f"Not promoted: {len(failed)} of {len(reasons)} rules failed."
-    elif not reasons:
-        explanation = "Not promoted: the gate has no rules, so nothing shows the model is better."
-    elif not passed:
-        explanation = (
-            f"Not promoted: every rule was skipped ({len(reasons)}), so nothing shows the model "
-            "is better."
+        names = ", ".join(dict.fromkeys(explanations.short(reason.rule) for reason in failed))
+        return "refused", f"Not promoted: {len(failed)} of {len(reasons)} rules failed: {names}."
+    if not reasons:
+        return (
+            "refused",
+            "Not promoted: the gate has no rules, so nothing shows the model is better.",
         )
-    else:
-        skipped = len(reasons) - len(passed)
-        explanation = f"Promoted: {len(passed)} of {len(reasons)} rules passed, {skipped} skipped."
-    return Verdict(promote=bool(passed) and not failed, explanation=explanation, reasons=reasons)
+    if not passed:
+        return (
+            "refused",
+            f"Not promoted: every rule was skipped ({len(reasons)}), so nothing shows the model "
+            "is better.",
+        )
+    skipped = len(reasons) - len(passed)
+    return "promoted", f"Promoted: {len(passed)} of {len(reasons)} rules passed, {skipped} skipped."
+
+
+def _for_each_kind(rule: GateRule, summary: EvaluationSummary) -> Iterator[GateRule]:
+    """The rule itself, or one for each kind that its metric was measured on."""
+    lacks_opponent = rule.against is not None and rule.against not in summary.models
+    if lacks_opponent or not rule.metric.endswith(EVERY_KIND):
+        yield rule
+        return
+    metric = rule.metric.removesuffix(EVERY_KIND)
+    names = [name for name in summary.metric_names() if name.startswith(f"{metric}/")]
+    for name in names or [rule.metric]:
+        yield rule.model_copy(update={"metric": name})
 
 
 def _apply(rule: GateRule, summary: EvaluationSummary) -> RuleOutcome:
-    absent = _why_absent(rule, summary)
-    if absent is not None:
-        return _outcome(rule, "skipped", absent)
+    unmeasured = _why_unmeasured(rule, summary)
+    if unmeasured is not None:
+        return _without_numbers(rule, "failed", unmeasured)
+    if rule.against is None:
+        return _absolute(rule, summary)
+    if rule.against not in summary.models:
+        return _without_opponent(rule, summary)
     found = summary.comparison(SUBJECT, rule.against, rule.metric)
     if found is None:
         raise DataError(
@@ -83,42 +180,21 @@ def _apply(rule: GateRule, summary: EvaluationSummary) -> RuleOutcome:
             f"comparison of {SUBJECT} against {rule.against}",
             remedy="run the stage evaluate again",
         )
-    if found.difference is None:
-        return _outcome(
-            rule,
-            "failed",
-            f"{rule.metric}: no item was scored for both {SUBJECT} ({found.only_subject}) and "
-            f"{rule.against} ({found.only_against}), so nothing can be compared.",
-        )
-    if found.low is None or found.high is None:
-        return _outcome(
-            rule,
-            "failed",
-            f"{_means(rule, found)} One item gives no interval; many more are needed.",
-            found,
-        )
-    passed = found.low > rule.min_difference
-    return _outcome(
-        rule,
-        "passed" if passed else "failed",
-        " ".join(
-            (
-                _means(rule, found),
-                _interval(summary.confidence, found),
-                _reached(rule, found) if passed else _missed(rule, found),
-                *_left_out(rule, found),
-            )
-        ),
-        found,
-    )
+    return _compared(rule, summary, found)
 
 
-def _why_absent(rule: GateRule, summary: EvaluationSummary) -> str | None:
-    """A sentence when there is nothing to apply the rule to; raises when there never could be."""
+def _why_unmeasured(rule: GateRule, summary: EvaluationSummary) -> str | None:
+    """A sentence where the final model has no value of the rule's metric.
+
+    Raises ConfigurationError where no evaluation ever could have it.
+    """
     measured = summary.metric_names()
     metric, kind = split_metric_name(rule.metric)
+    lacks_opponent = rule.against is not None and rule.against not in summary.models
+    if metric in measured and kind == "*" and lacks_opponent:
+        return None
     if rule.metric not in measured:
-        if metric not in SOURCES or metric in measured:
+        if metric not in SOURCES or (metric in measured and kind != "*"):
             raise ConfigurationError(
                 f"promote.rules: unknown metric {rule.metric!r}; measured in this evaluation: "
                 f"{', '.join(measured) or 'nothing'}",
@@ -126,77 +202,102 @@ def _why_absent(rule: GateRule, summary: EvaluationSummary) -> str | None:
                 if kind is None or metric in measured
                 else "correct the metric's name",
             )
-        return f"{rule.metric} was not measured: {SOURCES[metric]} names no data that has it."
-    if rule.against not in summary.models:
-        if rule.against == "promoted":
-            return f"{rule.metric}: nothing is promoted yet, so there is nothing to compare with."
-        return f"{rule.metric}: {rule.against} was not evaluated."
-    return None
+        if metric in measured:
+            return f"{rule.metric}: no item has a kind, so there is none to hold to this rule."
+        return (
+            f"{rule.metric} was not measured: {SOURCES[metric]} names no data that has it. A rule "
+            "that cannot be measured fails."
+        )
+    if summary.metric(SUBJECT, rule.metric) is None:
+        return (
+            f"{rule.metric} was not measured for {SUBJECT}. A rule that cannot be measured fails."
+        )
+    return _one_sided(metric, measured)
 
 
-def _outcome(
-    rule: GateRule,
-    outcome: Literal["passed", "failed", "skipped"],
-    explanation: str,
-    found: Comparison | None = None,
-) -> RuleOutcome:
-    interval = None
-    if found is not None and found.low is not None and found.high is not None:
-        interval = (found.low, found.high)
+def _one_sided(metric: str, measured: tuple[str, ...]) -> str | None:
+    other = {REFUSAL_MUST: REFUSAL_MUST_NOT, REFUSAL_MUST_NOT: REFUSAL_MUST}.get(metric)
+    if other is None or other in measured:
+        return None
+    everything = "refuses everything" if metric == REFUSAL_MUST else "refuses nothing"
+    return (
+        f"{metric}: evaluate.heldout is one-sided, without an item for {other}: a model that "
+        f"{everything} would pass."
+    )
+
+
+def _without_opponent(rule: GateRule, summary: EvaluationSummary) -> RuleOutcome:
+    if rule.against == "base":
+        return _without_numbers(rule, "failed", f"{rule.metric}: base was not evaluated.")
+    if rule.against == "anchor" and "promoted" in summary.models:
+        why = "the anchor is the promoted model, whose rules stand above"
+    else:
+        why = "nothing is promoted yet, so there is nothing to compare with"
+    return _without_numbers(rule, "skipped", f"{rule.metric}: {why}.")
+
+
+def _absolute(rule: GateRule, summary: EvaluationSummary) -> RuleOutcome:
+    found = summary.metric(SUBJECT, rule.metric)
+    assert found is not None
+    if found.mean is None:
+        return _without_numbers(rule, "failed", f"{rule.metric}: no item was scored.")
     return RuleOutcome(
         rule=rule,
-        outcome=outcome,
-        observed=None if found is None else found.difference,
+        outcome="passed" if _within(found.mean, rule.at_least, rule.at_most) else "failed",
+        measured=found.mean,
+        observed=None,
+        interval=None,
+        items=found.n,
+        explanation=explanations.absolute(rule, found),
+    )
+
+
+def _compared(rule: GateRule, summary: EvaluationSummary, found: Comparison) -> RuleOutcome:
+    if found.difference is None or found.subject_mean is None or found.against_mean is None:
+        return _without_numbers(
+            rule,
+            "failed",
+            f"{rule.metric}: no item was scored for both {SUBJECT} ({found.only_subject}) and "
+            f"{rule.against} ({found.only_against}), so nothing can be compared.",
+        )
+    again = summary.comparison("promoted_again", "promoted", rule.metric)
+    noise = None if again is None else again.difference
+    interval = None if found.low is None or found.high is None else (found.low, found.high)
+    holds = _within(found.subject_mean, rule.at_least, rule.at_most) and _ratio_holds(rule, found)
+    if rule.min_difference is not None:
+        holds = holds and interval is not None and interval[0] > rule.min_difference
+    if rule.max_difference is not None:
+        holds = holds and interval is not None and interval[1] < rule.max_difference
+    explanation = explanations.compared(rule, found, summary.confidence, noise, holds=holds)
+    if found.only_against > max(1, MISSING_SHARE * (found.n + found.only_against)):
+        holds, explanation = False, f"{explanation} So many missing answers fail a rule."
+    return RuleOutcome(
+        rule=rule,
+        outcome="passed" if holds else "failed",
+        measured=found.subject_mean,
+        opponent=found.against_mean,
+        observed=found.difference,
         interval=interval,
+        items=found.n,
+        noise=noise,
         explanation=explanation,
     )
 
 
-def _means(rule: GateRule, found: Comparison) -> str:
-    items = f"{found.n} item{'s' if found.n > 1 else ''}"
-    return (
-        f"{metric_name(found.metric, found.kind)}: {SUBJECT} {found.subject_mean:.3f}, "
-        f"{rule.against} {found.against_mean:.3f} on {items}, "
-        f"a difference of {found.difference:+.3f}."
-    )
+def _ratio_holds(rule: GateRule, found: Comparison) -> bool:
+    if rule.min_ratio is None and rule.max_ratio is None:
+        return True
+    assert found.subject_mean is not None
+    if not found.against_mean:
+        return False
+    return _within(found.subject_mean / found.against_mean, rule.min_ratio, rule.max_ratio)
 
 
-def _interval(confidence: float, found: Comparison) -> str:
-    return (
-        f"Its {confidence * 100:g}% interval is [{found.low:+.4f}, {found.high:+.4f}] "
-        f"(p = {found.p_value:.2g})."
-    )
+def _within(value: float, low: float | None, high: float | None) -> bool:
+    return (low is None or value >= low) and (high is None or value <= high)
 
 
-def _reached(rule: GateRule, found: Comparison) -> str:
-    if rule.min_difference < 0:
-        claim = f"not worse by {-rule.min_difference:g} or more"
-    elif rule.min_difference == 0:
-        claim = "better"
-    else:
-        claim = f"better by more than {rule.min_difference:g}"
-    return f"Its lower end is above {rule.min_difference:g}: {claim}."
-
-
-def _missed(rule: GateRule, found: Comparison) -> str:
-    assert found.difference is not None
-    assert found.low is not None
-    said = f"Its lower end is not above {rule.min_difference:g}"
-    room = found.difference - rule.min_difference
-    if room <= 0:
-        return f"{said}, and neither is the difference itself: more items would not help."
-    # An interval narrows with the square root of the number of items.
-    needed = math.ceil(found.n * ((found.difference - found.low) / room) ** 2)
-    return (
-        f"{said}: too uncertain. A difference of this size would need roughly "
-        f"{max(needed, found.n + 1)} items."
-    )
-
-
-def _left_out(rule: GateRule, found: Comparison) -> tuple[str, ...]:
-    if not found.only_subject and not found.only_against:
-        return ()
-    return (
-        f"Left out: {found.only_subject} scored for {SUBJECT} only and {found.only_against} for "
-        f"{rule.against} only.",
+def _without_numbers(rule: GateRule, outcome: Outcome, explanation: str) -> RuleOutcome:
+    return RuleOutcome(
+        rule=rule, outcome=outcome, observed=None, interval=None, explanation=explanation
     )

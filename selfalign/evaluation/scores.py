@@ -1,7 +1,7 @@
 """What one model scored on one item of one metric: the unit everything here is paired by.
 
-Every metric counts upwards (1 is what the item wants) except the length, which is neither good
-nor bad and is there to be reported beside the others.
+Every metric counts upwards (1 is what the item wants) except the guards, where 1 is an answer that
+is broken, and the length, which is neither good nor bad.
 """
 
 from __future__ import annotations
@@ -16,12 +16,21 @@ HHH = "hhh"
 MC1 = "mc1"
 MC2 = "mc2"
 
+GUARD = "guard."  # of each answer to a held-out prompt, see `guards.py`
+GUARDS = tuple(
+    GUARD + name
+    for name in (
+        "empty", "one_word", "repeats", "cut", "other_language", "echo", "same", "word_list"
+    )
+)  # fmt: skip
+
 # Which setting makes a metric exist: what a person is told when a rule names an absent one.
 SOURCES: dict[str, str] = {
     ALIGNED: "evaluate.heldout",
     REFUSAL_MUST: "evaluate.heldout",
     REFUSAL_MUST_NOT: "evaluate.heldout",
     LENGTH_WORDS: "evaluate.heldout",
+    **dict.fromkeys(GUARDS, "evaluate.heldout"),
     HHH: "evaluate.hhh",
     MC1: "evaluate.truthfulqa",
     MC2: "evaluate.truthfulqa",
@@ -41,7 +50,9 @@ class ItemScore:
         kind: the item's kind or category; None where the data has none.
         value: 0 or 1 for a proportion, any number for a continuous metric.
         length_words: words of the completion; None where nothing was generated.
-        text: the completion, or the candidate the model chose.
+        text: the completion, or the candidate the model chose; empty for the guards, whose
+            answer the other metrics hold.
+        sample: which of several answers to the same item, from 0.
     """
 
     item_id: str
@@ -50,6 +61,7 @@ class ItemScore:
     value: float
     length_words: int | None
     text: str
+    sample: int = 0
 
 
 def metric_name(metric: str, kind: str | None) -> str:

@@ -9,6 +9,11 @@
 | a single number            | none            | none                        | 1                |
 | nothing                    | none            | none                        | none             |
 
+Several answers to one item are no new items: they form a cluster. Of 0 and 1, the counts are
+divided by the design effect (the variance of the clustered mean over that of independent answers,
+between 1 and the answers per item; Rao and Scott 1992, Biometrics 48, 577-585) before the same
+intervals are taken; of numbers, each item counts with its mean.
+
 Score intervals for 0 and 1 because they keep their width when every item agrees: a bootstrap of
 three equal differences has width zero, and a gate would believe it. Intervals are two-sided and
 everything is deterministic: the random ones are seeded.
@@ -19,7 +24,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -120,6 +125,84 @@ def paired_difference(
     )
 
 
+def clustered_proportion(values: Sequence[Sequence[float]], *, confidence: float) -> Estimate:
+    """Share of ones where each item has several values of 0 and 1; `n` counts items."""
+    if all(len(item) == 1 for item in values):
+        return proportion([item[0] for item in values], confidence=confidence)
+    clusters = [np.asarray(item, dtype=np.float64) for item in values]
+    everything = np.concatenate(clusters)
+    share = float(everything.mean())
+    n = everything.size / _design_effect(clusters)
+    z = float(stats.norm.isf((1 - confidence) / 2))
+    centre, half = (
+        share + z * z / (2 * n),
+        z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)),
+    )
+    low, high = (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+    return Estimate(len(values), share, max(low, 0.0), min(high, 1.0), "wilson")
+
+
+def clustered_difference(
+    subject: Sequence[Sequence[float]],
+    against: Sequence[Sequence[float]],
+    *,
+    binary: bool,
+    confidence: float,
+    bootstrap_samples: int,
+    seed: int,
+) -> Difference:
+    """`paired_difference` where each item has several values, answer beside answer.
+
+    `n`, `wins` and `losses` count items, by their means.
+    """
+    pairs = list(zip(subject, against, strict=True))
+    single = all(len(ours) == len(theirs) == 1 for ours, theirs in pairs)
+    found = paired_difference(
+        [sum(ours) / len(ours) for ours, _ in pairs],
+        [sum(theirs) / len(theirs) for _, theirs in pairs],
+        binary=binary and single,
+        confidence=confidence,
+        bootstrap_samples=bootstrap_samples,
+        seed=seed,
+    )
+    answer_beside_answer = all(len(ours) == len(theirs) for ours, theirs in pairs)
+    if not binary or single or not pairs or not answer_beside_answer:
+        return found
+    clusters = [np.subtract(ours, theirs, dtype=np.float64) for ours, theirs in pairs]
+    everything = np.concatenate(clusters)
+    effect = _design_effect(clusters)
+    low, high = score_interval(
+        float((everything > 0).sum()) / effect,
+        float((everything < 0).sum()) / effect,
+        everything.size / effect,
+        confidence,
+    )
+    return replace(found, low=low, high=high, method="score")
+
+
+def _design_effect(clusters: Sequence[_Vector]) -> float:
+    """How many times wider the variance of the mean is than that of independent values."""
+    everything = np.concatenate(clusters)
+    most = everything.size / len(clusters)
+    independent = float(everything.var()) / everything.size
+    if independent == 0 or len(clusters) == 1:
+        return most
+    residuals = np.array([(cluster - everything.mean()).sum() for cluster in clusters])
+    clustered = float((residuals**2).sum()) / everything.size**2
+    clustered *= len(clusters) / (len(clusters) - 1)
+    return min(max(clustered / independent, 1.0), most)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Each p-value as it counts among all of them (Holm 1979, Scandinavian J. of Statistics 6)."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted, largest = [1.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
 def win_share(wins: int, losses: int, n: int, *, confidence: float) -> Estimate:
     """P(win) + P(tie) / 2 over `n` comparisons, which is (1 + P(win) - P(loss)) / 2."""
     if not n:
@@ -136,8 +219,9 @@ def mcnemar(wins: int, losses: int) -> float:
     return float(stats.binomtest(wins, wins + losses).pvalue)
 
 
-def score_interval(wins: int, losses: int, n: int, confidence: float) -> tuple[float, float]:
-    """Interval of P(win) - P(loss) from `n` > 0 independent pairs; the rest are ties.
+def score_interval(wins: float, losses: float, n: float, confidence: float) -> tuple[float, float]:
+    """Interval of P(win) - P(loss) from `n` > 0 independent pairs; the rest are ties. Counts need
+    not be whole: those of clusters are divided by their design effect.
 
     Inverts the score test of each possible difference (Tango 1998, Statistics in Medicine 17,
     891-908): never of width zero, never outside [-1, 1].
@@ -146,7 +230,7 @@ def score_interval(wins: int, losses: int, n: int, confidence: float) -> tuple[f
     return _score_limit(wins, losses, n, z), 0.0 - _score_limit(losses, wins, n, z)
 
 
-def _score_limit(wins: int, losses: int, n: int, z: float) -> float:
+def _score_limit(wins: float, losses: float, n: float, z: float) -> float:
     """The lower limit. In the three corners the equation has a closed form, and a false root."""
     if losses == n:
         return -1.0

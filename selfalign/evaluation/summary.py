@@ -1,12 +1,14 @@
 """From per-item scores to what the `evaluation` artifact says: means, paired differences.
 
 Two models are compared on the items both were scored on, by item id. An item that only one of
-them has is left out of the comparison, counted, and named in `notes`.
+them has is left out of the comparison, counted, and named in `notes`. Several answers to one item
+are a cluster: they narrow an interval only as far as they differ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -21,11 +23,22 @@ COMPARISONS: tuple[tuple[str, str], ...] = (
     ("final", "base"),
     ("final", "engraved"),
     ("final", "promoted"),
+    ("final", "anchor"),
     ("engraved", "base"),
+    ("promoted_again", "promoted"),
 )
 
 _Key = tuple[str, str | None]  # metric, kind
-_Scored = dict[_Key, dict[str, ItemScore]]  # by item id
+_Scored = dict[_Key, dict[str, "_Item"]]  # by item id
+
+
+@dataclass(slots=True)
+class _Item:
+    """What one model scored on one item: a value and a text for each answer, in their order."""
+
+    kind: str | None
+    values: list[float] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
 
 
 class _Frozen(BaseModel):
@@ -49,8 +62,9 @@ class Comparison(_Frozen):
     """Mean of (subject - against) over the `n` items both were scored on.
 
     `wins` and `losses` count items where the subject's value is higher or lower, `only_subject`
-    and `only_against` the items left out because the other side lacks them. The two means are
-    over the same `n` items.
+    and `only_against` the items left out because the other side lacks them, `changed` those whose
+    text differs. The two means are over the same `n` items. `p_holm` is the p-value as it counts
+    among all comparisons of the evaluation.
     """
 
     subject: str
@@ -64,15 +78,18 @@ class Comparison(_Frozen):
     low: float | None
     high: float | None
     p_value: float | None
+    p_holm: float | None = None
     wins: int
     losses: int
     only_subject: int
     only_against: int
+    changed: int | None = None
     method: statistics.Method
 
 
 class EvaluationSummary(_Frozen):
-    """What an evaluation found. `confidence` is that of every interval in it."""
+    """What an evaluation found. `confidence` is that of every interval in it, `tasks` what the
+    configuration gave data for."""
 
     schema_version: Literal[1] = 1
     confidence: float
@@ -80,6 +97,7 @@ class EvaluationSummary(_Frozen):
     metrics: tuple[MetricSummary, ...]
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...]
+    tasks: tuple[str, ...] = ()
 
     def metric_names(self) -> tuple[str, ...]:
         """Everything measured, as a gate rule may name it, overall before its kinds."""
@@ -109,6 +127,7 @@ def summarise(
     bootstrap_samples: int = 2000,
     seed: int = 0,
     comparisons: Sequence[tuple[str, str]] = COMPARISONS,
+    tasks: Sequence[str] = (),
 ) -> EvaluationSummary:
     """Fold every model's scores; the models keep the mapping's order.
 
@@ -116,7 +135,7 @@ def summarise(
 
     Raises:
         ConfigurationError: `confidence` is not between 0 and 1.
-        DataError: a model has two scores for an item's metric, or two models disagree on an
+        DataError: a model has two scores for one answer to an item, or two models disagree on an
             item's kind.
     """
     if not 0 < confidence < 1:
@@ -140,7 +159,8 @@ def summarise(
             for model, scored in models.items()
             for key in _keys(scored)
         ),
-        comparisons=compared,
+        comparisons=_with_holm(compared),
+        tasks=tuple(tasks),
         notes=tuple(note for row in compared for note in _left_out(row)),
     )
 
@@ -153,13 +173,13 @@ class _Fold:
         self._bootstrap_samples = bootstrap_samples
         self._seed = seed
 
-    def describe(self, model: str, key: _Key, scored: Mapping[str, ItemScore]) -> MetricSummary:
-        values = [scored[item_id].value for item_id in sorted(scored)]
+    def describe(self, model: str, key: _Key, scored: Mapping[str, _Item]) -> MetricSummary:
+        values = [scored[item_id].values for item_id in sorted(scored)]
         if _binary(key, values):
-            estimate = statistics.proportion(values, confidence=self._confidence)
+            estimate = statistics.clustered_proportion(values, confidence=self._confidence)
         else:
             estimate = statistics.mean(
-                values,
+                [_mean(each) for each in values],
                 confidence=self._confidence,
                 bootstrap_samples=self._bootstrap_samples,
                 seed=record_seed(self._seed, "mean", model, metric_name(*key)),
@@ -181,9 +201,9 @@ class _Fold:
         ours, theirs = left.get(key, {}), right.get(key, {})
         shared = sorted(ours.keys() & theirs.keys())
         _check_kinds(subject, against, key, left, right)
-        ours_values = [ours[item_id].value for item_id in shared]
-        their_values = [theirs[item_id].value for item_id in shared]
-        found = statistics.paired_difference(
+        ours_values = [ours[item_id].values for item_id in shared]
+        their_values = [theirs[item_id].values for item_id in shared]
+        found = statistics.clustered_difference(
             ours_values,
             their_values,
             binary=_binary(key, [*ours_values, *their_values]),
@@ -197,8 +217,8 @@ class _Fold:
             metric=key[0],
             kind=key[1],
             n=found.n,
-            subject_mean=sum(ours_values) / found.n if found.n else None,
-            against_mean=sum(their_values) / found.n if found.n else None,
+            subject_mean=_mean([_mean(each) for each in ours_values]) if found.n else None,
+            against_mean=_mean([_mean(each) for each in their_values]) if found.n else None,
             difference=found.difference,
             low=found.low,
             high=found.high,
@@ -207,6 +227,7 @@ class _Fold:
             losses=found.losses,
             only_subject=len(ours) - len(shared),
             only_against=len(theirs) - len(shared),
+            changed=sum(ours[item_id].texts != theirs[item_id].texts for item_id in shared),
             method=found.method,
         )
 
@@ -214,16 +235,19 @@ class _Fold:
 def _index(model: str, scores: Iterable[ItemScore]) -> _Scored:
     """By (metric, None) and, where the item has a kind, by (metric, kind) too; then item id."""
     indexed: _Scored = {}
-    for score in scores:
+    for score in sorted(scores, key=lambda score: (score.metric, score.item_id, score.sample)):
         overall = indexed.setdefault((score.metric, None), {})
-        if score.item_id in overall:
+        item = overall.setdefault(score.item_id, _Item(score.kind))
+        if len(item.values) != score.sample:
             raise DataError(
-                f"{model}: {score.metric}: two scores for the item {score.item_id!r}",
+                f"{model}: {score.metric}: two scores for the item {score.item_id!r}, or an answer "
+                "of several is missing",
                 remedy="delete this evaluation's artifact and evaluate again",
             )
-        overall[score.item_id] = score
+        item.values.append(score.value)
+        item.texts.append(score.text)
         if score.kind is not None:
-            indexed.setdefault((score.metric, score.kind), {})[score.item_id] = score
+            indexed.setdefault((score.metric, score.kind), {})[score.item_id] = item
     return indexed
 
 
@@ -233,8 +257,22 @@ def _keys(*sides: _Scored) -> list[_Key]:
     return sorted(keys, key=lambda key: (key[0], key[1] is not None, key[1] or ""))
 
 
-def _binary(key: _Key, values: Sequence[float]) -> bool:
-    return key[0] not in CONTINUOUS and all(value in (0, 1) for value in values)
+def _binary(key: _Key, values: Sequence[Sequence[float]]) -> bool:
+    return key[0] not in CONTINUOUS and all(value in (0, 1) for each in values for value in each)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _with_holm(rows: Sequence[Comparison]) -> tuple[Comparison, ...]:
+    tested = [index for index, row in enumerate(rows) if row.p_value is not None]
+    adjusted = dict(
+        zip(tested, statistics.holm([rows[index].p_value or 0.0 for index in tested]), strict=True)
+    )
+    return tuple(
+        row.model_copy(update={"p_holm": adjusted.get(index)}) for index, row in enumerate(rows)
+    )
 
 
 def _check_kinds(subject: str, against: str, key: _Key, left: _Scored, right: _Scored) -> None:

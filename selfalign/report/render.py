@@ -10,7 +10,7 @@ from rich.filesize import decimal
 
 from selfalign import __version__
 from selfalign.errors import printable
-from selfalign.evaluation.scores import ALIGNED, CONTINUOUS, LENGTH_WORDS
+from selfalign.evaluation.scores import ALIGNED, CONTINUOUS, GUARD, GUARDS, LENGTH_WORDS
 from selfalign.evaluation.summary import EvaluationSummary, MetricSummary
 from selfalign.pipeline import STAGES
 from selfalign.report import charts
@@ -26,6 +26,8 @@ VARIANT_NAMES = {
     "engraved": "engraved, plain",
     "final": "final, plain",
     "promoted": "promoted before, plain",
+    "promoted_again": "promoted before, answers drawn again",
+    "anchor": "anchor, plain",
 }
 
 
@@ -94,6 +96,8 @@ def score_tables(summary: EvaluationSummary) -> list[ScoreTable]:
     metrics.sort(key=lambda metric: metric != ALIGNED)
     tables = []
     for metric in metrics:
+        if metric in GUARDS:
+            continue
         mine = [row for row in summary.metrics if row.metric == metric]
         kinds = sorted({row.kind for row in mine if row.kind is not None})
         cells = {(row.model, row.kind): row for row in mine}
@@ -104,6 +108,14 @@ def score_tables(summary: EvaluationSummary) -> list[ScoreTable]:
             if (model, None) in cells
         ]
         tables.append(ScoreTable(metric, ["all", *kinds], rows, metric not in CONTINUOUS))
+    guarded = [
+        (model, [summary.metric(model, name) for name in GUARDS])
+        for model in summary.models
+        if summary.metric(model, GUARDS[0])
+    ]
+    if guarded:
+        kinds = [name.removeprefix(GUARD) for name in GUARDS]
+        tables.append(ScoreTable("share of broken answers", kinds, guarded, scaled=True))
     return tables
 
 
@@ -144,7 +156,9 @@ def _context(data: ReportData, principles: dict[int, str]) -> dict[str, Any]:
         "summary": data.summary,
         "tables": score_tables(data.summary) if data.summary else [],
         "comparisons": [
-            row for row in (data.summary.comparisons if data.summary else ()) if row.kind is None
+            row
+            for row in (data.summary.comparisons if data.summary else ())
+            if row.kind is None and row.metric not in GUARDS
         ],
         "length_metric": LENGTH_WORDS,
         "funnel": funnel(data.manifests),

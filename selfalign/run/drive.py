@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from typing import Literal, Protocol
 
 from selfalign.run.decide import Action, Fail, Start, Succeed, decide
 from selfalign.run.plan import Blocked, Planned, StagePlan
@@ -260,13 +260,20 @@ def iso(moment: datetime) -> str:
     return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
+_VERDICTS: dict[str, Literal["Promoted", "NotPromoted", "NoChange"]] = {
+    "promoted": "Promoted",
+    "refused": "NotPromoted",
+    "no_change": "NoChange",
+}
+
+
 def _succeeded(status: RunStatus, last: StagePlan, moment: str) -> RunStatus:
     verdict, message = None, "every stage that was asked for is published"
     if last.stage.name == "promote" and last.manifest is not None:
-        promoted = bool(last.manifest.details.get("promoted"))
-        verdict = "Promoted" if promoted else "NotPromoted"
-        reasons = reasons_of(last.manifest)
-        message = "; ".join(["promoted" if promoted else "not promoted", *reasons])
+        details = last.manifest.details
+        decision = details.get("decision", "promoted" if details.get("promoted") else "refused")
+        verdict = _VERDICTS.get(str(decision), "NotPromoted")
+        message = " ".join(reasons_of(last.manifest) or [verdict])
     return status.model_copy(
         update={
             "phase": "Succeeded",

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from selfalign.config import RunConfig
+from selfalign.errors import ConfigurationError
 from selfalign.identity import Inputs, identity_key, stage_identity
 from selfalign.pipeline import STAGES, Stage
 from selfalign.store.artifact import read_manifest
@@ -47,6 +48,7 @@ class Planned:
         parents: artifact name -> key and content digest.
         manifest: of the artifact; None while it is not published.
         promoted: the model that the final one is compared with; None for other stages.
+        anchor: the anchor, where it is another model than the promoted one.
     """
 
     stage: Stage
@@ -55,6 +57,7 @@ class Planned:
     parents: dict[str, Parent]
     manifest: Manifest | None
     promoted: PromotedModel | None = None
+    anchor: PromotedModel | None = None
 
     @property
     def unit(self) -> str:
@@ -118,16 +121,22 @@ def _plan_stage(
     parents = {
         name: Parent(key=published[name].key, digest=published[name].digest) for name in stage.reads
     }
-    promoted = _baseline(pointer, published["final_model"]) if stage.reads_promoted else None
+    promoted = anchor = None
+    if stage.reads_promoted:
+        promoted = _baseline(pointer, published["final_model"])
+        anchor = _anchor(pointer, published["final_model"], config.promote.anchor)
+        if promoted is None or (anchor is not None and anchor.digest == promoted.digest):
+            anchor = None
     identity = stage_identity(
         stage,
         config,
         inputs,
         {name: parent.digest for name, parent in parents.items()},
         promoted.digest if promoted else None,
+        anchor.digest if anchor else None,
     )
     key = identity_key(identity)
-    return Planned(stage, key, identity, parents, lookup(stage.writes, key), promoted)
+    return Planned(stage, key, identity, parents, lookup(stage.writes, key), promoted, anchor)
 
 
 def _baseline(pointer: Pointer | None, final: Manifest) -> PromotedModel | None:
@@ -141,3 +150,26 @@ def _baseline(pointer: Pointer | None, final: Manifest) -> PromotedModel | None:
     if pointer.model.digest == final.digest:
         return pointer.previous
     return pointer.model
+
+
+def _anchor(pointer: Pointer | None, final: Manifest, pinned: str | None) -> PromotedModel | None:
+    """The anchor that `final` is held to: the one a person pinned, else the pointer's."""
+    if pinned is not None:
+        return _pinned(pointer, pinned)
+    if pointer is None:
+        return None
+    if pointer.model.digest == final.digest:
+        return pointer.previous_anchor
+    return pointer.model if pointer.anchor is None else pointer.anchor.model
+
+
+def _pinned(pointer: Pointer | None, key: str) -> PromotedModel:
+    known = [] if pointer is None else pointer.kept_models()
+    found = {model.key: model for model in known if model.key.startswith(key)}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    raise ConfigurationError(
+        f"promote.anchor: {key!r} is {'the beginning of more than one key' if found else 'no key'} "
+        f"of the promoted models, which are {', '.join(model.key for model in known) or 'none'}",
+        remedy="give the key of one of these, or make it null",
+    )

@@ -146,7 +146,7 @@ class RunStatus(_Status):
     message: str = ""
     remedy: str | None = None
     exit_code: int | None = None
-    verdict: Literal["Promoted", "NotPromoted"] | None = None
+    verdict: Literal["Promoted", "NotPromoted", "NoChange"] | None = None
     stage: str = ""
     progress: str = ""
     started_at: str | None = None

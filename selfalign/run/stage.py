@@ -87,6 +87,7 @@ def run_stage(
             num_shards=shards,
             work=work,
             promoted=planned.promoted,
+            anchor=planned.anchor,
             run=run,
         )
         manifest = _call(name, context)

@@ -57,6 +57,7 @@ class StageContext:
         identity: the JSON object whose digest is the key.
         parents: artifact name -> key and content digest of what it reads.
         promoted: the model that the final one is compared with, for the stages that compare.
+        anchor: the anchor, where it is another model than the promoted one.
         seeds: the loaded seeds directory.
         shard: which shard this worker does, of `num_shards`.
         work: a scratch directory, empty at the start and removed at the end.
@@ -74,6 +75,7 @@ class StageContext:
     num_shards: int
     work: Path
     promoted: PromotedModel | None = None
+    anchor: PromotedModel | None = None
     run: str | None = None
 
     @property

@@ -67,7 +67,12 @@ def evaluate(context: StageContext) -> Manifest:
     shard = writer.shard(0, 1)
     tasks = _tasks(context)
     chosen = list(variants(context))
-    evaluations = [_Evaluation(variant, task) for variant in chosen for task in tasks]
+    evaluations = [
+        _Evaluation(variant, task)
+        for variant in chosen
+        for task in tasks
+        if task == "heldout" or not variant.again  # nothing is drawn in the others
+    ]
     progress = Progress("evaluations", len(evaluations))
     engine_info: list[EngineInfo] = []
 
@@ -183,19 +188,21 @@ def _heldout_task(context: StageContext, path: Path) -> _Task:
         chosen = (config.principled_sampling if variant.principled else None) or config.sampling
         render, stop = _prompts_of(context, variant)
         sampling = Sampling(**chosen.model_dump(), stop=stop)
+        again = ("again",) if variant.again else ()
         requests = (
             GenerationRequest(
                 item.id,
                 render(item.prompt),
                 sampling,
                 # the same seed for every model: the comparison is paired
-                record_seed(context.config.seed, "evaluate", item.id),
+                record_seed(context.config.seed, "evaluate", item.id, *again),
             )
             for item in items
             if item.id not in empty
         )
-        answers = chain(empty.values(), engine.generate(requests))
-        return heldout_scores(items, (_answer(each, variant) for each in answers))
+        completions = chain(empty.values(), engine.generate(requests))
+        answers = (_answer(each, variant) for each in completions)
+        return heldout_scores(items, answers, context.seeds.labels.all)
 
     return _Task(len(items), scores)
 
@@ -255,4 +262,5 @@ def _summarise(
         confidence=config.confidence,
         bootstrap_samples=config.bootstrap_samples,
         seed=context.config.seed,
+        tasks=list(dict.fromkeys(evaluation.task for evaluation in evaluations)),
     )

@@ -8,15 +8,29 @@ itself: on a cluster a stage may be started alone.
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from selfalign.config import EvaluateConfig, RunConfig, TrainConfig
 from selfalign.errors import ConfigurationError
 from selfalign.evaluation.checks import Instructions
 from selfalign.evaluation.datasets import load_heldout, load_hhh, load_truthfulqa
+from selfalign.evaluation.explanations import short
 from selfalign.evaluation.ifeval import check_installed
 from selfalign.evaluation.multiple_choice import hhh_template, truthfulqa_template
-from selfalign.evaluation.scores import SOURCES, split_metric_name
+from selfalign.evaluation.power import RulePlan, plan_rules
+from selfalign.evaluation.scores import (
+    ALIGNED,
+    GUARDS,
+    HHH,
+    LENGTH_WORDS,
+    MC1,
+    MC2,
+    REFUSAL_MUST,
+    REFUSAL_MUST_NOT,
+    metric_name,
+)
 from selfalign.evaluation.versions import unknown_versions
 from selfalign.identity import data_files
 from selfalign.inputs import cache_directory
@@ -27,7 +41,7 @@ from selfalign.stages.context_limits import warn_of_long_items
 from selfalign.telemetry import log
 from selfalign.training.model import BaseModel, check_base_model
 
-_Kinds = dict[str, set[str]]  # by the setting that names a file; empty: it has no kinds
+_TASKS = ("heldout", "hhh", "truthfulqa")
 
 
 def check_run(config: RunConfig, seeds: Seeds, *, until: str | None = None) -> None:
@@ -39,10 +53,9 @@ def check_run(config: RunConfig, seeds: Seeds, *, until: str | None = None) -> N
 
     Raises:
         ConfigurationError: a missing evaluation file, shards of a stage that cannot be sharded,
-            nothing to evaluate by, an ablation of a rule that does not exist, a gate rule on a
-            metric that does not exist, a broken template, a
-            standard prompt that no chat template can be made of,
-            a LoRA target that the base model does not have.
+            nothing to evaluate by, an ablation of a rule that does not exist, a gate rule that
+            cannot be measured, a broken template, a standard prompt that no chat template can be
+            made of, a LoRA target that the base model does not have.
         DataError: a broken evaluation file, a base model that cannot be trained.
     """
     cache_directory()  # elaborate puts the engraved model there
@@ -66,10 +79,30 @@ def check_run(config: RunConfig, seeds: Seeds, *, until: str | None = None) -> N
             form = ChatForm.of(seeds.templates.distil_standard, seeds.labels)
             _check_training(getattr(config, name), config.base_model.path, form)
     if "curate" in names:
-        kinds = _kinds(config.evaluate)
+        sizes = evaluation_sizes(config.evaluate)
         if "promote" in names:
-            for rule in config.promote.rules:
-                _check_metric(rule.metric, kinds)
+            for planned in gate_plan(config, sizes):
+                if planned.warning:
+                    rule = planned.rule
+                    log.warning("gate.hopeless", rule=short(rule), warning=planned.warning)
+
+
+def gate_plan(config: RunConfig, sizes: Mapping[str, int] | None = None) -> tuple[RulePlan, ...]:
+    """What each rule of the gate can see with the configured evaluation files.
+
+    Raises:
+        ConfigurationError: a rule that cannot be measured.
+        DataError: a broken evaluation file.
+    """
+    found = evaluation_sizes(config.evaluate) if sizes is None else sizes
+    return plan_rules(
+        config.promote, found, evaluation_tasks(config.evaluate), config.evaluate.confidence
+    )
+
+
+def evaluation_tasks(config: EvaluateConfig) -> tuple[str, ...]:
+    """Names of what the configuration gives data for."""
+    return tuple(name for name in _TASKS if getattr(config, name) is not None)
 
 
 def check_shard(name: str, shard: int, num_shards: int) -> None:
@@ -110,31 +143,28 @@ def _check_training(config: TrainConfig, path: str, form: ChatForm) -> None:
         check_base_model(config, BaseModel(path), form)
 
 
-def _kinds(config: EvaluateConfig) -> _Kinds:
-    """Read every evaluation file that is named; what kinds of items it holds."""
-    kinds: _Kinds = {}
+def evaluation_sizes(config: EvaluateConfig) -> dict[str, int]:
+    """Read every evaluation file that is named; items by metric and by metric/kind."""
+    sizes: Counter[str] = Counter()
+
+    def count(metric: str, kind: str | None) -> None:
+        sizes[metric] += 1
+        if kind is not None:
+            sizes[metric_name(metric, kind)] += 1
+
     if config.heldout is not None:
-        kinds["evaluate.heldout"] = {item.kind for item in load_heldout(config.heldout)}
+        for item in load_heldout(config.heldout):
+            for metric in (ALIGNED, LENGTH_WORDS):
+                count(metric, item.kind)
+            if item.refusal is not None:
+                count(REFUSAL_MUST if item.refusal == "must" else REFUSAL_MUST_NOT, item.kind)
+            sizes.update(GUARDS)
     if config.hhh is not None:
-        kinds["evaluate.hhh"] = {item.category for item in load_hhh(config.hhh)}
+        for pair in load_hhh(config.hhh):
+            count(HHH, pair.category)
     if config.truthfulqa is not None:
-        load_truthfulqa(config.truthfulqa)
-        kinds["evaluate.truthfulqa"] = set()
-    return kinds
-
-
-def _check_metric(name: str, kinds: _Kinds) -> None:
-    metric, kind = split_metric_name(name)
-    if metric not in SOURCES:
-        raise ConfigurationError(
-            f"promote.rules: unknown metric {name!r}; known are {', '.join(SOURCES)}",
-            remedy="name one of these; a part of a metric is spelt metric/kind",
-        )
-    found = kinds.get(SOURCES[metric])
-    if kind is None or found is None or kind in found:
-        return
-    raise ConfigurationError(
-        f"promote.rules: {name!r}: {SOURCES[metric]} has no items of kind {kind!r}; it has "
-        f"{', '.join(sorted(found)) or 'no kinds'}",
-        remedy="name one of these, or the metric alone",
-    )
+        for question in load_truthfulqa(config.truthfulqa):
+            count(MC1, None)
+            if question.mc2_targets is not None:
+                count(MC2, None)
+    return dict(sizes)

@@ -9,7 +9,8 @@ publishes.
 from __future__ import annotations
 
 from selfalign.errors import TemporaryError
-from selfalign.evaluation.gate import Verdict, judge
+from selfalign.evaluation.anchor import surpasses_anchor
+from selfalign.evaluation.gate import judge
 from selfalign.evaluation.summary import EvaluationSummary
 from selfalign.records import now
 from selfalign.stages.contract import StageContext, provenance
@@ -17,7 +18,14 @@ from selfalign.stages.served import serve
 from selfalign.store.artifact import read_file_as
 from selfalign.store.base import PreconditionFailed
 from selfalign.store.manifest import Counts, Manifest
-from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
+from selfalign.store.pointer import (
+    Anchor,
+    Pointer,
+    PromotedModel,
+    VersionedPointer,
+    move_pointer,
+    read_pointer,
+)
 from selfalign.telemetry import log
 
 HISTORY_LENGTH = 30  # promoted models a rollback can reach
@@ -32,20 +40,20 @@ def promote(context: StageContext) -> Manifest:
     verdict = judge(summary, context.config.promote)
     if verdict.promote:
         _move(context, evaluation, final, summary)
-    log.info("gate.judged", promote=verdict.promote, reasons=_reasons(verdict))
+    log.info("gate.judged", decision=verdict.decision, reasons=verdict.told())
     writer = context.writer()
     record = verdict.model_dump_json(indent=2).encode() + b"\n"
     return writer.publish(
         shards=[],
         files=[writer.add_bytes(record, "verdict.json")],
         counts=Counts(),
-        details={"promoted": verdict.promote, "reasons": _reasons(verdict)},
+        details={
+            "promoted": verdict.promote,
+            "decision": verdict.decision,
+            "reasons": verdict.told(),
+        },
         provenance=provenance(started),
     )
-
-
-def _reasons(verdict: Verdict) -> list[str]:
-    return [outcome.explanation for outcome in verdict.reasons]
 
 
 def _move(
@@ -77,12 +85,35 @@ def _move(
         moved_at=now(),
         history=history[:HISTORY_LENGTH],
         rolled_back=[m for m in rolled_back if m.digest != model.digest][:HISTORY_LENGTH],
+        anchor=_next_anchor(context, current, model, summary),
+        previous_anchor=_anchor_of(current).model if current else None,
     )
     try:
         move_pointer(context.store, pointer, current)
     except PreconditionFailed as error:
         raise _moved_meanwhile(context, judged_against, "another model") from error
     log.info("pointer.moved", model=model.key, previous=found)
+
+
+def _anchor_of(current: VersionedPointer) -> Anchor:
+    return current.pointer.anchor or Anchor(model=current.pointer.model, promotions=0)
+
+
+def _next_anchor(
+    context: StageContext,
+    current: VersionedPointer | None,
+    model: PromotedModel,
+    summary: EvaluationSummary,
+) -> Anchor:
+    """The anchor once `model` is promoted: the first model is one, then see `anchor.py`."""
+    if current is None:
+        return Anchor(model=model, promotions=0)
+    before = _anchor_of(current)
+    promotions = before.promotions + 1
+    pinned = context.config.promote.anchor is not None  # then the evaluation compared with that
+    if not pinned and surpasses_anchor(summary, promotions):
+        return Anchor(model=model, promotions=0)
+    return Anchor(model=before.model, promotions=promotions)
 
 
 def _moved_meanwhile(

@@ -7,6 +7,7 @@ from selfalign.records import now
 from selfalign.serving.directory import directory_of, is_servable, materialise
 from selfalign.store.base import PreconditionFailed, Store
 from selfalign.store.pointer import (
+    Anchor,
     Pointer,
     PromotedModel,
     move_pointer,
@@ -48,6 +49,8 @@ def roll_back(store: Store, *, to: str | None = None) -> Pointer:
         moved_at=now(),
         history=history,
         rolled_back=timeline[:index],
+        anchor=_anchor_after(current.pointer, timeline[:index]),
+        previous_anchor=current.pointer.previous_anchor,
     )
     try:
         move_pointer(store, pointer, current)
@@ -57,6 +60,14 @@ def roll_back(store: Store, *, to: str | None = None) -> Pointer:
             remedy="look at `selfalign status` and try again",
         ) from error
     return pointer
+
+
+def _anchor_after(pointer: Pointer, left: list[PromotedModel]) -> Anchor | None:
+    """The anchor stays, unless it is among what was rolled back from: then the target is it."""
+    gone = {model.digest for model in left}
+    if pointer.anchor is None or pointer.anchor.model.digest in gone:
+        return None
+    return pointer.anchor
 
 
 def _choose(store: Store, pointer: Pointer, timeline: list[PromotedModel], to: str | None) -> int:

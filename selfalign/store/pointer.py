@@ -31,6 +31,17 @@ class PromotedModel(StoredModel):
     directory: StoredName | None = None
 
 
+class Anchor(StoredModel):
+    """The model that bounds how far promoted models may fall.
+
+    Attributes:
+        promotions: how many models were promoted since it became the anchor.
+    """
+
+    model: PromotedModel
+    promotions: int = Field(ge=0)
+
+
 class Pointer(StoredModel):
     """What `current.json` holds.
 
@@ -42,6 +53,9 @@ class Pointer(StoredModel):
         moved_at: ISO 8601, UTC.
         history: earlier models, newest first; `rollback` goes along it.
         rolled_back: models that a rollback left, newest first; only `rollback --to` names them.
+        anchor: what the next model is held to, besides the promoted one; None where no promotion
+            has set one, which means the promoted model.
+        previous_anchor: what the promoted model was held to.
     """
 
     signed = True
@@ -53,6 +67,15 @@ class Pointer(StoredModel):
     moved_at: str
     history: list[PromotedModel] = Field(default_factory=list)
     rolled_back: list[PromotedModel] = Field(default_factory=list)
+    anchor: Anchor | None = None
+    previous_anchor: PromotedModel | None = None
+
+    def kept_models(self) -> list[PromotedModel]:
+        """Every model that the pointer names, newest first, each once."""
+        models = [*self.rolled_back, self.model, *self.history]
+        models += [self.anchor.model] if self.anchor else []
+        models += [self.previous_anchor] if self.previous_anchor else []
+        return list({model.digest: model for model in models}.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ REFUSED_BY_STAGE: list[dict[str, Any]] = [
     {"config": {"algin": {}}},
     {"config": {"align": {"temperature": 1}}},
     {"config": {"align": {"sampling": {"top_p": 2}}}},
-    {"config": {"promote": {"rules": [{"metric": "hhh"}]}}},
+    {"config": {"promote": {"rules": [{"metric": "hhh", "against": "itself"}]}}},
     {"networkPolicy": {"ports": [443]}},
     {"gpus": "two"},
     {"retries": 21},

@@ -11,7 +11,7 @@ from selfalign.config import SeedsConfig
 from selfalign.evaluation.datasets import load_heldout
 from selfalign.evaluation.generation import satisfies
 from selfalign.evaluation.items import HeldoutItem
-from selfalign.evaluation.refusal import is_refusal
+from selfalign.evaluation.refusal import classify_refusal
 from selfalign.filters.decontamination import Decontaminator
 from selfalign.filters.rewording import RewordingIndex
 from selfalign.seeds import load_seeds
@@ -55,10 +55,9 @@ def test_every_reference_is_right_and_refuses_only_what_must_be(
     wrong = []
     for item in items:
         reference = item.reference or ""
-        refused = is_refusal(reference)
-        if satisfies(item, reference) is False or (
-            item.refusal is not None and refused != (item.refusal == "must")
-        ):
+        expected = "refuses" if item.refusal == "must" else "complies"
+        found = classify_refusal(item.prompt, reference)
+        if satisfies(item, reference) is False or found != expected:
             wrong.append((item.id, reference))
     assert wrong == []
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 
 import pytest
+from pydantic import ValidationError
 
 from selfalign.config import GateRule, PromoteConfig
 from selfalign.errors import ConfigurationError, DataError
@@ -23,12 +24,13 @@ def scores(ones: int, n: int, *, first: int = 0, metric: str = ALIGNED) -> list[
 
 
 def evaluation(**models: list[ItemScore]) -> EvaluationSummary:
-    return summarise(models)
+    return summarise(models, confidence=0.95, tasks=("heldout",))
 
 
 def gate(*rules: tuple[str, str, float]) -> PromoteConfig:
     return PromoteConfig(
-        rules=[GateRule(metric=m, against=a, min_difference=d) for m, a, d in rules]  # type: ignore[arg-type]
+        guards=None,
+        rules=[GateRule(metric=m, against=a, min_difference=d) for m, a, d in rules],  # type: ignore[arg-type]
     )
 
 
@@ -89,13 +91,20 @@ def test_every_rule_must_hold(against_base: int, against_promoted: int, promote:
     assert judge(summary, rules).promote is promote
 
 
-def test_the_default_gate_promotes_the_first_better_model_and_says_what_it_skipped() -> None:
-    verdict = judge(evaluation(base=scores(0, 50), final=scores(45, 50)), PromoteConfig())
-    assert outcomes(verdict) == ["passed", "skipped"]
+def test_a_rule_against_what_does_not_exist_yet_is_skipped_and_said() -> None:
+    rules = gate((ALIGNED, "base", 0.0), (ALIGNED, "promoted", -0.03), (ALIGNED, "anchor", -0.03))
+    base, final = scores(0, 50), scores(45, 50)
+    verdict = judge(evaluation(base=base, final=final), rules)
+    assert outcomes(verdict) == ["passed", "skipped", "skipped"]
     assert verdict.promote
-    assert verdict.explanation == "Promoted: 1 of 2 rules passed, 1 skipped."
+    assert verdict.explanation == "Promoted: 1 of 3 rules passed, 2 skipped."
     assert "nothing is promoted yet" in verdict.reasons[1].explanation
     assert verdict.reasons[1].interval is None
+    verdict = judge(evaluation(base=base, final=final, promoted=base), rules)
+    assert outcomes(verdict) == ["passed", "passed", "skipped"]
+    assert "the anchor is the promoted model" in verdict.reasons[2].explanation
+    verdict = judge(evaluation(base=base, final=base, promoted=base, anchor=final), rules)
+    assert outcomes(verdict)[2] == "failed"
 
 
 def test_a_gate_that_skips_every_rule_does_not_promote_and_says_why() -> None:
@@ -108,7 +117,9 @@ def test_a_gate_that_skips_every_rule_does_not_promote_and_says_why() -> None:
 
 
 def test_a_gate_without_rules_does_not_promote() -> None:
-    verdict = judge(evaluation(base=scores(0, 9), final=scores(9, 9)), PromoteConfig(rules=[]))
+    verdict = judge(
+        evaluation(base=scores(0, 9), final=scores(9, 9)), PromoteConfig(rules=[], guards=None)
+    )
     assert not verdict.promote
     assert verdict.explanation.startswith("Not promoted: the gate has no rules")
 
@@ -133,11 +144,80 @@ def test_an_unknown_metric_is_a_configuration_error_that_lists_the_known(metric:
         ("heldout.refusal.must_not", "evaluate.heldout"),
     ],
 )
-def test_a_metric_whose_data_was_not_given_is_skipped_and_said(metric: str, setting: str) -> None:
+def test_a_metric_whose_data_was_not_given_fails_and_says_so(metric: str, setting: str) -> None:
     summary = evaluation(base=scores(0, 50), final=scores(50, 50))
     verdict = judge(summary, gate((ALIGNED, "base", 0.0), (metric, "base", 0.0)))
-    assert outcomes(verdict) == ["passed", "skipped"]
+    assert outcomes(verdict) == ["passed", "failed"]
+    assert not verdict.promote
     assert setting in verdict.reasons[1].explanation
+
+
+def test_a_rule_for_each_kind_has_an_outcome_for_each() -> None:
+    final = [s for s in scores(60, 60) if s.kind == "odd"]
+    base = scores(0, 60)
+    final += [s for s in base if s.kind == "even"]
+    verdict = judge(evaluation(base=base, final=final), gate((f"{ALIGNED}/*", "base", 0.5)))
+    found = {reason.rule.metric: reason.outcome for reason in verdict.reasons}
+    assert found == {f"{ALIGNED}/even": "failed", f"{ALIGNED}/odd": "passed"}
+    no_kind = [ItemScore(s.item_id, ALIGNED, None, s.value, 1, "") for s in base]
+    verdict = judge(evaluation(base=no_kind, final=no_kind), gate((f"{ALIGNED}/*", "base", 0.5)))
+    assert outcomes(verdict) == ["failed"]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "outcome"),
+    [
+        ({"at_least": 0.75}, "passed"),
+        ({"at_least": 0.76}, "failed"),
+        ({"at_most": 0.75}, "passed"),
+        ({"at_most": 0.74}, "failed"),
+        ({"against": "base", "max_ratio": 3.0}, "passed"),
+        ({"against": "base", "max_ratio": 2.9}, "failed"),
+        ({"against": "base", "min_ratio": 3.1}, "failed"),
+        ({"against": "base", "max_difference": 0.63}, "passed"),  # the upper end is 0.6226
+        ({"against": "base", "max_difference": 0.62}, "failed"),
+        ({"against": "base", "min_difference": 0.3, "at_most": 0.7}, "failed"),
+    ],
+)
+def test_every_bound_of_a_rule_must_hold(bounds: dict[str, object], outcome: str) -> None:
+    summary = evaluation(base=scores(15, 60), final=scores(45, 60))
+    rule = GateRule.model_validate({"metric": ALIGNED, **bounds})
+    verdict = judge(summary, PromoteConfig(rules=[rule], guards=None))
+    assert outcomes(verdict) == [outcome], verdict.reasons[0].explanation
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ({"min_difference": 0.0}, "needs `against`"),
+        ({"against": "base", "at_least": 0.5}, "`against` needs"),
+        ({}, "no bound"),
+    ],
+)
+def test_a_rule_that_says_nothing_is_no_rule(rule: dict[str, object], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        GateRule.model_validate({"metric": ALIGNED, **rule})
+
+
+def test_metric_and_opponent_alone_ask_for_better() -> None:
+    assert GateRule.model_validate({"metric": ALIGNED, "against": "base"}).min_difference == 0.0
+
+
+def test_what_the_promoted_model_differs_from_itself_stands_beside_the_rule() -> None:
+    summary = evaluation(
+        base=scores(0, 60), final=scores(50, 60), promoted=scores(48, 60),
+        promoted_again=scores(45, 60),
+    )  # fmt: skip
+    (reason,) = judge(summary, gate((ALIGNED, "promoted", -0.2))).reasons
+    assert reason.noise == pytest.approx(-0.05)
+    assert "scored twice, differs from itself by -0.050" in reason.explanation
+
+
+def test_equal_answers_to_a_few_items_are_not_yet_no_change() -> None:
+    few = evaluation(base=scores(0, 49), final=scores(40, 49), promoted=scores(40, 49))
+    many = evaluation(base=scores(0, 50), final=scores(40, 50), promoted=scores(40, 50))
+    rules = gate((ALIGNED, "base", 0.0))
+    assert [judge(found, rules).decision for found in (few, many)] == ["promoted", "no_change"]
 
 
 def test_a_rule_may_name_one_kind() -> None:
@@ -218,7 +298,7 @@ def test_items_left_out_of_the_comparison_are_said_in_the_reason() -> None:
 def test_an_evaluation_that_lacks_the_comparison_is_a_data_error() -> None:
     models: Mapping[str, list[ItemScore]] = {"base": scores(0, 9), "final": scores(9, 9)}
     with pytest.raises(DataError, match="holds no comparison of final against base"):
-        judge(summarise(models, comparisons=[]), gate((ALIGNED, "base", 0.0)))
+        judge(summarise(models, confidence=0.95, comparisons=[]), gate((ALIGNED, "base", 0.0)))
 
 
 def test_a_reason_is_a_sentence_with_the_numbers() -> None:
@@ -233,5 +313,7 @@ def test_a_reason_is_a_sentence_with_the_numbers() -> None:
 
 
 def test_a_verdict_survives_json() -> None:
-    verdict = judge(evaluation(base=scores(0, 50), final=scores(45, 50)), PromoteConfig())
+    verdict = judge(
+        evaluation(base=scores(0, 50), final=scores(45, 50)), gate((ALIGNED, "base", 0))
+    )
     assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict

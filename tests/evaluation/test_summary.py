@@ -6,6 +6,7 @@ import random
 import pytest
 
 from selfalign.errors import ConfigurationError, DataError
+from selfalign.evaluation import statistics
 from selfalign.evaluation.scores import (
     ALIGNED,
     HHH,
@@ -127,6 +128,51 @@ def test_a_second_score_for_an_item_is_refused() -> None:
         summarise({"final": [*aligned({"a": 1}), *aligned({"a": 0})]})
 
 
+def test_several_answers_to_an_item_are_one_item_and_narrow_no_more_than_they_differ() -> None:
+    def answered(values: list[list[int]]) -> list[ItemScore]:
+        return [
+            ItemScore(f"i{k}", ALIGNED, "x", value, 3, str(value), sample)
+            for k, each in enumerate(values)
+            for sample, value in enumerate(each)
+        ]
+
+    rng = random.Random(1)
+    once = [[rng.randrange(2)] for _ in range(40)]
+    copied = [each * 3 for each in once]
+    apart = [[rng.randrange(2) for _ in range(3)] for _ in range(40)]
+    base = [[0] for _ in range(40)]
+    found = {}
+    for name, values in (("once", once), ("copied", copied), ("apart", apart)):
+        zeros = [each * len(values[0]) for each in base]
+        models = {"base": answered(zeros), "final": answered(values)}
+        row = summarise(models, confidence=0.9).comparison("final", "base", ALIGNED)
+        assert row is not None
+        assert row.low is not None
+        assert row.high is not None
+        assert row.n == 40
+        found[name] = (row.low, row.high)
+    # saying the same thing three times is no evidence
+    assert found["copied"] == pytest.approx(found["once"], abs=1e-3)
+    assert found["apart"][1] - found["apart"][0] < found["once"][1] - found["once"][0]
+
+
+def test_p_values_are_held_against_how_many_comparisons_there_are() -> None:
+    found = summarise(
+        {"base": numbered(2, 40), "final": numbered(9, 40), "engraved": numbered(5, 40)}
+    )
+    raw = [row.p_value for row in found.comparisons]
+    assert [row.p_holm for row in found.comparisons] == statistics.holm([p or 0 for p in raw])
+    assert statistics.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+
+
+def test_items_whose_text_differs_are_counted_as_changed() -> None:
+    base = [ItemScore(f"i{k}", ALIGNED, None, 1, 1, "a") for k in range(5)]
+    final = [ItemScore(f"i{k}", ALIGNED, None, 1, 1, "ab"[k == 2]) for k in range(5)]
+    row = summarise({"base": base, "final": final}).comparison("final", "base", ALIGNED)
+    assert row is not None
+    assert (row.changed, row.wins, row.losses) == (1, 0, 0)
+
+
 def test_two_models_that_disagree_on_a_kind_are_refused() -> None:
     with pytest.raises(DataError, match="'a' is of kind 'x' for final and of kind 'y' for base"):
         summarise({"final": aligned({"a": 1}, "x"), "base": aligned({"a": 1}, "y")})
@@ -176,6 +222,7 @@ def test_the_stored_fields_are_pinned() -> None:
         "metrics",
         "comparisons",
         "notes",
+        "tasks",
     ]
     assert list(MetricSummary.model_fields) == [
         "model",
@@ -199,10 +246,12 @@ def test_the_stored_fields_are_pinned() -> None:
         "low",
         "high",
         "p_value",
+        "p_holm",
         "wins",
         "losses",
         "only_subject",
         "only_against",
+        "changed",
         "method",
     ]
 

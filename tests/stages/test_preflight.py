@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 
 from selfalign.errors import ConfigurationError, DataError, SelfAlignError
-from selfalign.evaluation.gate import judge
-from selfalign.evaluation.summary import EvaluationSummary
 from selfalign.load import load_config
 from selfalign.seeds import load_seeds
 from selfalign.stages.preflight import check_run
@@ -82,18 +80,24 @@ def test_a_base_model_without_an_end_of_sequence_is_refused(world: Path, tmp_pat
         checked(world, f"base_model.path={base}")
 
 
-def test_a_rule_on_data_that_is_not_configured_is_left_to_the_gate_which_skips_it(
+def test_a_rule_that_could_not_be_measured_is_refused_before_anything_runs(
     config_path: Path,
 ) -> None:
-    """No HHH file is named: whether it has such a kind cannot be said, and the gate skips it."""
-    rules = "[{metric: hhh/harmless, against: base}, {metric: mc1, against: promoted}]"
-    checked(config_path, f"promote.rules={rules}")
-    config = load_config(config_path, [f"promote.rules={rules}"]).config
-    summary = EvaluationSummary(
-        confidence=0.95, models=("base", "final"), metrics=(), comparisons=(), notes=()
-    )
-    verdict = judge(summary, config.promote)
-    assert [outcome.outcome for outcome in verdict.reasons] == ["skipped", "skipped"]
+    for rules, said in (
+        ("[{metric: hhh/harmless, against: base}]", "evaluate.hhh has no item for it"),
+        ("[{metric: heldout.refusal.must, at_least: 0.5}]", "evaluate.heldout has no item for it"),
+        ("null", "'heldout.refusal.must' cannot be measured"),  # the default rules
+    ):
+        with pytest.raises(ConfigurationError, match=said):
+            checked(config_path, f"promote.rules={rules}")
+
+
+def test_refusals_measured_from_one_side_are_refused(config_path: Path) -> None:
+    heldout = config_path.parent / "heldout.jsonl"
+    rows = [json.loads(line) | {"refusal": "must"} for line in heldout.read_text().splitlines()]
+    heldout.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ConfigurationError, match="measured from one side"):
+        checked(config_path, "promote.rules=[{metric: heldout.refusal.must, at_least: 0.5}]")
 
 
 def test_an_interval_of_full_confidence_is_no_configuration(config_path: Path) -> None:

@@ -360,7 +360,7 @@ def publish(cluster: Cluster, store: Store, job_name: str) -> Manifest:
         shards=[],
         files=[writer.add_bytes(planned.key.encode(), "content")],
         counts=Counts(read=1, kept=1),
-        details={"promoted": True, "reasons": ["better than the base"]}
+        details={"promoted": True, "decision": "promoted", "reasons": ["better than the base"]}
         if stage == "promote"
         else {},
         provenance=Provenance(started_at=when, finished_at=when),

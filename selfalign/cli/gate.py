@@ -1,0 +1,231 @@
+"""`selfalign gate`: what the gate's rules can see, what they would have said, how refusals are told
+apart."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from selfalign.cli.cluster import cluster_options, store_of_platform
+from selfalign.cli.options import (
+    config_options,
+    json_option,
+    new_console,
+    open_from,
+    print_json,
+    store_options,
+)
+from selfalign.config import PromoteConfig
+from selfalign.errors import ConfigurationError, DataError
+from selfalign.evaluation.explanations import bounds, short
+from selfalign.evaluation.gate import Verdict, judge
+from selfalign.evaluation.power import CHANGED_SHARE, POWER, RulePlan
+from selfalign.evaluation.refusal import CLASSES, classify_refusal
+from selfalign.evaluation.summary import EvaluationSummary
+from selfalign.inputs import localise
+from selfalign.load import load_config
+from selfalign.run.record import read_run, run_ids, status_to_show
+from selfalign.stages.preflight import gate_plan
+from selfalign.store.artifact import read_file_as, read_manifest
+from selfalign.store.base import Store
+from selfalign.store.open import open_store
+
+
+@click.group("gate")
+def gate_group() -> None:
+    """The rules that decide about promotion: before a night, and over past ones."""
+
+
+@gate_group.command("plan")
+@config_options
+@json_option
+def plan_command(config_path: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Say, before training, what each rule can see with the evaluation files at hand.
+
+    A rule against another model passes only where its interval lies within its bound. With few
+    items that takes a large difference: the column "passes from" shows the smallest true
+    difference that passes in four nights of five, when a tenth of the answers changed. A rule that
+    could never pass is marked. A rule that could not be measured ends the command with exit code 2.
+    """
+    config = load_config(config_path, overrides).config
+    planned = gate_plan(localise(config, open_store(config.store)))
+    if as_json:
+        print_json([_plan_row(row) for row in planned])
+        return
+    table = Table("rule", "must be", "items", "passes from", "", box=None, pad_edge=False)
+    for row in planned:
+        table.add_row(
+            escape(short(row.rule)),
+            bounds(row.rule),
+            str(row.items),
+            "" if row.passes_from is None else f"{row.passes_from:+.3f}",
+            f"[yellow]{row.warning}[/yellow]" if row.warning else "",
+        )
+    new_console().print(table)
+    click.echo(
+        f"passes from: the true difference that passes in {POWER:.0%} of nights, with "
+        f"{CHANGED_SHARE:.0%} of the answers changed; intervals of "
+        f"{config.evaluate.confidence:.0%}"
+    )
+
+
+def _plan_row(row: RulePlan) -> dict[str, Any]:
+    return {
+        "rule": row.rule.model_dump(exclude_none=True),
+        "items": row.items,
+        "passes_from": row.passes_from,
+        "warning": row.warning,
+    }
+
+
+@gate_group.command("try")
+@click.argument("run_id", metavar="RUN...", nargs=-1)
+@store_options
+@cluster_options
+@click.option("--all", "every", is_flag=True, help="Every run of the store.")
+@json_option
+def try_command(
+    run_id: tuple[str, ...],
+    every: bool,
+    config_path: Path,
+    overrides: tuple[str, ...],
+    store_url: str | None,
+    namespace: str | None,
+    context: str | None,
+    kubeconfig: str | None,
+    as_json: bool,
+) -> None:
+    """Judge past nights anew, by the rules of --config and --set; nothing is changed.
+
+    Reads the stored evaluation of each RUN and prints what today's rules say of it, beside what
+    was said then. With --store and no configuration: by the default rules.
+    """
+    if every == bool(run_id):
+        raise click.UsageError("name runs, or give --all")
+    store_url = store_of_platform(store_url, namespace, context, kubeconfig)
+    opened = open_from(config_path, overrides, store_url)
+    rules = PromoteConfig() if opened.loaded is None else opened.loaded.config.promote
+    tried = list(_tried(opened.store, list(run_id) or run_ids(opened.store), rules))
+    if as_json:
+        print_json(
+            [
+                {"run": name, "then": then, "now": None if now is None else now.model_dump()}
+                for name, then, now in tried
+            ]
+        )
+        return
+    table = Table("run", "then", "by these rules", "why", box=None, pad_edge=False)
+    for name, then, now in tried:
+        table.add_row(
+            escape(name),
+            then or "",
+            "" if now is None else now.decision,
+            "no evaluation" if now is None else escape(now.explanation),
+        )
+    new_console().print(table)
+
+
+def _tried(
+    store: Store, runs: list[str], rules: PromoteConfig
+) -> Iterator[tuple[str, str | None, Verdict | None]]:
+    """Run, the verdict it had, and the verdict it would have."""
+    known = run_ids(store)
+    for name in runs:
+        if name not in known:
+            read_run(store, name)  # says so
+        status = status_to_show(store, name)
+        key = next((s.key for s in status.stages if s.name == "evaluate" and s.digest), None)
+        manifest = read_manifest(store, "evaluation", key) if key else None
+        if manifest is None:
+            yield name, status.verdict, None
+            continue
+        summary = read_file_as(store, manifest, "summary.json", EvaluationSummary)
+        yield name, status.verdict, judge(summary, rules)
+
+
+@gate_group.command("refusals")
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.option("--by", default=None, help="A column to tell apart, such as model.")
+@json_option
+def refusals_command(file: Path | None, by: str | None, as_json: bool) -> None:
+    """Print how often the detection of refusals agrees with people.
+
+    FILE is a CSV with the columns prompt, completion and label (or final_label), where a label
+    says complies, refuses or partly, or XSTest's 1_full_compliance, 2_full_refusal,
+    3_partial_refusal. Without FILE: on this project's own labelled answers.
+    """
+    rows = list(_labelled(file))
+    if by is not None and rows and by not in rows[0]:
+        raise ConfigurationError(
+            f"--by {by!r}: no such column; there are {', '.join(rows[0])}", remedy="name one"
+        )
+    groups: dict[str, Counter[tuple[str, str]]] = {}
+    for row in rows:
+        found = classify_refusal(row["prompt"], row["completion"])
+        for group in ("all", row[by]) if by else ("all",):
+            groups.setdefault(group, Counter())[row["label"], found] += 1
+    agreements = {name: _agreement(counts) for name, counts in groups.items()}
+    if as_json:
+        print_json(agreements)
+        return
+    columns = ("answers", "agree", "precision", "recall", "people: refuses", "found: refuses")
+    table = Table(by or "", *columns, box=None, pad_edge=False)
+    for name, values in agreements.items():
+        shown = ("" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v)
+                 for v in (values[column] for column in columns))  # fmt: skip
+        table.add_row(escape(name), *shown)
+    new_console().print(table)
+    click.echo(
+        "precision and recall are of the class refuses, against complies and partly together"
+    )
+
+
+def _agreement(counts: Counter[tuple[str, str]]) -> dict[str, Any]:
+    total = counts.total()
+    people = sum(n for (label, _), n in counts.items() if label == "refuses")
+    found = sum(n for (_, told), n in counts.items() if told == "refuses")
+    both = counts["refuses", "refuses"]
+    return {
+        "answers": total,
+        "agree": sum(n for (label, told), n in counts.items() if label == told) / total,
+        "precision": both / found if found else None,
+        "recall": both / people if people else None,
+        "people: refuses": people / total,
+        "found: refuses": found / total,
+        "confusion": {
+            label: {told: counts[label, told] for told in CLASSES} for label in CLASSES
+        },
+    }  # fmt: skip
+
+
+_XSTEST = {"1": "complies", "2": "refuses", "3": "partly"}  # the first letter of its labels
+
+
+def _labelled(file: Path | None) -> Iterator[dict[str, str]]:
+    """Rows with prompt, completion and label."""
+    own = resources.files("selfalign.evaluation") / "labelled_refusals.csv"
+    try:
+        text = (own if file is None else file).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as e:
+        raise DataError(
+            f"{file}: cannot read the labelled answers: {e}", remedy="give a CSV"
+        ) from e
+    rows = csv.DictReader(text.splitlines(keepends=True))
+    for number, row in enumerate(rows, start=1):
+        label = row.get("label") or row.get("final_label") or ""
+        label = _XSTEST.get(label[:1], label)
+        if label not in CLASSES or not row.get("prompt") or row.get("completion") is None:
+            raise DataError(
+                f"{file or own}: row {number}: expected prompt, completion and a label among "
+                f"{', '.join(CLASSES)}, got the label {label!r} and the columns {', '.join(row)}",
+                remedy="correct the row, or name the columns so in the first line",
+            )
+        yield {**{k: str(v) for k, v in row.items()}, "label": label}

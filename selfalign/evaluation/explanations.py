@@ -1,0 +1,138 @@
+"""A rule's outcome in sentences, each with its numbers."""
+
+from __future__ import annotations
+
+import math
+
+from selfalign.config import GateRule
+from selfalign.evaluation.scores import LENGTH_WORDS, metric_name
+from selfalign.evaluation.summary import Comparison, MetricSummary
+
+SUBJECT = "final"
+
+
+def short(rule: GateRule) -> str:
+    """How a list of failures names a rule."""
+    return rule.metric if rule.against is None else f"{rule.metric} against {rule.against}"
+
+
+def bounds(rule: GateRule) -> str:
+    """What a rule asks for, in short."""
+    parts = []
+    if (low := rule.min_difference) is not None:
+        parts.append("better" if low == 0 else f"above {low:+g}")
+    for name, value in (
+        ("below {:+g}", rule.max_difference),
+        ("at least {:g} times", rule.min_ratio),
+        ("at most {:g} times", rule.max_ratio),
+        ("at least {:g}", rule.at_least),
+        ("at most {:g}", rule.at_most),
+    ):
+        if value is not None:
+            parts.append(name.format(value))
+    return ", ".join(parts)
+
+
+def absolute(rule: GateRule, found: MetricSummary) -> str:
+    """Of a bound on the final model's own mean."""
+    assert found.mean is not None
+    parts = []
+    for bound, name, holds in (
+        (rule.at_least, "floor", rule.at_least is None or found.mean >= rule.at_least),
+        (rule.at_most, "ceiling", rule.at_most is None or found.mean <= rule.at_most),
+    ):
+        if bound is not None:
+            side = "within" if holds else "below" if name == "floor" else "above"
+            parts.append(f"{side} its {name} of {bound:g}")
+    return (
+        f"{metric_name(found.metric, found.kind)}: {SUBJECT} {found.mean:.3f} on "
+        f"{_items(found.n)}, {' and '.join(parts)}."
+    )
+
+
+def compared(
+    rule: GateRule, found: Comparison, confidence: float, noise: float | None, *, holds: bool
+) -> str:
+    """Of a bound on a paired difference or a ratio."""
+    sentences = [_means(rule, found)]
+    if found.low is None or found.high is None:
+        sentences.append("One item gives no interval; many more are needed.")
+    elif rule.min_difference is not None or rule.max_difference is not None:
+        sentences += [
+            _interval(confidence, found),
+            _reached(rule) if holds else _missed(rule, found),
+        ]
+    if rule.min_ratio is not None or rule.max_ratio is not None:
+        sentences.append(_ratio(rule, found))
+    if noise is not None:
+        sentences.append(f"The promoted model, scored twice, differs from itself by {noise:+.3f}.")
+    return " ".join((*sentences, *_left_out(rule, found)))
+
+
+def _items(n: int) -> str:
+    return f"{n} item{'' if n == 1 else 's'}"
+
+
+def _means(rule: GateRule, found: Comparison) -> str:
+    digits = 1 if found.metric == LENGTH_WORDS else 3
+    return (
+        f"{metric_name(found.metric, found.kind)}: {SUBJECT} {found.subject_mean:.{digits}f}, "
+        f"{rule.against} {found.against_mean:.{digits}f} on {_items(found.n)}, "
+        f"a difference of {found.difference:+.{digits}f}."
+    )
+
+
+def _interval(confidence: float, found: Comparison) -> str:
+    return (
+        f"Its {confidence * 100:g}% interval is [{found.low:+.4f}, {found.high:+.4f}] "
+        f"(p = {found.p_value:.2g})."
+    )
+
+
+def _reached(rule: GateRule) -> str:
+    claims = []
+    if (low := rule.min_difference) is not None:
+        claim = f"not worse by {-low:g} or more" if low < 0 else f"better by more than {low:g}"
+        claims.append(f"Its lower end is above {low:g}: {'better' if low == 0 else claim}.")
+    if (high := rule.max_difference) is not None:
+        claims.append(f"Its upper end is below {high:g}: not more by {high:g}.")
+    return " ".join(claims)
+
+
+def _missed(rule: GateRule, found: Comparison) -> str:
+    assert found.difference is not None
+    assert found.low is not None
+    assert found.high is not None
+    if rule.min_difference is not None and not found.low > rule.min_difference:
+        said = f"Its lower end is not above {rule.min_difference:g}"
+        room, half = found.difference - rule.min_difference, found.difference - found.low
+    elif rule.max_difference is not None and not found.high < rule.max_difference:
+        said = f"Its upper end is not below {rule.max_difference:g}"
+        room, half = rule.max_difference - found.difference, found.high - found.difference
+    else:
+        return ""
+    if room <= 0:
+        return f"{said}, and neither is the difference itself: more items would not help."
+    # An interval narrows with the square root of the number of items.
+    needed = max(math.ceil(found.n * (half / room) ** 2), found.n + 1)
+    return f"{said}: too uncertain. A difference of this size would need roughly {_items(needed)}."
+
+
+def _ratio(rule: GateRule, found: Comparison) -> str:
+    low = "" if rule.min_ratio is None else f"at least {rule.min_ratio:g}"
+    high = "" if rule.max_ratio is None else f"at most {rule.max_ratio:g}"
+    bounds = " and ".join(filter(None, (low, high)))
+    if not found.against_mean:
+        return f"{rule.against} has the mean 0, so no ratio can be taken; it must be {bounds}."
+    assert found.subject_mean is not None
+    ratio = found.subject_mean / found.against_mean
+    return f"That is {ratio:.2f} times as much; it must be {bounds}."
+
+
+def _left_out(rule: GateRule, found: Comparison) -> tuple[str, ...]:
+    if not found.only_subject and not found.only_against:
+        return ()
+    return (
+        f"Left out: {found.only_subject} scored for {SUBJECT} only and {found.only_against} for "
+        f"{rule.against} only.",
+    )
