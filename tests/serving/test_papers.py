@@ -83,9 +83,10 @@ def test_the_origin_follows_parents_to_the_principles_and_bears_a_lost_one(tmp_p
         )
         return Parent(key="k", digest=manifest.digest)
 
-    lost = Parent(key="gone", digest=SHA)
+    lost = publish("prompts", {}, {})
     aligned = publish("aligned_responses", {"principles.txt": SHA}, {"prompts": lost})
     engraved = publish("engraved_model", {}, {"aligned_responses": aligned})
+    store.delete("artifacts/prompts/k/manifest.json")  # it expired since
     found = origin(
         store,
         "final_model",
