@@ -103,7 +103,7 @@ def engine(kind: str, directory: Path, expected: Expected) -> Iterator[Engine]:
         yield opened
 
 
-@pytest.mark.parametrize("kind", ["transformers", VLLM], indirect=True)
+@pytest.mark.parametrize("engine_and_server", ["transformers", VLLM], indirect=True)
 def test_greedy_texts_and_scores_are_those_of_plain_transformers(
     engine: Engine, kind: str, architecture: str, expected: Expected, ask: Ask
 ) -> None:
