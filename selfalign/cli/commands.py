@@ -17,6 +17,7 @@ report      report:report_command       Write one HTML file of a run: verdict, s
 show        show:show_command           An artifact: counts, filters' losses, records.
 chat        chat:chat_command           Ask a model of the pipeline.
 export      export:export_command       Copy a model out of the store, verified.
+serving     serving:serving_group       Fetch the promoted model, serve it, probe the server.
 rollback    inspect:rollback_command    Point `current` back at an earlier promoted model.
 gc          gc:gc_command               Delete from the store what nothing needs any more.
 gate        gate:gate_group             What the gate's rules can see; try them on past nights.

@@ -26,7 +26,8 @@ from selfalign.store.manifest import FileEntry, Manifest, Sha256
 from selfalign.telemetry import log
 
 MARKER = "selfalign.json"
-WRITTEN_ANEW = (GENERATION_CONFIG, CARD_NAME, BOM_NAME)  # by promote, with sampling and scores
+# by promote, with sampling and scores; it adds probe.json, which the artifact has not
+WRITTEN_ANEW = (GENERATION_CONFIG, CARD_NAME, BOM_NAME)
 _MERGED = "files/merged/"
 
 

@@ -9,16 +9,22 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from selfalign.config import RunConfig
+from pydantic import RootModel
+
+from selfalign.config import RunConfig, SamplingConfig
+from selfalign.evaluation.scores import LENGTH_WORDS
 from selfalign.evaluation.summary import EvaluationSummary
+from selfalign.records import EvaluationRecord
 from selfalign.serving.bom import BOM_NAME, bill_of_materials
 from selfalign.serving.card import CARD_NAME, Score, Scores, model_card
 from selfalign.serving.defaults import GENERATION_CONFIG, with_sampling
 from selfalign.serving.directory import directory_of, is_servable, materialise, served_files
 from selfalign.serving.origin import Base, origin, stated_license
+from selfalign.serving.probe import PROBE_NAME, Probe, new_probe
 from selfalign.serving.signing import SIGNING_KEY, key_file, sign
 from selfalign.stages.contract import StageContext
-from selfalign.store.artifact import read_file
+from selfalign.store.artifact import read_file, read_file_as, read_records
+from selfalign.store.base import Store
 from selfalign.store.manifest import Manifest
 
 _TOLD = ("base", "engraved", "final", "promoted")  # models whose scores the card shows
@@ -67,6 +73,8 @@ def serve(
         GENERATION_CONFIG: with_sampling(stated, context.config.evaluate.sampling),
         CARD_NAME: model_card(found, scores),
     }
+    if (probe := _probe(context.store, evaluation, context.config.evaluate.sampling)) is not None:
+        written[PROBE_NAME] = probe.to_bytes()
     copied = [file for file in served_files(final) if file.name not in (*written, BOM_NAME)]
     if "version" in engine:
         packages["transformers"] = engine["version"]
@@ -75,6 +83,20 @@ def serve(
     if (key := key_file(SIGNING_KEY)) is not None:
         sign(context.store, served, key)
     return directory_of(final.digest)
+
+
+def _probe(store: Store, evaluation: Manifest, sampling: SamplingConfig) -> Probe | None:
+    """What the final model answered; None where its answers were drawn at random."""
+    if sampling.temperature > 0:
+        return None
+    prompts = read_file_as(store, evaluation, "prompts.json", RootModel[dict[str, str]]).root
+    # every answer has its length once, whatever else it is judged by
+    answers = {
+        record.item_id: record.text
+        for record in read_records(store, evaluation, EvaluationRecord)
+        if (record.model, record.metric) == ("final", LENGTH_WORDS)
+    }
+    return new_probe(answers, prompts, sampling.max_new_tokens)
 
 
 def _base_of(final: Manifest) -> Base:

@@ -1,0 +1,185 @@
+"""`selfalign serving`: fetch a promoted model, serve it, and ask whether it is the right one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+
+from selfalign.cli.options import json_option, open_from, print_json, store_options
+from selfalign.errors import ConfigurationError, DataError
+from selfalign.serving.chat_server import ChatServer
+from selfalign.serving.directory import MARKER, directory_of, read_served
+from selfalign.serving.export import export
+from selfalign.serving.probe import check, read_model_directory
+from selfalign.serving.signing import VERIFY_KEY
+from selfalign.stages.models import current_model
+from selfalign.stages.serving import SERVED_NAME, answering, engine_config, vllm_arguments
+from selfalign.store.artifact import read_manifest
+from selfalign.store.base import Store
+from selfalign.store.manifest import Manifest
+from selfalign.telemetry import log
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_directory = click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+
+
+@click.group("serving")
+def serving_group() -> None:
+    """Serve the promoted model.
+
+    \b
+    selfalign serving fetch --to model         what `current` names, verified
+    selfalign serving start model --port 8000  /v1/chat/completions
+    selfalign serving probe model --url http://127.0.0.1:8000
+    """
+
+
+@serving_group.command("fetch")
+@click.option(
+    "--to",
+    "target",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Directory; made where it does not exist.",
+)
+@click.option(
+    "--digest",
+    envvar="SELFALIGN_MODEL_DIGEST",
+    show_envvar=True,
+    help="Content digest of a promoted model.  [default: the current one]",
+)
+@click.option(
+    "--verify",
+    "public_key",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    envvar=VERIFY_KEY,
+    show_envvar=True,
+    help="A PEM public key: fetch nothing that its key did not sign.",
+)
+@store_options
+@json_option
+def fetch_command(
+    target: Path,
+    digest: str | None,
+    public_key: Path | None,
+    config_path: Path,
+    overrides: tuple[str, ...],
+    store_url: str | None,
+    as_json: bool,
+) -> None:
+    """Copy a promoted model from the store into a directory, every file verified.
+
+    Stopped, it continues where it was; run again, it copies nothing.
+    """
+    store = open_from(config_path, overrides, store_url).store
+    model = _promoted(store, digest) if digest else current_model(store)
+    done = export(store, model, "merged", str(target), public_key=public_key)
+    if as_json:
+        print_json({"to": str(target), "digest": done.digest, "files": len(done.files)})
+    else:
+        click.echo(f"model {done.digest[:12]}: {len(done.files)} files, verified, in {target}")
+
+
+@serving_group.command("start")
+@_directory
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen at; 0.0.0.0 is every one. There is no authentication.",
+)
+@click.argument("vllm", nargs=-1, type=click.UNPROCESSED)
+def start_command(directory: Path, port: int, host: str, vllm: tuple[str, ...]) -> None:
+    """Serve the model in DIRECTORY over OpenAI's API until SIGTERM, as `selfalign` and under its
+    digest.
+
+    With vLLM installed this process becomes vLLM's server; arguments after -- are passed to it.
+    Without it, a small server answers one request at a time: for machines without a GPU.
+    """
+    served, _ = read_model_directory(directory)
+    if find_spec("vllm") is not None:
+        command = vllm_arguments(directory, served.digest, host=host, port=port, more=vllm)
+        log.info("server.starting", server="vllm", model=served.digest)
+        os.execv(command[0], command)
+    if vllm:
+        raise click.UsageError(f"{vllm[0]} is for vLLM, which is not installed here")
+    from selfalign.engines.open import open_engine
+
+    with open_engine(engine_config(directory), directory) as engine:
+        answer = answering(directory, engine)
+        with ChatServer([SERVED_NAME, served.digest], answer, host, port) as server:
+            log.info("server.started", port=server.server_port, model=served.digest)
+            with _until_stopped(server):
+                server.serve_forever()
+    log.info("server.stopped")
+
+
+@serving_group.command("probe")
+@_directory
+@click.option("--url", required=True, metavar="URL", help="Of the server, without /v1.")
+@json_option
+def probe_command(directory: Path, url: str, as_json: bool) -> None:
+    """Ask the server at URL what `evaluate` asked the model in DIRECTORY, and compare.
+
+    \b
+    0   it serves this model, and three quarters of the answers are alike
+    3   it serves another one, or answers otherwise; says what differed
+    75  it cannot be reached (yet)
+    """
+    served, probe = read_model_directory(directory)
+    outcome = check(url.rstrip("/"), served.digest, probe)
+    alike = outcome.asked - len(outcome.differences)
+    told = f"{url}: model {served.digest[:12]}: {alike} of {outcome.asked} answers as evaluated"
+    if not outcome.passed:
+        raise DataError(
+            f"{told}; " + "; ".join(map(str, outcome.differences[:2])),
+            remedy="do not serve it; look at the server's version, precision and chat template",
+        )
+    if as_json:
+        print_json({"url": url, "digest": served.digest, "asked": outcome.asked, "alike": alike})
+    elif probe is None:
+        click.echo(f"{told} (the model has no probe.json: its name is all that was checked)")
+    else:
+        click.echo(told)
+
+
+def _promoted(store: Store, digest: str) -> Manifest:
+    """The manifest of a model that has a complete directory."""
+    if not _DIGEST.fullmatch(digest):
+        raise ConfigurationError(
+            f"digest {digest[:80]!r}: expected 64 hexadecimal digits",
+            remedy="give model.digest of current.json",
+        )
+    served = read_served(store, digest)
+    manifest = None if served is None else read_manifest(store, served.artifact, served.key)
+    if manifest is None or manifest.digest != digest:
+        raise DataError(
+            f"{store.url}/{directory_of(digest)}/{MARKER}: there is no such promoted model",
+            remedy="give a digest that `selfalign status` or current.json names, or restore it",
+        )
+    return manifest
+
+
+@contextlib.contextmanager
+def _until_stopped(server: ChatServer) -> Iterator[None]:
+    """SIGTERM and Ctrl-C end the server after the requests that it has accepted."""
+
+    def stop(_number: int, _frame: object) -> None:
+        # shutdown waits for the loop that this very thread runs
+        threading.Thread(target=server.shutdown).start()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

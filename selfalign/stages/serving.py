@@ -1,0 +1,118 @@
+"""A model's directory on this machine as a server: vLLM's where it is installed, else a small one.
+
+Both render a conversation through the model's own template and load its weights in their own
+precision, as `evaluate` and `chat` do.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from selfalign.config import EngineConfig, SamplingConfig
+from selfalign.engines.base import Engine, GenerationRequest, Quarantined, Sampling
+from selfalign.errors import DataError
+from selfalign.serving.chat_server import Ask, Reply
+from selfalign.serving.defaults import GENERATION_CONFIG
+from selfalign.serving.template import ChatTemplate
+from selfalign.stages.asking import Asking
+from selfalign.store.documents import decode_json
+
+SERVED_NAME = "selfalign"  # what clients call the model, whichever it is today
+_Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+_DTYPES: dict[str, _Dtype] = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
+
+
+def vllm_arguments(
+    directory: Path, digest: str, *, host: str, port: int, more: Sequence[str] = ()
+) -> list[str]:
+    """The command of vLLM's server for a model's directory.
+
+    Args:
+        more: vLLM's own arguments; they come last, so they win.
+    """
+    return [
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", str(directory), "--served-model-name", SERVED_NAME, digest),
+        # vLLM's own choice for float32 is half of it, which the model was not evaluated in
+        *("--dtype", model_dtype(directory)),
+        *("--host", host, "--port", str(port), *more),
+    ]
+
+
+def model_dtype(directory: Path) -> _Dtype:
+    """The precision that the model's config.json states; auto where it states none."""
+    config = _read(directory / "config.json")
+    return _DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), "auto")
+
+
+def engine_config(directory: Path) -> EngineConfig:
+    """The engine of the small server."""
+    return EngineConfig(kind="transformers", dtype=model_dtype(directory))
+
+
+def answering(directory: Path, engine: Engine) -> Callable[[Ask], Reply]:
+    """How the small server answers: by the model's template and its default sampling.
+
+    Raises DataError for a directory without them.
+    """
+    template = ChatTemplate.read(
+        lambda name: _bytes(directory / name), f"{directory.as_posix().rstrip('/')}/"
+    )
+    asking, defaults = Asking(template, ()), _default_sampling(directory)
+
+    def answer(ask: Ask) -> Reply:
+        sampling = Sampling(
+            temperature=defaults.temperature if ask.temperature is None else ask.temperature,
+            top_p=ask.top_p or defaults.top_p,
+            max_new_tokens=ask.max_new_tokens or defaults.max_new_tokens,
+            repetition_penalty=defaults.repetition_penalty,
+            stop=asking.stop,
+        )
+        prompt = template.render(ask.messages)
+        request = GenerationRequest("chat", prompt, sampling, ask.seed)
+        (found,) = engine.generate([request])
+        if isinstance(found, Quarantined):
+            raise DataError(
+                f"the question cannot be put to the model: {found.explanation}",
+                remedy="ask it in other words, or a shorter one",
+            )
+        return Reply(
+            found.text.strip(), found.finish_reason, found.num_prompt_tokens, found.num_new_tokens
+        )
+
+    return answer
+
+
+def _default_sampling(directory: Path) -> SamplingConfig:
+    """What generation_config.json states, as vLLM reads it."""
+    path = directory / GENERATION_CONFIG
+    stated = {name: value for name, value in _read(path).items() if value is not None}
+    try:
+        return SamplingConfig.model_validate(
+            {name: stated[name] for name in SamplingConfig.model_fields if name in stated}
+        )
+    except ValueError as error:
+        raise DataError(f"{path}: {error}", remedy="fetch the model again") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = decode_json(_bytes(path))
+    except ValueError as error:
+        raise DataError(f"{path}: {error}", remedy="fetch the model again") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected a JSON object", remedy="fetch the model again")
+    return value
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{path}: {error.strerror}; a model's directory has this file",
+            remedy=f"selfalign serving fetch --to {path.parent}",
+        ) from error
