@@ -70,18 +70,35 @@ def test_a_past_night_is_judged_by_other_rules(config: Path) -> None:
         gate("try", "tuesday", "--config", config)
 
 
-def _past_night(store: LocalStore, run: str) -> None:
+def test_a_night_that_these_rules_cannot_judge_does_not_hide_the_others(config: Path) -> None:
+    store = LocalStore(config.parent / "store")
+    _past_night(store, "monday", kind="benign")
+    rule = f"promote.rules=[{{metric: {ALIGNED}/benign, at_least: 0.5}}]"
+    _past_night(store, "tuesday", kind="harmful")
+    found = {
+        row["run"]: row
+        for row in json.loads(gate("try", "--all", "--config", config, "--set", rule, "--json"))
+    }
+    assert found["monday"]["now"]["decision"] == "promoted"
+    assert found["tuesday"]["now"] is None
+    assert "unknown metric 'heldout.aligned/benign'" in found["tuesday"]["error"]
+    assert "cannot be judged: " in gate("try", "--all", "--config", config, "--set", rule)
+    with pytest.raises(ConfigurationError, match="unknown metric"):
+        gate("try", "tuesday", "--config", config, "--set", rule)
+
+
+def _past_night(store: LocalStore, run: str, kind: str = "benign") -> None:
     """A run whose evaluation is in the store: 30 of 40 answers were gained."""
     models = {
         model: [
-            ItemScore(f"i{k}", ALIGNED, "benign", float(k < ones), 1, f"{model} {k}")
+            ItemScore(f"i{k}", ALIGNED, kind, float(k < ones), 1, f"{model} {k}")
             for k in range(40)
         ]
         for model, ones in (("base", 0), ("final", 30))
     }
     summary = summarise(models, confidence=0.9, tasks=("heldout",))
     writer = ArtifactWriter(
-        store, artifact="evaluation", stage="evaluate", key="k1", identity={}, parents={}
+        store, artifact="evaluation", stage="evaluate", key=f"k-{run}", identity={}, parents={}
     )
     manifest = writer.publish(
         shards=[],
@@ -90,7 +107,7 @@ def _past_night(store: LocalStore, run: str) -> None:
         details={},
         provenance=Provenance(started_at="now", finished_at="now"),
     )
-    state = StageState(name="evaluate", key="k1", digest=manifest.digest, phase="Done")
+    state = StageState(name="evaluate", key=f"k-{run}", digest=manifest.digest, phase="Done")
     status = RunStatus(id=run, phase="Succeeded", verdict="Promoted", stages=[state])
     write_status(store, status)
     record = RunRecord(id=run, created_at="2026-01-01T00:00:00Z", code_version="1", config={})
@@ -120,5 +137,28 @@ def test_labels_of_a_file_of_ones_own_are_read_and_told_apart(tmp_path: Path) ->
     with pytest.raises(ConfigurationError, match="no such column; there are model, prompt"):
         gate("refusals", file, "--by", "colour")
     file.write_text("prompt,completion,label\nWhy?,So.,maybe\n")
-    with pytest.raises(DataError, match=r"mine\.csv: row 1: .*got the label 'maybe'"):
+    with pytest.raises(DataError, match=r"mine\.csv:2: .*got the label 'maybe'"):
         gate("refusals", file)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("prompt,completion,label\n", "no labelled answer"),
+        ("prompt,completion,label\nWhy?,So.,complies,extra\n", r":2: .*number of cells"),
+        (f"prompt,completion,label\nWhy?,{'x' * 140_000},complies\n", "not CSV: field larger"),
+    ],
+)
+def test_a_file_without_labelled_answers_is_refused_by_its_line(
+    tmp_path: Path, text: str, told: str
+) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_text(text)
+    with pytest.raises(DataError, match=told):
+        gate("refusals", file)
+
+
+def test_an_answer_may_hold_a_line_separator_that_is_not_a_line_of_csv(tmp_path: Path) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_text("prompt,completion,label\nWhy?,So.\u2028And so.,complies\n", encoding="utf-8")
+    assert json.loads(gate("refusals", file, "--json"))["all"]["answers"] == 1

@@ -3,10 +3,8 @@ apart."""
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +22,13 @@ from selfalign.cli.options import (
     store_options,
 )
 from selfalign.config import PromoteConfig
-from selfalign.errors import ConfigurationError, DataError
+from selfalign.errors import ConfigurationError, DataError, SelfAlignError, printable
+from selfalign.evaluation import refusal
 from selfalign.evaluation.explanations import bounds, short
 from selfalign.evaluation.gate import Verdict, judge
 from selfalign.evaluation.power import CHANGED_SHARE, POWER, RulePlan
 from selfalign.evaluation.refusal import CLASSES, classify_refusal
+from selfalign.evaluation.rows import csv_rows
 from selfalign.evaluation.summary import EvaluationSummary
 from selfalign.inputs import localise
 from selfalign.load import load_config
@@ -106,7 +106,9 @@ def try_command(
     """Judge past nights anew, by the rules of --config and --set; nothing is changed.
 
     Reads the stored evaluation of each RUN and prints what today's rules say of it, beside what
-    was said then. With --store and no configuration: by the default rules.
+    was said then. With --store and no configuration: by the default rules. A night that cannot be
+    judged by these rules says why and does not stop the others; where none can be, the command
+    fails.
     """
     if every == bool(run_id):
         raise click.UsageError("name runs, or give --all")
@@ -114,45 +116,56 @@ def try_command(
     opened = open_from(config_path, overrides, store_url)
     rules = PromoteConfig() if opened.loaded is None else opened.loaded.config.promote
     tried = list(_tried(opened.store, list(run_id) or run_ids(opened.store), rules))
+    errors = [now for _, _, now in tried if isinstance(now, SelfAlignError)]
+    if errors and not any(isinstance(now, Verdict) for _, _, now in tried):
+        raise errors[0]
     if as_json:
-        print_json(
-            [
-                {"run": name, "then": then, "now": None if now is None else now.model_dump()}
-                for name, then, now in tried
-            ]
-        )
+        print_json([_tried_row(*row) for row in tried])
         return
     table = Table("run", "then", "by these rules", "why", box=None, pad_edge=False)
     for name, then, now in tried:
-        table.add_row(
-            escape(name),
-            then or "",
-            "" if now is None else now.decision,
-            "no evaluation" if now is None else escape(now.explanation),
-        )
+        decision = now.decision if isinstance(now, Verdict) else ""
+        why = "no evaluation" if now is None else _explained(now)
+        table.add_row(escape(name), then or "", decision, escape(printable(why)))
     new_console().print(table)
+
+
+def _tried_row(name: str, then: str | None, now: Verdict | SelfAlignError | None) -> dict[str, Any]:
+    verdict = now.model_dump() if isinstance(now, Verdict) else None
+    error = now.message if isinstance(now, SelfAlignError) else None
+    return {"run": name, "then": then, "now": verdict, "error": error}
+
+
+def _explained(now: Verdict | SelfAlignError) -> str:
+    return now.explanation if isinstance(now, Verdict) else f"cannot be judged: {now.message}"
 
 
 def _tried(
     store: Store, runs: list[str], rules: PromoteConfig
-) -> Iterator[tuple[str, str | None, Verdict | None]]:
-    """Run, the verdict it had, and the verdict it would have."""
+) -> Iterator[tuple[str, str | None, Verdict | SelfAlignError | None]]:
+    """Run, the verdict it had, and the verdict it would have or why it can have none."""
     known = run_ids(store)
     for name in runs:
         if name not in known:
             read_run(store, name)  # says so
         status = status_to_show(store, name)
         key = next((s.key for s in status.stages if s.name == "evaluate" and s.digest), None)
-        manifest = read_manifest(store, "evaluation", key) if key else None
-        if manifest is None:
-            yield name, status.verdict, None
-            continue
-        summary = read_file_as(store, manifest, "summary.json", EvaluationSummary)
-        yield name, status.verdict, judge(summary, rules)
+        try:
+            manifest = read_manifest(store, "evaluation", key) if key else None
+            if manifest is None:
+                yield name, status.verdict, None
+                continue
+            summary = read_file_as(store, manifest, "summary.json", EvaluationSummary)
+            now: Verdict | SelfAlignError = judge(summary, rules)
+        except (ConfigurationError, DataError) as error:
+            now = error
+        yield name, status.verdict, now
 
 
 @gate_group.command("refusals")
-@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.argument(
+    "file", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=False
+)
 @click.option("--by", default=None, help="A column to tell apart, such as model.")
 @json_option
 def refusals_command(file: Path | None, by: str | None, as_json: bool) -> None:
@@ -162,8 +175,8 @@ def refusals_command(file: Path | None, by: str | None, as_json: bool) -> None:
     says complies, refuses or partly, or XSTest's 1_full_compliance, 2_full_refusal,
     3_partial_refusal. Without FILE: on this project's own labelled answers.
     """
-    rows = list(_labelled(file))
-    if by is not None and rows and by not in rows[0]:
+    rows = _labelled(_OWN_LABELS if file is None else file)
+    if by is not None and by not in rows[0]:
         raise ConfigurationError(
             f"--by {by!r}: no such column; there are {', '.join(rows[0])}", remedy="name one"
         )
@@ -206,26 +219,26 @@ def _agreement(counts: Counter[tuple[str, str]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+_OWN_LABELS = Path(refusal.__file__).with_name("labelled_refusals.csv")
 _XSTEST = {"1": "complies", "2": "refuses", "3": "partly"}  # the first letter of its labels
 
 
-def _labelled(file: Path | None) -> Iterator[dict[str, str]]:
+def _labelled(file: Path) -> list[dict[str, str]]:
     """Rows with prompt, completion and label."""
-    own = resources.files("selfalign.evaluation") / "labelled_refusals.csv"
-    try:
-        text = (own if file is None else file).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        raise DataError(
-            f"{file}: cannot read the labelled answers: {e}", remedy="give a CSV"
-        ) from e
-    rows = csv.DictReader(text.splitlines(keepends=True))
-    for number, row in enumerate(rows, start=1):
+    rows = []
+    for where, row in csv_rows(file):
         label = row.get("label") or row.get("final_label") or ""
         label = _XSTEST.get(label[:1], label)
         if label not in CLASSES or not row.get("prompt") or row.get("completion") is None:
             raise DataError(
-                f"{file or own}: row {number}: expected prompt, completion and a label among "
-                f"{', '.join(CLASSES)}, got the label {label!r} and the columns {', '.join(row)}",
+                f"{where}: expected prompt, completion and a label among {', '.join(CLASSES)}, "
+                f"got the label {label!r} and the columns {', '.join(row)}",
                 remedy="correct the row, or name the columns so in the first line",
             )
-        yield {**{k: str(v) for k, v in row.items()}, "label": label}
+        rows.append({**row, "label": label})
+    if not rows:
+        raise DataError(
+            f"{file}: no labelled answer in it",
+            remedy="give a CSV with the columns prompt, completion and label",
+        )
+    return rows

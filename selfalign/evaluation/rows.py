@@ -42,7 +42,7 @@ def read_text(path: Path) -> str:
 def read_rows(path: Path) -> Iterator[tuple[str, Json]]:
     """Yields (where, row) of a file, in its order. Raises DataError."""
     if path.suffix == ".csv":
-        yield from _csv_rows(path)
+        yield from csv_rows(path)
     elif path.suffix == ".parquet":
         yield from _parquet_rows(path)
     elif path.suffix == ".json":
@@ -100,7 +100,8 @@ def as_object(value: Any, where: str) -> Json:
     return value
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[str, Json]]:
+def csv_rows(path: Path) -> Iterator[tuple[str, Json]]:
+    """Yields (`file:line`, row) of CSV with a header line. Raises DataError."""
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
         for row in reader:
