@@ -91,8 +91,7 @@ def _past_night(store: LocalStore, run: str, kind: str = "benign") -> None:
     """A run whose evaluation is in the store: 30 of 40 answers were gained."""
     models = {
         model: [
-            ItemScore(f"i{k}", ALIGNED, kind, float(k < ones), 1, f"{model} {k}")
-            for k in range(40)
+            ItemScore(f"i{k}", ALIGNED, kind, float(k < ones), 1, f"{model} {k}") for k in range(40)
         ]
         for model, ones in (("base", 0), ("final", 30))
     }

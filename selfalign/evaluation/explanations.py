@@ -36,34 +36,35 @@ def bounds(rule: GateRule) -> str:
 def absolute(rule: GateRule, found: MetricSummary) -> str:
     """Of a bound on the final model's own mean."""
     assert found.mean is not None
-    parts = []
-    for bound, name, holds in (
-        (rule.at_least, "floor", rule.at_least is None or found.mean >= rule.at_least),
-        (rule.at_most, "ceiling", rule.at_most is None or found.mean <= rule.at_most),
-    ):
-        if bound is not None:
-            side = "within" if holds else "below" if name == "floor" else "above"
-            parts.append(f"{side} its {name} of {bound:g}")
     return (
         f"{metric_name(found.metric, found.kind)}: {SUBJECT} {found.mean:.3f} on "
-        f"{_items(found.n)}, {' and '.join(parts)}."
+        f"{_items(found.n)}, {_floor_and_ceiling(rule, found.mean)}."
     )
 
 
-def compared(
-    rule: GateRule, found: Comparison, confidence: float, noise: float | None, *, holds: bool
-) -> str:
+def _floor_and_ceiling(rule: GateRule, mean: float) -> str:
+    parts = []
+    if rule.at_least is not None:
+        side = "within" if mean >= rule.at_least else "below"
+        parts.append(f"{side} its floor of {rule.at_least:g}")
+    if rule.at_most is not None:
+        side = "within" if mean <= rule.at_most else "above"
+        parts.append(f"{side} its ceiling of {rule.at_most:g}")
+    return " and ".join(parts)
+
+
+def compared(rule: GateRule, found: Comparison, confidence: float, noise: float | None) -> str:
     """Of a bound on a paired difference or a ratio."""
     sentences = [_means(rule, found)]
     if found.low is None or found.high is None:
         sentences.append("One item gives no interval; many more are needed.")
     elif rule.min_difference is not None or rule.max_difference is not None:
-        sentences += [
-            _interval(confidence, found),
-            _reached(rule) if holds else _missed(rule, found),
-        ]
+        sentences += [_interval(confidence, found), _missed(rule, found) or _reached(rule)]
     if rule.min_ratio is not None or rule.max_ratio is not None:
         sentences.append(_ratio(rule, found))
+    if (rule.at_least, rule.at_most) != (None, None):
+        assert found.subject_mean is not None
+        sentences.append(f"{SUBJECT} is {_floor_and_ceiling(rule, found.subject_mean)}.")
     if noise is not None:
         sentences.append(f"The promoted model, scored twice, differs from itself by {noise:+.3f}.")
     return " ".join((*sentences, *_left_out(rule, found)))
@@ -100,6 +101,7 @@ def _reached(rule: GateRule) -> str:
 
 
 def _missed(rule: GateRule, found: Comparison) -> str:
+    """Which end of the interval misses its bound; nothing where both hold."""
     assert found.difference is not None
     assert found.low is not None
     assert found.high is not None

@@ -8,8 +8,8 @@ another, so no correction for their number is due).
 
 A rule that could not be measured fails, as does one for which the final model lacks answers that
 its opponent has, and says why. Only a rule against a model that does not
-exist is skipped: nothing is promoted on the first night, and the anchor may be the promoted model
-itself. Promotion needs a rule that passed and none that failed. A final model that answers every
+exist is skipped: nothing is promoted on the first night. Where the anchor is the promoted model,
+its rules are against that. Promotion needs a rule that passed and none that failed. A final model that answers every
 item as the promoted one does is no change: a verdict of its own, neither promoted nor a failure.
 
 The anchor bounds what many small losses add up to: it is a model of earlier nights, and the rules
@@ -88,9 +88,10 @@ def judge(summary: EvaluationSummary, config: PromoteConfig) -> Verdict:
         ConfigurationError: a rule names a metric that does not exist.
         DataError: the evaluation holds no comparison of two models it scored.
     """
+    rules = rules_of(config, summary.tasks or _tasks(summary))
     reasons = tuple(
         _apply(rule, summary)
-        for given in rules_of(config, summary.tasks or _tasks(summary))
+        for given in _held_to_promoted(rules, summary)
         for rule in _for_each_kind(given, summary)
     )
     unchanged = unchanged_items(summary)
@@ -151,6 +152,18 @@ def _decide(reasons: tuple[RuleOutcome, ...]) -> tuple[Decision, str]:
         )
     skipped = len(reasons) - len(passed)
     return "promoted", f"Promoted: {len(passed)} of {len(reasons)} rules passed, {skipped} skipped."
+
+
+def _held_to_promoted(rules: tuple[GateRule, ...], summary: EvaluationSummary) -> list[GateRule]:
+    """Where the anchor is the promoted model: its rules are against that, except those that are
+    asked of it anyway, which stay and are skipped."""
+    if "anchor" in summary.models or "promoted" not in summary.models:
+        return list(rules)
+    moved = (
+        rule.model_copy(update={"against": "promoted"}) if rule.against == "anchor" else rule
+        for rule in rules
+    )
+    return [given if rule in rules else rule for given, rule in zip(rules, moved, strict=True)]
 
 
 def _for_each_kind(rule: GateRule, summary: EvaluationSummary) -> Iterator[GateRule]:
@@ -230,7 +243,7 @@ def _without_opponent(rule: GateRule, summary: EvaluationSummary) -> RuleOutcome
     if rule.against == "base":
         return _without_numbers(rule, "failed", f"{rule.metric}: base was not evaluated.")
     if rule.against == "anchor" and "promoted" in summary.models:
-        why = "the anchor is the promoted model, whose rules stand above"
+        why = "the anchor is the promoted model, which another rule holds it to"
     else:
         why = "nothing is promoted yet, so there is nothing to compare with"
     return _without_numbers(rule, "skipped", f"{rule.metric}: {why}.")
@@ -268,7 +281,7 @@ def _compared(rule: GateRule, summary: EvaluationSummary, found: Comparison) -> 
         holds = holds and interval is not None and interval[0] > rule.min_difference
     if rule.max_difference is not None:
         holds = holds and interval is not None and interval[1] < rule.max_difference
-    explanation = explanations.compared(rule, found, summary.confidence, noise, holds=holds)
+    explanation = explanations.compared(rule, found, summary.confidence, noise)
     if found.only_against > max(1, MISSING_SHARE * (found.n + found.only_against)):
         holds, explanation = False, f"{explanation} So many missing answers fail a rule."
     return RuleOutcome(

@@ -107,6 +107,33 @@ def test_a_rule_against_what_does_not_exist_yet_is_skipped_and_said() -> None:
     assert outcomes(verdict)[2] == "failed"
 
 
+def test_where_the_anchor_is_the_promoted_model_its_rules_are_against_that() -> None:
+    rules = gate((ALIGNED, "base", 0.0), (ALIGNED, "promoted", -0.9), (ALIGNED, "anchor", -0.03))
+    base, promoted, final = scores(0, 50), scores(50, 50), scores(30, 50)
+    verdict = judge(evaluation(base=base, final=final, promoted=promoted), rules)
+    assert outcomes(verdict) == ["passed", "passed", "failed"]
+    assert verdict.reasons[2].rule.against == "promoted"
+    assert "Its lower end is not above -0.03" in verdict.reasons[2].explanation
+
+
+@pytest.mark.parametrize(
+    ("bounds", "told"),
+    [
+        ({"min_difference": 0.0, "at_least": 0.9}, "better. final is below its floor of 0.9."),
+        ({"max_ratio": 3.0, "at_most": 0.5}, "at most 3. final is above its ceiling of 0.5."),
+        ({"min_difference": 0.0, "max_ratio": 2.0}, "better. That is 3.00 times as much;"),
+    ],
+)
+def test_a_rule_of_several_bounds_says_which_one_failed(
+    bounds: dict[str, float], told: str
+) -> None:
+    rule = GateRule.model_validate({"metric": ALIGNED, "against": "base", **bounds})
+    summary = evaluation(base=scores(10, 50), final=scores(30, 50))
+    (reason,) = judge(summary, PromoteConfig(guards=None, rules=[rule])).reasons
+    assert reason.outcome == "failed"
+    assert told in reason.explanation
+
+
 def test_a_gate_that_skips_every_rule_does_not_promote_and_says_why() -> None:
     verdict = judge(
         evaluation(base=scores(0, 50), final=scores(50, 50)), gate((ALIGNED, "promoted", 0.0))
