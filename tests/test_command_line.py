@@ -15,6 +15,7 @@ import yaml
 from click.testing import CliRunner
 
 from selfalign.cli.main import cli
+from selfalign.errors import DataError
 from selfalign.pipeline import STAGES, Stage
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -351,6 +352,17 @@ def test_what_cannot_be_written_is_told_with_its_exit_code(world: Path, tmp_path
     shown = selfalign("inputs", "push", "--config", world, "--out", tmp_path / "x" / "y.yaml")
     assert shown.returncode == 2
     assert "Traceback" not in shown.stderr
+
+
+def test_a_question_that_is_no_text_is_refused_and_no_traceback(world: Path) -> None:
+    asked = ("chat", "--config", str(world), "--model", "base")
+    for bad in (b"caf\xe9\n", b"\xff\n"):
+        result = CliRunner().invoke(cli, asked, input=bad)
+        assert isinstance(result.exception, DataError), result.exception
+        assert "not UTF-8" in str(result.exception)
+    result = CliRunner().invoke(cli, [*asked, "caf\udce9"])
+    assert isinstance(result.exception, DataError), result.exception
+    assert CliRunner().invoke(cli, [*asked, ""]).exit_code == 2
 
 
 def test_piped_text_is_not_cut(world: Path) -> None:

@@ -12,7 +12,7 @@ import click
 from selfalign.cli.options import Opened, json_option, open_from, store_options
 from selfalign.cli.show import find_artifact
 from selfalign.engines.base import Engine, GenerationRequest, Sampling
-from selfalign.errors import printable
+from selfalign.errors import DataError, printable
 from selfalign.inputs import localise
 from selfalign.prompts import render_align, render_verbose, stop_strings
 from selfalign.records import record_seed
@@ -66,6 +66,8 @@ def chat_command(
 ) -> None:
     """Ask QUESTION, or one question per line of standard input, each on its own."""
     no_progress_bars()
+    if question is not None and not question.strip():
+        raise click.UsageError("QUESTION is empty")
     if prompt != "standard" and (system or conversation):
         raise click.UsageError(f"--prompt {prompt} asks single questions without a system message")
     opened = open_from(config_path, overrides, store_url)
@@ -78,9 +80,10 @@ def chat_command(
         max_new_tokens=max_new_tokens,
         stop=found.stop if prompt == "standard" else stop_strings(seeds.labels),
     )
-    before: list[Message] = [{"role": "system", "content": system}] if system else []
+    before: list[Message] = [{"role": "system", "content": _text(system)}] if system else []
     with _open(opened, manifest) as engine:
-        for number, text in enumerate([question] if question else _questions()):
+        questions = _questions() if question is None else iter([question])
+        for number, text in enumerate(map(_text, questions)):
             messages = [*before, {"role": "user", "content": text}]
             seed = record_seed(opened.config.seed + number, text)
             if prompt == "standard":
@@ -102,11 +105,27 @@ def _questions() -> Iterator[str]:
     while True:
         if interactive:
             click.echo("> ", nl=False)
-        line = sys.stdin.readline()
+        try:
+            line = sys.stdin.readline()
+        except UnicodeDecodeError as error:
+            raise _not_utf8(str(error)) from error
         if not line:
             return
         if line.strip():
             yield line.strip()
+
+
+def _text(typed: str) -> str:
+    """What was typed. Raises DataError where bytes of it are no UTF-8."""
+    try:
+        typed.encode()
+    except UnicodeEncodeError as error:
+        raise _not_utf8(str(error)) from error
+    return typed
+
+
+def _not_utf8(reason: str) -> DataError:
+    return DataError(f"the question is not UTF-8 text: {reason}", remedy="write it in UTF-8")
 
 
 def _open(opened: Opened, manifest: Manifest | None) -> Engine:

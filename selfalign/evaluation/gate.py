@@ -7,10 +7,10 @@ Every rule must hold (an intersection-union test: each at its own level, none to
 another, so no correction for their number is due).
 
 A rule that could not be measured fails, as does one for which the final model lacks answers that
-its opponent has, and says why. Only a rule against a model that does not
-exist is skipped: nothing is promoted on the first night. Where the anchor is the promoted model,
-its rules are against that. Promotion needs a rule that passed and none that failed. A final model that answers every
-item as the promoted one does is no change: a verdict of its own, neither promoted nor a failure.
+its opponent has, and says why. Only a rule against a model that does not exist is skipped: nothing
+is promoted on the first night. Where the anchor is the promoted model, its rules are against that.
+Promotion needs a rule that passed and none that failed. A final model that answers every item as
+the promoted one does is no change: a verdict of its own, neither promoted nor a failure.
 
 The anchor bounds what many small losses add up to: it is a model of earlier nights, and the rules
 against it do not move when a slightly worse model is promoted (`anchor.py` says when it moves).

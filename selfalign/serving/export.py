@@ -23,7 +23,7 @@ from selfalign.serving.signing import SIGNATURE, read_signature, verify
 from selfalign.store.artifact import artifact_prefix, copy_files, download_file
 from selfalign.store.base import NotFound, Store
 from selfalign.store.documents import parse_document, read_document
-from selfalign.store.files import file_sha256, replacing
+from selfalign.store.files import file_sha256, os_errors, replacing
 from selfalign.store.manifest import FileEntry, Manifest
 from selfalign.store.open import open_store
 from selfalign.telemetry import Progress
@@ -43,9 +43,10 @@ def export(
     Args:
         public_key: where given, nothing is copied of a model that this key did not sign.
 
-    Raises ConfigurationError where `to` holds another model or the model has no adapter, DataError
-    for an object that is missing or damaged.
+    Raises ConfigurationError where `to` is of another form, is a file or holds another model, or
+    the model has no adapter, DataError for an object that is missing or damaged.
     """
+    target = open_store(to)
     served = read_served(store, model.digest) if form == "merged" else None
     if served is not None:
         require_files_of(store, served, model)
@@ -54,9 +55,10 @@ def export(
     prefix, exported = _source(store, model, form, served)
     signature = None if served is None else read_signature(store, served)
     if to.startswith("s3://"):
-        _into_bucket(store, prefix, exported, open_store(to), signature)
+        _into_bucket(store, prefix, exported, target, signature)
     else:
-        _into_directory(store, prefix, exported, Path(to), signature)
+        with os_errors(target.url, "write"):
+            _into_directory(store, prefix, exported, Path(target.url), signature)
     return exported
 
 

@@ -73,6 +73,19 @@ def test_another_model_is_never_mixed_in_and_a_missing_adapter_is_told(tmp_path:
         export(store, manifest, "adapter", str(out))
 
 
+def test_a_place_that_can_hold_no_model_is_refused(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    manifest = model(store)
+    (tmp_path / "file").write_text("in the way")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigurationError, match=r"file: expected a dir|a file stands where"):
+            export(store, manifest, "merged", str(place))
+    with pytest.raises(ConfigurationError, match="no such kind of store"):
+        export(store, manifest, "merged", "gs://bucket/model")
+    export(store, manifest, "merged", f"file://{tmp_path}/out")
+    assert (tmp_path / "out" / MARKER).is_file()
+
+
 def test_a_model_goes_into_another_bucket_once(tmp_path: Path, s3_url: str) -> None:
     store = LocalStore(tmp_path / "store")
     manifest = model(store)
