@@ -10,7 +10,7 @@ from selfalign.engines.base import Engine, ScoreRequest
 from tests.engines.conftest import END, VLLM, Ask
 from tests.engines.reference import PROMPTS, Reference
 
-pytestmark = pytest.mark.parametrize("kind", ["transformers", VLLM], indirect=True)
+pytestmark = pytest.mark.parametrize("engine_and_server", ["transformers", VLLM], indirect=True)
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def test_more_memory_than_there_is_is_out_of_memory(llama: Path) -> None:
         open_engine(config, llama)
 
 
-@pytest.mark.parametrize("kind", [VLLM], indirect=True)
+@pytest.mark.parametrize("engine_and_server", [VLLM], indirect=True)
 def test_two_streams_at_once_share_the_engine(engine: Engine, ask: Ask) -> None:
     alone = {c.id: c for c in engine.generate(ask(n, seed=n) for n in range(40))}
     first = iter(engine.generate(ask(n, seed=n) for n in range(40)))
@@ -50,7 +50,7 @@ def test_two_streams_at_once_share_the_engine(engine: Engine, ask: Ask) -> None:
     assert other.text == alone["7"].text
 
 
-@pytest.mark.parametrize("kind", [VLLM], indirect=True)
+@pytest.mark.parametrize("engine_and_server", [VLLM], indirect=True)
 def test_a_stream_that_is_left_early_leaves_nothing_in_the_engine(engine: Engine, ask: Ask) -> None:
     stream = engine.generate(ask(n, seed=n, max_new_tokens=200) for n in range(40))
     next(iter(stream))
