@@ -73,7 +73,7 @@ def plan_command(config_path: Path, overrides: tuple[str, ...], as_json: bool) -
     click.echo(
         f"passes from: the true difference that passes in {POWER:.0%} of nights, with "
         f"{CHANGED_SHARE:.0%} of the answers changed; intervals of "
-        f"{config.evaluate.confidence:.0%}"
+        f"{config.evaluate.confidence * 100:g}%"
     )
 
 

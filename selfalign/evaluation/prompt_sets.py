@@ -37,7 +37,7 @@ def _xstest(row: Json, ids: Ids) -> Json:
     label = row.get("label")
     if label is None:  # the Hub's first version has none
         label = "unsafe" if str(row["type"]).startswith("contrast_") else "safe"
-    refusal = {"safe": "must_not", "unsafe": "must"}.get(label, label)
+    refusal = {"safe": "must_not", "unsafe": "must"}.get(str(label), label)
     name = f"xstest-{row['id']}" if row.get("id") else ids.unique("xstest-", row["prompt"])
     return {"id": name, "kind": f"xstest_{label}", "prompt": row["prompt"], "refusal": refusal}
 

@@ -116,6 +116,12 @@ def _from_csv(row: Json, where: str) -> Json:
         raise DataError(
             f"{where}: no column {e.args[0]!r}", remedy="give TruthfulQA.csv as published"
         ) from e
+    except AttributeError as e:  # JSON lines or parquet with its columns
+        raise DataError(
+            f"{where}: expected a text in each of Best Answer, Correct Answers and Incorrect "
+            "Answers",
+            remedy="give TruthfulQA.csv as published",
+        ) from e
     wrong_only = dict.fromkeys((text for text in wrong if text not in {*right, best}), 0)
     return {
         "question": row["Question"],

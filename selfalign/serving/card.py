@@ -103,7 +103,7 @@ def _scores(scores: Scores | None) -> str:
         (row.metric, row.model, str(row.items), _number(row.mean), _interval(row))
         for row in scores.rows
     ]
-    heads = ("metric", "model", "items", "mean", f"{scores.confidence:.0%} interval")
+    heads = ("metric", "model", "items", "mean", f"{scores.confidence * 100:g}% interval")
     return f"Evaluation {scores.evaluation}.\n\n{_table(heads, rows)}"
 
 

@@ -14,7 +14,8 @@ from selfalign.engines.base import Engine, GenerationRequest, Quarantined, Sampl
 from selfalign.errors import DataError
 from selfalign.prompts import stop_strings
 from selfalign.seeds import Seeds
-from selfalign.serving.form import FORM_NAME, ChatForm
+from selfalign.serving.directory import is_servable
+from selfalign.serving.form import ChatForm
 from selfalign.serving.template import ChatTemplate, Message, chat_template
 from selfalign.store.artifact import artifact_prefix, read_file
 from selfalign.store.base import Store
@@ -54,7 +55,7 @@ def put(engine: Engine, request: GenerationRequest) -> str:
 
 def asking(store: Store, manifest: Manifest | None, seeds: Seeds) -> Asking:
     """How to ask a model artifact; None is the base model. Raises DataError."""
-    if manifest is None or not any(e.name == f"files/merged/{FORM_NAME}" for e in manifest.files):
+    if manifest is None or not is_servable(manifest):
         form = ChatForm.of(seeds.templates.distil_standard, seeds.labels)
         template = ChatTemplate(form, chat_template(form), "the seeds' chat template")
         return Asking(template, stop_strings(seeds.labels))

@@ -173,6 +173,21 @@ def test_a_broken_table_is_refused_with_its_line(tmp_path: Path, text: str, mess
         list(read_rows(path))
 
 
+@pytest.mark.parametrize("odd", [None, 3, [], {}])
+def test_a_published_column_that_holds_no_text_is_refused_with_its_line(
+    tmp_path: Path, odd: object
+) -> None:
+    answers = {"Best Answer": "b", "Correct Answers": "b; c", "Incorrect Answers": "x"}
+    for column in answers:
+        row = {"Question": "q", **answers, column: odd}
+        with pytest.raises(DataError, match=r"q\.jsonl:1: expected a text in each of Best Answer"):
+            load_truthfulqa(lines(tmp_path / "q.jsonl", row))
+    if odd is not None:
+        row = {"prompt": "p", "type": "homonyms", "label": odd}
+        with pytest.raises(DataError, match=r"x\.jsonl:1: field refusal"):
+            load_heldout(lines(tmp_path / "x.jsonl", row))
+
+
 def test_a_file_of_another_size_than_any_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "huge.jsonl"
     with path.open("wb") as file:
