@@ -18,14 +18,7 @@ from selfalign.stages.served import serve
 from selfalign.store.artifact import read_file_as
 from selfalign.store.base import PreconditionFailed
 from selfalign.store.manifest import Counts, Manifest
-from selfalign.store.pointer import (
-    Anchor,
-    Pointer,
-    PromotedModel,
-    VersionedPointer,
-    move_pointer,
-    read_pointer,
-)
+from selfalign.store.pointer import Anchor, Pointer, PromotedModel, move_pointer, read_pointer
 from selfalign.telemetry import log
 
 HISTORY_LENGTH = 30  # promoted models a rollback can reach
@@ -75,6 +68,7 @@ def _move(
         digest=final.digest,
         directory=serve(context, final, evaluation, summary),
     )
+    held_to = None if current is None else _anchor_of(context, current.pointer, evaluation)
     history = [] if current is None else [current.pointer.model, *current.pointer.history]
     rolled_back = [] if current is None else current.pointer.rolled_back
     pointer = Pointer(
@@ -85,8 +79,8 @@ def _move(
         moved_at=now(),
         history=history[:HISTORY_LENGTH],
         rolled_back=[m for m in rolled_back if m.digest != model.digest][:HISTORY_LENGTH],
-        anchor=_next_anchor(context, current, model, summary),
-        previous_anchor=_anchor_of(current).model if current else None,
+        anchor=_next_anchor(context, held_to, model, summary),
+        previous_anchor=held_to.model if held_to else None,
     )
     try:
         move_pointer(context.store, pointer, current)
@@ -95,23 +89,28 @@ def _move(
     log.info("pointer.moved", model=model.key, previous=found)
 
 
-def _anchor_of(current: VersionedPointer) -> Anchor:
-    return current.pointer.anchor or Anchor(model=current.pointer.model, promotions=0)
+def _anchor_of(context: StageContext, pointer: Pointer, evaluation: Manifest) -> Anchor:
+    """What the final model was held to: the pointer's anchor, or the one that a person pinned."""
+    held_to = pointer.anchor or Anchor(model=pointer.model, promotions=0)
+    if context.config.promote.anchor is None:
+        return held_to
+    digest = evaluation.identity.get("anchor")  # None: the pinned model is the promoted one
+    known = (model for model in pointer.kept_models() if model.digest == digest)
+    pinned = next(known, pointer.model)
+    return held_to if pinned.digest == held_to.model.digest else Anchor(model=pinned, promotions=0)
 
 
 def _next_anchor(
-    context: StageContext,
-    current: VersionedPointer | None,
-    model: PromotedModel,
-    summary: EvaluationSummary,
+    context: StageContext, before: Anchor | None, model: PromotedModel, summary: EvaluationSummary
 ) -> Anchor:
-    """The anchor once `model` is promoted: the first model is one, then see `anchor.py`."""
-    if current is None:
+    """The anchor once `model` is promoted: the first model is one, then see `anchor.py`.
+
+    A pinned one enters the pointer and stays there: what no pointer names is forgotten and deleted.
+    """
+    if before is None:
         return Anchor(model=model, promotions=0)
-    before = _anchor_of(current)
     promotions = before.promotions + 1
-    pinned = context.config.promote.anchor is not None  # then the evaluation compared with that
-    if not pinned and surpasses_anchor(summary, promotions):
+    if context.config.promote.anchor is None and surpasses_anchor(summary, promotions):
         return Anchor(model=model, promotions=0)
     return Anchor(model=before.model, promotions=promotions)
 
