@@ -6,7 +6,8 @@
 #   NAMESPACE    of the cluster (default selfalign)
 #   RUN          name of an AlignmentRun
 #   CONFIG       a run configuration with store: names (selfalign inputs push --out)
-#   VALUES       your values: deploy: the platform's; deploy-stage: the stage's (a.yaml:b.yaml)
+#   VALUES       your values: deploy: the platform's; deploy-stage: the stage's; deploy-serving: the
+#                server's (a.yaml:b.yaml)
 #   STAGE_VALUES deploy: your values for every stage (a.yaml:b.yaml)
 #   VARIANT      gpu or cpu (default gpu)
 #   REGISTRY     host/path that images are pushed to; without it they stay on this machine
@@ -76,6 +77,14 @@ deploy-stage: $(CLUSTER_TOOLS) ## one stage: STAGE= [IMAGE_TAG= NAMESPACE= VALUE
 	@$(call install,selfalign-$(STAGE),stage)
 	@$(if $(RUN),$(PYTHON) -m selfalign start-stage $(STAGE) --run $(RUN) --namespace $(NAMESPACE))
 
+.PHONY: deploy-serving
+deploy-serving: $(CLUSTER_TOOLS) ## serve the promoted model on the cluster [IMAGE_TAG= NAMESPACE= VALUES=]
+	@$(HELM) --help >/dev/null
+	@$(DEPLOY) prepare --out $(RELEASES) --serving
+	@$(call unless_skipped,$(call build,align promote))
+	@$(DEPLOY) namespace
+	@$(call install,selfalign-serving,serving)
+
 .PHONY: run
 run: $(CLUSTER_TOOLS) ## start a run on the cluster now [RUN=<its name> CONFIG=<its own configuration>]
 	@$(DEPLOY) preflight
@@ -97,9 +106,9 @@ logs: $(CLUSTER_TOOLS) ## follow a stage's log on the cluster: STAGE= [RUN=]
 	@$(PYTHON) -m selfalign logs $(STAGE) --follow --namespace $(NAMESPACE) $(if $(RUN),--run $(RUN))
 
 .PHONY: undeploy
-undeploy: $(CLUSTER_TOOLS) ## remove controller and stages from the cluster; the store and the runs stay
+undeploy: $(CLUSTER_TOOLS) ## remove controller, stages and serving from the cluster; the store and the runs stay
 	@$(DEPLOY) preflight
-	@for release in selfalign $(STAGES:%=selfalign-%); do \
+	@for release in selfalign selfalign-serving $(STAGES:%=selfalign-%); do \
 	  $(HELM) uninstall $$release --namespace $(NAMESPACE) --ignore-not-found; done
 	@echo "kept: the store, the AlignmentRun resource and these runs (kubectl -n $(NAMESPACE) delete" \
 	  "alignmentruns --all removes them):"

@@ -84,10 +84,17 @@ def store_of_platform(
     show_default=True,
     help="Of /healthz, /readyz and /metrics; 0 chooses one.",
 )
+@click.option(
+    "--serving",
+    metavar="DEPLOYMENT",
+    help="Roll this Deployment (charts/serving) whenever another model is promoted.  "
+    "[default: none]",
+)
 @cluster_options
 def controller_command(
     resync_seconds: int,
     metrics_port: int,
+    serving: str | None,
     namespace: str | None,
     context: str | None,
     kubeconfig: str | None,
@@ -106,6 +113,7 @@ def controller_command(
         connect_to(namespace, context, kubeconfig),
         open_shared_store if in_a_pod else open_store,
         resync_seconds=resync_seconds,
+        serving=serving,
     )
     server = Server(metrics_port, controller.metrics, controller.problems, controller.missing)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -77,6 +77,7 @@ def namespace_command(namespace: str) -> None:
 @deploy.command("prepare")
 @click.option("--out", type=_file, required=True, help="Directory of <release>.yaml.")
 @click.option("--stage", default=None, help="One stage's release.  [default: all releases]")
+@click.option("--serving", is_flag=True, help="The release that serves the promoted model.")
 @click.option("--registry", envvar="REGISTRY", default="", metavar="HOST/PATH")
 @click.option("--tag", envvar="IMAGE_TAG", default="")
 @click.option("--config", envvar="CONFIG", type=_file, help="As `selfalign inputs push` writes it.")
@@ -88,6 +89,7 @@ def namespace_command(namespace: str) -> None:
 def prepare_command(
     out: Path,
     stage: str | None,
+    serving: bool,
     registry: str,
     tag: str,
     config: Path | None,
@@ -102,6 +104,11 @@ def prepare_command(
         "registry": registry.rstrip("/") or images.LOCAL_REGISTRY,
         "tag": tag or images.code_tag(ROOT, variant),
     }
+    if serving:
+        merged = releases.serving_values(ROOT, variant=variant, files=values, image=image)
+        cluster.require_cluster()
+        _write(out, releases.SERVING, merged)
+        return
     if stage is not None:
         name = releases.require_stage(stage)
         merged = releases.stage_values(

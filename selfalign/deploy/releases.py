@@ -22,6 +22,7 @@ from selfalign.pipeline import BY_NAME, STAGES
 from selfalign.store.open import open_store
 
 PLATFORM = "selfalign"
+SERVING = "selfalign-serving"
 
 
 def release_name(stage: str) -> str:
@@ -70,6 +71,19 @@ def stage_values(
         own = {k: v for k, v in (values.get("config") or {}).items() if k not in others}
         values["config"] = own
     return values
+
+
+def serving_values(
+    root: Path, *, variant: Variant, files: Sequence[Path] = (), image: Values | None = None
+) -> dict[str, Any]:
+    """The values of the release that serves the promoted model."""
+    layers: list[Values] = []
+    if variant != "gpu":
+        layers.append(read_values(root / "jobs" / "variants" / f"serving-{variant}.yaml"))
+    layers += [read_values(path) for path in files]
+    if image:
+        layers.append({"image": image})
+    return merge_values(layers)
 
 
 def platform_values(

@@ -1,4 +1,4 @@
-"""values.schema.json of both charts, generated from values.yaml and the configuration models.
+"""values.schema.json of the charts, generated from values.yaml and the configuration models.
 
 The type of a value is that of its default. `# @schema` above a key narrows it: the name of a
 definition below, or keywords of JSON schema, which replace the default's type where they give one.
@@ -16,7 +16,7 @@ import yaml
 from selfalign.config import RunConfig
 from selfalign.pipeline import STAGES
 
-CHARTS = ("stage", "selfalign")
+CHARTS = ("stage", "selfalign", "serving")
 _MARK = "# @schema "
 _TYPES = {"bool": "boolean", "int": "integer", "str": "string", "list": "array"}
 _SCALARS = [{"type": "string"}, {"type": "integer"}, {"type": "number"}, {"type": "boolean"}]
@@ -51,11 +51,13 @@ def values_schema(root: Path, chart: str) -> dict[str, Any]:
     text = (root / "charts" / chart / "values.yaml").read_text("utf-8")
     schema = _node(yaml.compose(text), text.splitlines())
     properties = schema["properties"]
-    properties["config"] = {"$ref": "#/$defs/RunConfig"}
     properties["global"] = {"type": "object", "description": "Helm's own; not used"}
     if chart == "stage":
         properties["stage"]["enum"] = ["", *(stage.name for stage in STAGES)]
-    definitions = {**_DEFINITIONS, **_partial(_clean(RunConfig.model_json_schema()))}
+    definitions = _DEFINITIONS
+    if "config" in properties:
+        properties["config"] = {"$ref": "#/$defs/RunConfig"}
+        definitions = {**_DEFINITIONS, **_partial(_clean(RunConfig.model_json_schema()))}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,

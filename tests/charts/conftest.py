@@ -30,7 +30,9 @@ def renderings() -> Iterator[tuple[str, str, str, dict[str, Any]]]:
     """File, chart, release and values: every file in ci/, every stage in every variant."""
     for path in sorted((ROOT / "charts").glob("*/ci/*-values.yaml")):
         chart, values = path.parts[-3], helm.read_values(path)
-        release = releases.release_name(values["stage"]) if chart == "stage" else chart
+        release = (
+            chart if chart == "selfalign" else releases.release_name(values.get("stage", chart))
+        )
         yield "/".join(path.parts[-4:]), chart, release, values
     for stage in STAGES:
         for variant in VARIANTS:

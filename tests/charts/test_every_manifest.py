@@ -1,4 +1,4 @@
-"""What holds for every manifest of both charts, whatever the values."""
+"""What holds for every manifest of all charts, whatever the values."""
 
 from __future__ import annotations
 

@@ -64,6 +64,22 @@ def test_no_role_has_a_permission_to_spare(role: str) -> None:
     assert {what: " ".join(verbs) for what, verbs in may.items()} == PERMISSIONS[role]
 
 
+def test_the_controller_may_change_one_deployment_and_only_where_it_is_to_roll_it() -> None:
+    manifests = render_platform(serving={"enabled": True})
+    rules = only(manifests, "Role", "selfalign-controller")["rules"]
+    assert [rule for rule in rules if rule["apiGroups"] == ["apps"]] == [
+        {
+            "apiGroups": ["apps"],
+            "resources": ["deployments"],
+            "resourceNames": ["selfalign-serving"],
+            "verbs": ["get", "patch"],
+        }
+    ]
+    pod = pod_of(only(manifests, "Deployment"))
+    assert pod is not None
+    assert pod["containers"][0]["args"] == ["--serving=selfalign-serving"]
+
+
 def test_only_controller_and_submission_are_bound_and_each_account_has_its_own_identity() -> None:
     identity = {"annotations": {"example.com/id": "x"}}
     manifests = render_platform(serviceAccounts={"stage": identity})
@@ -254,7 +270,7 @@ def test_the_resource_is_upgraded_by_helm_outlives_it_and_shows_how_a_run_stands
     assert of_kind(render_platform(crd={"create": False}), "CustomResourceDefinition") == []
     (version,) = installed["spec"]["versions"]
     columns = [column["name"] for column in version["additionalPrinterColumns"]]
-    assert columns == ["Stage", "Progress", "Verdict", "Status", "Age", "Message"]
+    assert columns == ["Stage", "Progress", "Verdict", "Status", "Served", "Age", "Message"]
     assert version["subresources"] == {"status": {}}
 
 
@@ -292,7 +308,7 @@ def test_what_a_run_was_created_with_is_immutable() -> None:
     assert set(spec["properties"]["config"]["properties"]) == set(RunConfig.model_fields)
 
 
-@pytest.mark.parametrize("chart", ["stage", "selfalign"])
+@pytest.mark.parametrize("chart", ["stage", "selfalign", "serving"])
 def test_chart_versions_are_the_codes(chart: str) -> None:
     metadata = yaml.safe_load((ROOT / "charts" / chart / "Chart.yaml").read_text("utf-8"))
     assert metadata["version"] == metadata["appVersion"] == __version__

@@ -228,6 +228,24 @@ def test_make_deploy_stage_builds_and_installs_one_stage(make: Make, tmp_path: P
     assert not [line for line in lines if line.startswith("build")]
 
 
+def test_make_deploy_serving_builds_both_images_and_installs_one_release(
+    make: Make, tmp_path: Path
+) -> None:
+    mine = _write(tmp_path / "mine.yaml", {"replicas": 2})
+    builder = {"BUILDER": str(tmp_path / "tools/build"), "PUSH": "0"}
+    code, lines = make("deploy-serving", VARIANT="cpu", VALUES=str(mine), **builder)
+    assert code == 0, lines
+    values = tmp_path / "releases/selfalign-serving.yaml"
+    installs = [line for line in lines if line.startswith("helm upgrade")]
+    assert installs == [
+        f"helm upgrade --install selfalign-serving charts/serving --namespace nights -f {values}"
+    ]
+    built = [line for line in lines if line.startswith("build")]
+    assert {line.split()[1].split("/")[-1].split(":")[0] for line in built} >= {"align", "promote"}
+    written = yaml.safe_load(values.read_text())
+    assert (written["replicas"], written["gpus"], written["image"]["tag"]) == (2, 0, "t1")
+
+
 def test_make_stops_at_a_refused_configuration_before_anything_is_built(
     make: Make, tmp_path: Path
 ) -> None:
@@ -241,7 +259,7 @@ def test_make_undeploy_removes_every_release_and_nothing_else(make: Make) -> Non
     code, lines = make("undeploy")
     assert code == 0, lines
     removed = [line.split()[2] for line in lines if line.startswith("helm uninstall")]
-    assert sorted(removed) == sorted(RELEASES)
+    assert sorted(removed) == sorted([*RELEASES, "selfalign-serving"])
     assert not [line for line in lines if "delete" in line and line.startswith("kubectl")]
 
 

@@ -30,6 +30,7 @@ _API_GROUPS = {
     crd.PLURAL: f"apis/{crd.API_VERSION}",
     "jobs": "apis/batch/v1",
     "cronjobs": "apis/batch/v1",
+    "deployments": "apis/apps/v1",
     "pods": "api/v1",
     "configmaps": "api/v1",
     "events": "api/v1",

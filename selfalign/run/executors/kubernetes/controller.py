@@ -2,6 +2,7 @@
 
     watches -> names that are due -> Reconciler.reconcile(name)
 
+What is served is one more name that is due, where a Deployment serves the promoted model.
 A watch only says which run is due. Each watch ends after `resync_seconds` and begins with a fresh
 list, so an event that is lost costs time and nothing else.
 """
@@ -26,6 +27,7 @@ from selfalign.run.executors.kubernetes.cluster import (
 )
 from selfalign.run.executors.kubernetes.reconcile import Reconciler
 from selfalign.run.executors.kubernetes.server import Metrics
+from selfalign.run.executors.kubernetes.serving import STEP_SECONDS, Serving
 from selfalign.store.base import Store
 from selfalign.store.open import open_store
 from selfalign.telemetry import log
@@ -36,6 +38,7 @@ _RETRY_LIMIT_SECONDS = 60.0
 _SHORT_WATCH_SECONDS = 30.0
 # The API server accepts objects nested 10,000 deep, and one such run must not hide the others.
 _RECURSION_LIMIT, _STACK_BYTES = 50_000, 64 * 1024 * 1024
+_SERVING = "deployment/serving"  # no run can have this name
 _WAITING = ("Queued", "NotDeployed", "ArtifactBusy")  # what another run or a release may end
 
 
@@ -54,10 +57,16 @@ class Controller:
 
     Args:
         resync_seconds: after which everything is listed anew.
+        serving: name of the Deployment that follows `current`; None leaves serving alone.
     """
 
     def __init__(
-        self, cluster: Cluster, opener: Callable[[str], Store], *, resync_seconds: int = 300
+        self,
+        cluster: Cluster,
+        opener: Callable[[str], Store],
+        *,
+        resync_seconds: int = 300,
+        serving: str | None = None,
     ) -> None:
         self._cluster = cluster
         self._resync_seconds = resync_seconds
@@ -71,6 +80,7 @@ class Controller:
         self._stopping = threading.Event()
         self.metrics = Metrics(lambda: Counter(self._phases.values()), self._depth)
         self._reconciler = Reconciler(cluster, opener, on_attempt_ended=self.metrics.count_attempt)
+        self._serving = None if serving is None else Serving(cluster, opener, serving)
 
     def run(self) -> None:
         """Reconcile until `stop` is called; a step that has begun is finished first."""
@@ -84,6 +94,8 @@ class Controller:
         ]
         for arguments in watches:
             threading.Thread(target=self._watch, args=arguments, daemon=True).start()
+        if self._serving is not None:
+            self.add(_SERVING)
         worker = threading.Thread(target=self._work, name="reconcile")
         worker.start()
         worker.join()
@@ -114,7 +126,9 @@ class Controller:
         while not self._stopping.is_set():
             self._beat = time.monotonic()
             name = self._next()
-            if name is not None:
+            if name == _SERVING:
+                self._serve()
+            elif name is not None:
                 self._reconcile(name)
 
     def _next(self) -> str | None:
@@ -146,6 +160,19 @@ class Controller:
         if again is not None:
             self.add(name, again)
         self.metrics.reconcile_seconds.observe(time.monotonic() - began)
+
+    def _serve(self) -> None:
+        """One step of serving. Whatever goes wrong in it is no run's business."""
+        assert self._serving is not None
+        try:
+            self.metrics.standing = self._serving.step()
+        except Exception as error:  # noqa: BLE001 - it must not stop the runs
+            self.metrics.count_error(error)
+            if not isinstance(error, SelfAlignError):
+                log.exception("serving.retry")
+            else:
+                log.warning("serving.retry", error=error.message[:500])
+        self.add(_SERVING, STEP_SECONDS)
 
     def _retry(self, name: str, error: Exception) -> float:
         self.metrics.count_error(error)
@@ -188,6 +215,8 @@ class Controller:
                 self.metrics.succeeded(completed)
             if was not in (None, "Succeeded", "Failed"):
                 self._wake()
+                if self._serving is not None:
+                    self.add(_SERVING)  # it may have promoted
             if (run.get("spec") or {}).get("ttlSecondsAfterFinished") is None:
                 return
         version = (metadata["uid"], metadata.get("generation", 0), is_terminating(run))

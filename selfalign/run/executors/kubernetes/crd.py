@@ -36,7 +36,7 @@ STAGE_CONTAINER = "stage"
 MAX_NAME_LENGTH = 63  # a Job's name is a label value of its pods
 _MESSAGE_LIMIT = 900  # characters; an Event's message ends at 1 KiB
 
-ConditionType = Literal["Accepted", "Progressing", "Succeeded", "Failed"]
+ConditionType = Literal["Accepted", "Progressing", "Succeeded", "Failed", "Served"]
 
 
 class AlignmentRunSpec(BaseModel):
@@ -152,7 +152,8 @@ def phase_of(run: Resource) -> str:
 def to_resource_status(
     status: RunStatus, before: Resource, *, accepted: bool, generation: int, moment: str
 ) -> Resource:
-    """The status as the AlignmentRun holds it: the RunStatus's dump, and conditions.
+    """The status as the AlignmentRun holds it: the RunStatus's dump, and conditions. One that
+    something else writes, Served, stays.
 
     Args:
         before: the status that the resource has; conditions keep their transition times.
@@ -190,6 +191,8 @@ def to_resource_status(
                 "lastTransitionTime": known["lastTransitionTime"] if same else moment,
             }
         )
+    if "Served" in old:  # serving.py writes it, also after the run's end
+        conditions.append(old["Served"])
     return {**dump, "conditions": conditions}
 
 

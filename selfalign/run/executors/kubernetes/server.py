@@ -11,6 +11,7 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from selfalign.errors import ConfigurationError
+from selfalign.run.executors.kubernetes.serving import Standing
 from selfalign.run.record import Attempt
 
 Problems = Callable[[], list[str]]
@@ -22,6 +23,9 @@ class Metrics:
     Args:
         phases: how many AlignmentRuns stand in which phase.
         depth: how many runs are due.
+
+    Attributes:
+        standing: how the promoted model stands, where a Deployment serves it.
     """
 
     def __init__(self, phases: Callable[[], Counter[str]], depth: Callable[[], int]) -> None:
@@ -33,6 +37,7 @@ class Metrics:
                 "prometheus-client is not installed", remedy="pip install 'selfalign[cluster]'"
             ) from error
         self._phases, self._depth = phases, depth
+        self.standing: Standing | None = None
         self._first_created = self._last_success = 0.0
         self.registry = CollectorRegistry()
         buckets = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
@@ -88,6 +93,19 @@ class Metrics:
         if last:
             name = "selfalign_last_success_timestamp_seconds"
             yield Gauge(name, "When the last run succeeded (while none has: the first run)", last)
+        if (standing := self.standing) is not None:
+            served = Gauge(
+                "selfalign_model_served",
+                "Whether the promoted model, and no other, is served",
+                labels=["digest"],
+            )
+            served.add_metric([standing.digest], float(standing.served))
+            yield served
+            name = "selfalign_last_promotion_timestamp_seconds"
+            moment = datetime.fromisoformat(standing.promoted_at).timestamp()
+            yield Gauge(
+                name, "When the current model became current, by promotion or rollback", moment
+            )
 
 
 class Server:

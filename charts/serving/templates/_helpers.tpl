@@ -1,0 +1,60 @@
+{{- /* What selects the pods, and never changes. */ -}}
+{{- define "selfalign-serving.selectorLabels" -}}
+app.kubernetes.io/name: selfalign-serving
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "selfalign-serving.labels" -}}
+{{ include "selfalign-serving.selectorLabels" . }}
+app.kubernetes.io/component: serving
+app.kubernetes.io/part-of: selfalign
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- /* An image: (list $ .Values.fetch.image). */ -}}
+{{- define "selfalign-serving.image" -}}
+{{- $values := (index . 0).Values.image -}}
+{{- $name := printf "%s/%s" $values.registry (index . 1).name -}}
+{{- with (index . 1).digest -}}
+{{ $name }}@{{ . }}
+{{- else -}}
+{{ $name }}:{{ $values.tag | default (index . 0).Chart.AppVersion }}
+{{- end -}}
+{{- end -}}
+
+{{- define "selfalign-serving.resources" -}}
+{{- $resources := deepCopy .Values.resources -}}
+{{- if .Values.gpus -}}
+{{- $gpus := dict .Values.gpuResource (.Values.gpus | int) -}}
+{{- $resources = mergeOverwrite $resources (dict "limits" $gpus "requests" $gpus) -}}
+{{- end -}}
+{{- toYaml $resources -}}
+{{- end -}}
+
+{{- define "selfalign-serving.containerSecurity" -}}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities:
+    drop: [ALL]
+terminationMessagePolicy: FallbackToLogsOnError
+{{- end -}}
+
+{{- define "selfalign-serving.env" -}}
+- name: SELFALIGN_LOG
+  value: json
+- name: SELFALIGN_CACHE_DIR
+  value: /cache
+- name: HOME
+  value: /home/selfalign
+- name: PYTHONNOUSERSITE
+  value: "1"
+- name: TMPDIR
+  value: /tmp
+- name: HF_HOME
+  value: /cache/huggingface
+- name: HF_HUB_OFFLINE
+  value: "1"
+{{- end -}}

@@ -1,0 +1,78 @@
+"""The server's chart: who says which model, when a pod counts as ready, how one goes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from selfalign.deploy import releases
+from selfalign.deploy.images import VARIANTS
+from selfalign.run.executors.kubernetes.serving import DEPLOYMENT, DIGEST_ANNOTATION
+from tests.charts.conftest import ROOT, Manifest, check, only, render
+
+
+def deployment(**values: Any) -> Manifest:
+    return only(render("serving", releases.SERVING, values), "Deployment")
+
+
+def test_the_model_is_an_annotation_that_the_controller_alone_writes() -> None:
+    found = deployment(podAnnotations={"team": "alignment"})
+    assert found["metadata"]["name"] == DEPLOYMENT
+    template = found["spec"]["template"]
+    assert DIGEST_ANNOTATION not in template["metadata"]["annotations"]
+    (fetch,) = template["spec"]["initContainers"]
+    told = next(e for e in fetch["env"] if e["name"] == "SELFALIGN_MODEL_DIGEST")
+    path = f"metadata.annotations['{DIGEST_ANNOTATION}']"
+    assert told["valueFrom"] == {"fieldRef": {"fieldPath": path}}
+    assert fetch["command"] == ["selfalign", "serving", "fetch"]
+
+
+def test_a_roll_starts_the_new_before_the_old_goes_and_asks_it_first() -> None:
+    spec = deployment(replicas=3)["spec"]
+    assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    (server,) = spec["template"]["spec"]["containers"]
+    startup = server["startupProbe"]
+    assert startup["exec"]["command"][:4] == ["selfalign", "serving", "probe", "/model/current"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] == 900
+    assert spec["progressDeadlineSeconds"] > 900
+    drain = server["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert 0 < drain < spec["template"]["spec"]["terminationGracePeriodSeconds"]
+
+
+def test_only_the_init_container_gets_the_stores_credentials_and_writes_the_model() -> None:
+    pod = deployment(verify={"configMapName": "keys"})["spec"]["template"]["spec"]
+    (fetch,), (server,) = pod["initContainers"], pod["containers"]
+    assert [next(iter(source)) for source in fetch["envFrom"]] == ["configMapRef", "secretRef"]
+    assert "envFrom" not in server
+    model = next(m for m in server["volumeMounts"] if m["mountPath"] == "/model")
+    assert model["readOnly"] is True
+    for container in (fetch, server):
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert {"name": "SELFALIGN_VERIFY_KEY", "value": "/verify/key"} in fetch["env"]
+    assert pod["automountServiceAccountToken"] is False
+
+
+def test_arguments_are_vllms_and_come_after_two_dashes() -> None:
+    def arguments(**values: Any) -> list[str]:
+        found: list[str] = deployment(**values)["spec"]["template"]["spec"]["containers"][0]["args"]
+        return found
+
+    assert arguments() == ["--host", "0.0.0.0", "--port", "8000"]
+    more = arguments(server={"vllmArgs": ["--max-model-len=4096"]})
+    assert more[-2:] == ["--", "--max-model-len=4096"]
+
+
+def test_one_server_holds_up_no_drain() -> None:
+    kinds = [[m["kind"] for m in render("serving", "s", {"replicas": n})] for n in (1, 2)]
+    assert ["PodDisruptionBudget" in found for found in kinds] == [False, True]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_make_deploys_is_valid(variant: Any) -> None:
+    values = releases.serving_values(ROOT, variant=variant, image={"registry": "r", "tag": "t"})
+    manifests = render("serving", releases.SERVING, values)
+    assert [problem for manifest in manifests for problem in check(manifest)] == []
+    server = only(manifests, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    assert ("nvidia.com/gpu" in server["resources"]["limits"]) == (variant == "gpu")
+    assert server["image"] == "r/align:t"
