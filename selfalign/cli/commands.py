@@ -14,6 +14,7 @@ run         run:run_command             Run every stage on this machine; resume 
 status      status:status_command       What is done, running or failed, and the next action.
 logs        logs:logs_command           The log of a stage, here or on a cluster.
 report      report:report_command       Write one HTML file of a run: verdict, scores, funnel.
+diff        diff:diff_command           What differs between two runs: settings, scores, answers.
 show        show:show_command           An artifact: counts, filters' losses, records.
 chat        chat:chat_command           Ask a model of the pipeline.
 export      export:export_command       Copy a model out of the store, verified.

@@ -13,7 +13,8 @@ from selfalign.config import RunConfig
 from selfalign.errors import SelfAlignError, printable
 from selfalign.inputs import localise
 from selfalign.report.collect import ReportData, collect
-from selfalign.report.render import funnel, render_report
+from selfalign.report.render import render_report
+from selfalign.report.tables import funnel
 from selfalign.run.record import latest_run
 from selfalign.seeds import annotation_budget, file_digests, load_seeds
 from selfalign.seeds.loading import PRINCIPLES
@@ -95,7 +96,7 @@ def _as_json(data: ReportData) -> dict[str, object]:
             {"stage": row.stage, "read": row.read, "kept": row.kept, "dropped": row.dropped}
             for row in funnel(data.manifests)
         ],
-        "rules_cited": dict(data.rules),
+        "rules_cited": dict(data.citations.rules),
         "loss": data.losses,
         "stages": [stage.model_dump() for stage in data.status.stages],
     }

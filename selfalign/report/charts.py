@@ -1,61 +1,145 @@
-"""Small charts as inline SVG: a line, horizontal bars, a point with its interval. Pure."""
+"""Charts as inline SVG that follows the page: colours from its style sheet, coordinates in percent.
+
+A strip or a bar has no text of its own. Labels and numbers are HTML beside it, so they keep their
+size on a phone, where a drawing with a fixed view shrinks until nobody can read it. Pure.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
-_WIDTH, _HEIGHT, _PAD = 420, 150, 34
+_MARGIN = 2.0  # percent of a strip's width left free at each end, so that a point is not cut
 
 
-def line(points: Sequence[tuple[float, float]], *, x_label: str, y_label: str) -> Markup:
-    """A line through points (x, y); empty text for fewer than two."""
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Where a value lies between two ends, which need not hold every value."""
+
+    low: float
+    high: float
+
+    def place(self, value: float) -> float:
+        """Percent of the width; a value beyond an end lies on it."""
+        share = (value - self.low) / ((self.high - self.low) or 1.0)
+        return _MARGIN + (100 - 2 * _MARGIN) * min(max(share, 0.0), 1.0)
+
+
+def strip(
+    scale: Scale,
+    label: str,
+    value: float | None,
+    interval: tuple[float, float] | None = None,
+    allowed: tuple[float | None, float | None] = (None, None),
+) -> Markup:
+    """A point with its interval, before the range a rule allows; zero is marked where it is shown.
+
+    Args:
+        label: what a screen reader says.
+        allowed: from, to; None is no bound on that side, and both None draw no range.
+    """
+    marks = []
+    if allowed != (None, None):
+        left = 0.0 if allowed[0] is None else scale.place(allowed[0])
+        right = 100.0 if allowed[1] is None else scale.place(allowed[1])
+        marks.append(_rect("allowed", left, right - left))
+        marks += [_tick("margin", scale.place(end)) for end in allowed if end is not None]
+    if scale.low < 0 < scale.high:
+        marks.append(_tick("zero", scale.place(0)))
+    if interval is not None:
+        ends = [scale.place(end) for end in interval]
+        marks.append(
+            Markup('<line class="range" x1="{:.2f}%" x2="{:.2f}%" y1="50%" y2="50%"/>').format(
+                *ends
+            )
+        )
+        marks += [_tick("end", end, "32%", "68%") for end in ends]
+    if value is not None:
+        marks.append(Markup('<circle cx="{:.2f}%" cy="50%" r="4.5"/>').format(scale.place(value)))
+    return _svg("strip", label, marks)
+
+
+def bar(parts: Sequence[tuple[str, float]], label: str) -> Markup:
+    """Shares of a whole, one after the other.
+
+    Args:
+        parts: style sheet class, share between 0 and 1.
+    """
+    marks, left = [], 0.0
+    for name, share in parts:
+        width = 100 * min(max(share, 0.0), 1.0)
+        marks.append(_rect(name, left, width))
+        left += width
+    return _svg("stack", label, marks)
+
+
+def line(points: Sequence[tuple[float, float]], label: str) -> Markup:
+    """A line through points (x, y), stretched over its frame; empty for fewer than two."""
     if len(points) < 2:
         return Markup("")
-    xs, ys = [p[0] for p in points], [p[1] for p in points]
-    low, high = min(0.0, min(ys)), max(ys) or 1.0
-    span_x, span_y = (max(xs) - min(xs)) or 1.0, (high - low) or 1.0
-
-    def place(x: float, y: float) -> str:
-        left = _PAD + (x - min(xs)) / span_x * (_WIDTH - _PAD - 8)
-        top = 8 + (1 - (y - low) / span_y) * (_HEIGHT - _PAD - 8)
-        return f"{left:.1f},{top:.1f}"
-
-    path = " ".join(place(x, y) for x, y in points)
-    bottom = _HEIGHT - _PAD
+    across = Scale(min(x for x, _ in points), max(x for x, _ in points))
+    up = Scale(min(0.0, *(y for _, y in points)), max(y for _, y in points))
+    path = " ".join(f"{across.place(x):.2f},{100 - up.place(y):.2f}" for x, y in points)
     return Markup(
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(y_label)}">'
-        f'<line class="axis" x1="{_PAD}" y1="8" x2="{_PAD}" y2="{bottom}"/>'
-        f'<line class="axis" x1="{_PAD}" y1="{bottom}" x2="{_WIDTH - 8}" y2="{bottom}"/>'
-        f'<polyline class="curve" points="{path}"/>'
-        f'<text x="{_PAD - 4}" y="14" text-anchor="end">{high:.2f}</text>'
-        f'<text x="{_PAD - 4}" y="{bottom}" text-anchor="end">{low:.2f}</text>'
-        f'<text x="{_PAD}" y="{_HEIGHT - 18}">{min(xs):g}</text>'
-        f'<text x="{_WIDTH - 8}" y="{_HEIGHT - 18}" text-anchor="end">{max(xs):g}</text>'
-        f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>'
-        "</svg>"
+        '<svg class="curve" viewBox="0 0 100 100" preserveAspectRatio="none" role="img" '
+        'aria-label="{}"><polyline points="{}" vector-effect="non-scaling-stroke"/></svg>'
+    ).format(label, path)
+
+
+@dataclass(frozen=True, slots=True)
+class Night:
+    """A column of the history: a score with its interval, and whether its model was promoted."""
+
+    label: str
+    value: float | None
+    interval: tuple[float, float] | None
+    promoted: bool
+
+
+def history(nights: Sequence[Night], scale: Scale, label: str) -> Markup:
+    """A column for each night, oldest first: filled where promoted, hollow where not, a cross at
+    the foot of a night without a score."""
+    marks = []
+    for index, night in enumerate(nights):
+        x = 100 * (index + 0.5) / len(nights)
+        inner = [Markup("<title>{}</title>").format(night.label)]
+        if night.value is None:
+            inner.append(
+                Markup('<text x="{:.2f}%" y="98%" text-anchor="middle">×</text>').format(x)
+            )
+        else:
+            if night.interval is not None:
+                low, high = (100 - scale.place(end) for end in night.interval)
+                inner.append(
+                    Markup(
+                        '<line class="range" x1="{0:.2f}%" x2="{0:.2f}%" y1="{1:.2f}%" '
+                        'y2="{2:.2f}%"/>'
+                    ).format(x, low, high)
+                )
+            inner.append(
+                Markup('<circle class="{}" cx="{:.2f}%" cy="{:.2f}%" r="4"/>').format(
+                    "promoted" if night.promoted else "other", x, 100 - scale.place(night.value)
+                )
+            )
+        marks.append(Markup("<g>{}</g>").format(Markup("").join(inner)))
+    return _svg("history", label, marks)
+
+
+def _svg(name: str, label: str, marks: Sequence[Markup]) -> Markup:
+    return Markup('<svg class="{}" role="img" aria-label="{}">{}</svg>').format(
+        name, label, Markup("").join(marks)
     )
 
 
-def share_bar(value: float) -> Markup:
-    """A bar of a share between 0 and 1."""
-    return Markup(
-        f'<span class="bar"><span style="width:{100 * min(max(value, 0.0), 1.0):.1f}%"></span>'
-        "</span>"
+def _rect(name: str, left: float, width: float) -> Markup:
+    return Markup('<rect class="{}" x="{:.2f}%" width="{:.2f}%" height="100%"/>').format(
+        name, left, max(width, 0.0)
     )
 
 
-def interval(mean: float, low: float, high: float) -> Markup:
-    """A point with its interval on the scale from 0 to 1."""
-
-    def place(value: float) -> float:
-        return 4 + 112 * min(max(value, 0.0), 1.0)
-
-    return Markup(
-        '<svg class="interval" viewBox="0 0 120 12" aria-hidden="true">'
-        '<line class="axis" x1="4" y1="6" x2="116" y2="6"/>'
-        f'<line class="range" x1="{place(low):.1f}" y1="6" x2="{place(high):.1f}" y2="6"/>'
-        f'<circle cx="{place(mean):.1f}" cy="6" r="3.2"/></svg>'
+def _tick(name: str, x: float, top: str = "0", bottom: str = "100%") -> Markup:
+    return Markup('<line class="{0}" x1="{1:.2f}%" x2="{1:.2f}%" y1="{2}" y2="{3}"/>').format(
+        name, x, top, bottom
     )

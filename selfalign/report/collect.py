@@ -1,27 +1,24 @@
 """Everything the report shows, gathered from a store for one run. Reads only what is published.
 
-A run that is not finished has a report too: what is missing is simply not there yet.
+A run that is not finished has a report too: what is missing is simply not there yet. What cannot
+be read of earlier runs, because another version wrote it, is left out.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
-from pydantic import RootModel
-
-from selfalign.evaluation.gate import Verdict
-from selfalign.evaluation.summary import EvaluationSummary
-from selfalign.records import AlignedResponse, EvaluationRecord
-from selfalign.run.record import (
-    RunRecord,
-    RunStatus,
-    read_run,
-    read_status,
-    run_ids,
-    status_to_show,
-)
+from selfalign.errors import DataError
+from selfalign.evaluation.scores import ALIGNED, HHH, MC1
+from selfalign.evaluation.summary import EvaluationSummary, MetricSummary
+from selfalign.records import AlignedResponse, Prompt
+from selfalign.report.compare import RunDiff, compare
+from selfalign.report.view import RunView, view
+from selfalign.run.record import RunStatus, read_status, run_ids
 from selfalign.run.storage import total_bytes, written_bytes
 from selfalign.stages.train import loss_curve
 from selfalign.store.artifact import read_file, read_file_as, read_manifest, read_records
@@ -29,9 +26,9 @@ from selfalign.store.base import Store
 from selfalign.store.manifest import Manifest
 from selfalign.store.pointer import PromotedModel, read_pointer, standing
 
-SHOWN_ANSWERS_PER_KIND = 3
 SHOWN_RESPONSES = 5
-HISTORY_LENGTH = 14  # runs: two weeks of nights
+HISTORY_LENGTH = 60  # runs: two months of nights
+_READERS = 16  # of earlier runs' summaries, at once
 
 # Lines or examples of human supervision, as published (Self-Align, table on annotation).
 PUBLISHED_ANNOTATION = (
@@ -46,110 +43,120 @@ PUBLISHED_ANNOTATION = (
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
-    """One held-out prompt and what each variant said to it."""
+class PastRun:
+    """A run of the history and the scores of its evaluation: of its final model and of the base."""
 
-    kind: str
-    prompt: str
-    texts: dict[str, tuple[str, bool]]  # variant -> (answer, aligned)
+    status: RunStatus
+    final: MetricSummary | None = None
+    base: MetricSummary | None = None
 
 
 @dataclass(slots=True)
-class ReportData:
+class Citations:
+    """Which rules the aligned responses cite.
+
+    Attributes:
+        rules: citations by rule number.
+        by_kind: kind of prompt -> answers that cite each rule; `answers` counts the answers.
+        topics: curated prompts by topic, of those that have one.
+        responses: a few, which cite many rules between them.
+    """
+
+    rules: Counter[int] = field(default_factory=Counter)
+    by_kind: dict[str, Counter[int]] = field(default_factory=dict)
+    answers: Counter[str] = field(default_factory=Counter)
+    topics: Counter[str] = field(default_factory=Counter)
+    responses: list[AlignedResponse] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class ReportData(RunView):
     """What the report shows.
 
     Attributes:
-        rules: citations by rule number, over all aligned responses.
         current: the model that is promoted now, by this run or another.
         standing: what became of the final model if it passed the gate, else empty.
         losses: stage -> loss curve.
         history: earlier runs and this one, oldest first.
+        since: from the latest earlier run that has an evaluation.
         bytes_written: of the artifacts that this run made.
     """
 
-    run: RunRecord
-    status: RunStatus
-    manifests: dict[str, Manifest]
-    summary: EvaluationSummary | None = None
-    verdict: Verdict | None = None
     standing: str = ""
     current: PromotedModel | None = None
-    rules: Counter[int] = field(default_factory=Counter)
-    responses: list[AlignedResponse] = field(default_factory=list)
+    citations: Citations = field(default_factory=Citations)
     losses: dict[str, list[dict[str, float]]] = field(default_factory=dict)
-    answers: list[Answers] = field(default_factory=list)
-    history: list[RunStatus] = field(default_factory=list)
+    history: list[PastRun] = field(default_factory=list)
+    since: RunDiff | None = None
     bytes_written: int = 0
     bytes_in_store: int = 0
 
 
 def collect(store: Store, run_id: str) -> ReportData:
     """Gather a run's report. Raises ConfigurationError for an unknown run."""
-    run = read_run(store, run_id)
-    status = status_to_show(store, run_id)
-    manifests = {}
-    for record in status.stages:
-        manifest = read_manifest(store, record.artifact, record.key) if record.key else None
-        if manifest is not None:
-            manifests[record.artifact] = manifest
-    data = ReportData(run, status, manifests)
-    _add_evaluation(store, data)
-    _add_responses(store, data)
+    seen = view(store, run_id)
+    data = ReportData(**{name: getattr(seen, name) for name in RunView.__slots__})
+    current = read_pointer(store)
+    data.current = None if current is None else current.pointer.model
+    if data.verdict is not None and data.verdict.promote:
+        final = data.manifests["promotion"].parent_digest("final_model")
+        data.standing = standing(final, current)
+    data.citations = _citations(store, data.manifests)
     for artifact in ("engraved_model", "final_model"):
-        if artifact in manifests:
-            curve = read_file(store, manifests[artifact], "loss.jsonl")
-            data.losses[manifests[artifact].stage] = loss_curve(curve)
+        if artifact in data.manifests:
+            curve = read_file(store, data.manifests[artifact], "loss.jsonl")
+            data.losses[data.manifests[artifact].stage] = loss_curve(curve)
     data.history = _history(store, run_id)
-    data.bytes_written, data.bytes_in_store = written_bytes(store, status), total_bytes(store)
+    earlier = [past.status.id for past in data.history if past.final and past.status.id != run_id]
+    with contextlib.suppress(DataError):
+        data.since = compare(view(store, earlier[-1]), data) if earlier else None
+    data.bytes_written = written_bytes(store, data.status)
+    data.bytes_in_store = total_bytes(store)
     return data
 
 
-def _add_evaluation(store: Store, data: ReportData) -> None:
-    current = read_pointer(store)
-    data.current = None if current is None else current.pointer.model
-    evaluation = data.manifests.get("evaluation")
-    if evaluation is None:
-        return
-    data.summary = read_file_as(store, evaluation, "summary.json", EvaluationSummary)
-    prompts = read_file_as(store, evaluation, "prompts.json", RootModel[dict[str, str]]).root
-    data.answers = _answers(read_records(store, evaluation, EvaluationRecord), prompts)
-    promotion = data.manifests.get("promotion")
-    if promotion is not None:
-        data.verdict = read_file_as(store, promotion, "verdict.json", Verdict)
-        if data.verdict.promote:
-            data.standing = standing(promotion.parent_digest("final_model"), current)
-
-
-def _answers(records: Any, prompts: dict[str, str]) -> list[Answers]:
-    found: dict[str, Answers] = {}
-    kinds: Counter[str] = Counter()
-    for record in records:
-        if record.metric != "heldout.aligned" or record.item_id not in prompts:
-            continue
-        kind = record.kind or ""
-        if record.item_id not in found:
-            if kinds[kind] >= SHOWN_ANSWERS_PER_KIND:
-                continue
-            kinds[kind] += 1
-            found[record.item_id] = Answers(kind, prompts[record.item_id], {})
-        found[record.item_id].texts[record.model] = (record.text, record.value == 1)
-    return sorted(found.values(), key=lambda a: a.kind)
-
-
-def _add_responses(store: Store, data: ReportData) -> None:
-    aligned = data.manifests.get("aligned_responses")
+def _citations(store: Store, manifests: dict[str, Manifest]) -> Citations:
+    found = Citations()
+    aligned, prompts = manifests.get("aligned_responses"), manifests.get("prompts")
+    kinds: dict[str, str] = {}
+    if prompts is not None:
+        for prompt in read_records(store, prompts, Prompt):
+            kinds[prompt.id] = prompt.type or prompt.source.replace("_", " ")
+            if prompt.topic:
+                found.topics[prompt.topic] += 1
     if aligned is None:
-        return
+        return found
+    shown: set[int] = set()
     for row in read_records(store, aligned, AlignedResponse):
-        data.rules.update(row.rules)
+        kind = kinds.get(row.id, "unknown")
+        found.rules.update(row.rules)
+        found.answers[kind] += 1
+        found.by_kind.setdefault(kind, Counter()).update(row.rules)
         # the first answer that cites a rule not shown yet: a few rows, many rules
-        shown = {rule for kept in data.responses for rule in kept.rules}
-        if len(data.responses) < SHOWN_RESPONSES and set(row.rules) - shown:
-            data.responses.append(row)
+        if len(found.responses) < SHOWN_RESPONSES and set(row.rules) - shown:
+            found.responses.append(row)
+            shown.update(row.rules)
+    return found
 
 
-def _history(store: Store, run_id: str) -> list[RunStatus]:
+def _history(store: Store, run_id: str) -> list[PastRun]:
     ids = run_ids(store)
     earlier = ids[: ids.index(run_id) + 1] if run_id in ids else []
-    statuses = [read_status(store, each) for each in earlier[-HISTORY_LENGTH:]]
-    return [status for status in statuses if status is not None]
+    with ThreadPoolExecutor(_READERS) as readers:
+        found = list(readers.map(partial(_past, store), earlier[-HISTORY_LENGTH:]))
+    return [past for past in found if past is not None]
+
+
+def _past(store: Store, run_id: str) -> PastRun | None:
+    status = read_status(store, run_id)
+    if status is None:
+        return None
+    key = next((each.key for each in status.stages if each.name == "evaluate" and each.key), None)
+    with contextlib.suppress(DataError):
+        manifest = read_manifest(store, "evaluation", key) if key else None
+        if manifest is not None:
+            summary = read_file_as(store, manifest, "summary.json", EvaluationSummary)
+            for metric in (ALIGNED, HHH, MC1):  # the first that was measured
+                if final := summary.metric("final", metric):
+                    return PastRun(status, final, summary.metric("base", metric))
+    return PastRun(status)

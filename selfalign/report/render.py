@@ -2,121 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 from rich.filesize import decimal
 
 from selfalign import __version__
 from selfalign.errors import printable
-from selfalign.evaluation.scores import ALIGNED, CONTINUOUS, GUARD, GUARDS, LENGTH_WORDS
-from selfalign.evaluation.summary import EvaluationSummary, MetricSummary
-from selfalign.pipeline import STAGES
+from selfalign.evaluation.scores import ALIGNED, GUARDS
+from selfalign.evaluation.summary import Comparison
 from selfalign.report import charts
+from selfalign.report.answers import changes, marked
 from selfalign.report.collect import PUBLISHED_ANNOTATION, ReportData
+from selfalign.report.rules import panels
+from selfalign.report.tables import (
+    ablation,
+    funnel,
+    nights,
+    quarantined,
+    rules_by_kind,
+    score_tables,
+    variant_name,
+)
+from selfalign.report.words import answers, refusals, sentences, signed
 from selfalign.seeds import ANNOTATION_LIMIT, AnnotationBudget
-from selfalign.store.manifest import Manifest, QuarantinedRow
 
-SHOWN_QUARANTINED = 20  # rows per stage; `selfalign show ARTIFACT --dropped` shows all
-
-VARIANT_NAMES = {
-    "base": "base, plain",
-    "base_principled": "base + principles",
-    "engraved": "engraved, plain",
-    "final": "final, plain",
-    "promoted": "promoted before, plain",
-    "promoted_again": "promoted before, answers drawn again",
-    "anchor": "anchor, plain",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class FunnelRow:
-    """One stage's losses."""
-
-    stage: str
-    read: int
-    kept: int
-    dropped: list[tuple[str, int, float]]  # filter or quarantine, rows, share of what was read
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreTable:
-    """A metric: a row per variant, a column per kind."""
-
-    metric: str
-    kinds: list[str]
-    rows: list[tuple[str, list[MetricSummary | None]]]
-    scaled: bool
-
-
-def variant_name(variant: str, principles: dict[int, str]) -> str:
-    """How a person calls a variant."""
-    if variant.startswith("base_without_"):
-        number = int(variant.removeprefix("base_without_"))
-        name = principles.get(number)
-        return f"base + principles, without {number}{f' ({name})' if name else ''}"
-    return VARIANT_NAMES.get(variant, variant)
-
-
-def funnel(manifests: dict[str, Manifest]) -> list[FunnelRow]:
-    """What each stage read, kept and dropped by filter."""
-    rows = []
-    for stage in STAGES:
-        manifest = manifests.get(stage.writes)
-        if manifest is None or stage.workload == "evaluate":
-            continue
-        counts = manifest.counts
-        if not manifest.shards and not counts.read:  # promote reads no records
-            continue
-        lost = dict(counts.dropped)
-        lost |= {f"quarantined: {reason}": n for reason, n in counts.quarantined.items()}
-        dropped = sorted(lost.items(), key=lambda item: -item[1])
-        rows.append(
-            FunnelRow(
-                stage.name,
-                counts.read,
-                counts.kept,
-                [(name, count, count / max(counts.read, 1)) for name, count in dropped],
-            )
-        )
-    return rows
-
-
-def quarantined(manifests: dict[str, Manifest]) -> list[tuple[str, int, list[QuarantinedRow]]]:
-    """Stage, rows set aside, and the first of them."""
-    found = ((m.stage, m.quarantined) for s in STAGES if (m := manifests.get(s.writes)))
-    return [(stage, len(rows), rows[:SHOWN_QUARANTINED]) for stage, rows in found if rows]
-
-
-def score_tables(summary: EvaluationSummary) -> list[ScoreTable]:
-    """One table per metric, `heldout.aligned` first."""
-    metrics = list(dict.fromkeys(row.metric for row in summary.metrics))
-    metrics.sort(key=lambda metric: metric != ALIGNED)
-    tables = []
-    for metric in metrics:
-        if metric in GUARDS:
-            continue
-        mine = [row for row in summary.metrics if row.metric == metric]
-        kinds = sorted({row.kind for row in mine if row.kind is not None})
-        cells = {(row.model, row.kind): row for row in mine}
-        columns: list[str | None] = [None, *kinds]
-        rows = [
-            (model, [cells.get((model, kind)) for kind in columns])
-            for model in summary.models
-            if (model, None) in cells
-        ]
-        tables.append(ScoreTable(metric, ["all", *kinds], rows, metric not in CONTINUOUS))
-    guarded = [
-        (model, [summary.metric(model, name) for name in GUARDS])
-        for model in summary.models
-        if summary.metric(model, GUARDS[0])
-    ]
-    if guarded:
-        kinds = [name.removeprefix(GUARD) for name in GUARDS]
-        tables.append(ScoreTable("share of broken answers", kinds, guarded, scaled=True))
-    return tables
+SHOWN_FIRST, SHOWN_PAIRS = 3, 12  # pairs of answers that got better, worse or other: open, in all
+SHOWN_TOPICS = 20
+LONGEST_SHOWN = 4000  # characters of a model's text
 
 
 def render_report(data: ReportData, principles: dict[int, str]) -> str:
@@ -133,7 +48,11 @@ def render_report(data: ReportData, principles: dict[int, str]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["thousands"] = lambda value: f"{value:,}"
+    environment.filters |= {
+        "thousands": lambda value: f"{value:,}",
+        "shown": lambda text: text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + " …",
+        "signed": signed,
+    }
     template = environment.get_template("report.html.j2")
     return template.render(**_context(data, principles))
 
@@ -144,44 +63,95 @@ def _budget(lines: int | None) -> str:
     return f"over the limit: fewer than {ANNOTATION_LIMIT} are asked for"
 
 
+def _headline(data: ReportData) -> tuple[str, str]:
+    """The verdict in a word or two, and the style sheet's class for it."""
+    if data.verdict is None:
+        return "No verdict yet", ""
+    if data.verdict.promote:
+        return data.standing[0].upper() + data.standing[1:], (
+            "yes" if data.standing == "promoted" else ""
+        )
+    return ("No change", "") if data.verdict.decision == "no_change" else ("Not promoted", "no")
+
+
 def _context(data: ReportData, principles: dict[int, str]) -> dict[str, Any]:
-    total = sum(data.rules.values())
+    opponent = "promoted" if any("promoted" in item.texts for item in data.items) else "base"
+    found = changes(data.items, "final", opponent)
+    comparisons = data.summary.comparisons if data.summary else ()
+    total = sum(data.citations.rules.values())
+    seconds = sum(stage.seconds or 0 for stage in data.status.stages)
     return {
         "version": __version__,
+        "data": data,
         "run": data.run,
         "status": data.status,
         "manifests": data.manifests,
-        "verdict": data.verdict,
-        "standing": data.standing,
-        "summary": data.summary,
+        "headline": _headline(data),
+        "panels": panels(data.verdict) if data.verdict else [],
+        "since": list(sentences(data.since)) if data.since else [],
         "tables": score_tables(data.summary) if data.summary else [],
-        "comparisons": [
-            row
-            for row in (data.summary.comparisons if data.summary else ())
-            if row.kind is None and row.metric not in GUARDS
+        "comparisons": [r for r in comparisons if r.kind is None and r.metric not in GUARDS],
+        "answers": found,
+        "told": [answers(found), *refusals(found)],
+        "groups": [
+            (title, pairs[:SHOWN_FIRST], pairs[SHOWN_FIRST:SHOWN_PAIRS], len(pairs))
+            for title, pairs in (
+                ("Got worse", found.worse),
+                ("Got better", found.better),
+                ("Changed most, neither better nor worse", found.other),
+            )
         ],
-        "length_metric": LENGTH_WORDS,
+        "kinds": _kinds(comparisons, opponent),
+        "marked": marked,
         "funnel": funnel(data.manifests),
         "quarantined": quarantined(data.manifests),
         "rules": [
             (number, principles.get(number, ""), count, count / total)
-            for number, count in sorted(data.rules.items())
+            for number, count in sorted(data.citations.rules.items())
         ],
-        "responses": data.responses,
-        "losses": {
+        "principles": principles,
+        "rule_heat": rules_by_kind(data.citations, principles),
+        "topics": data.citations.topics.most_common(SHOWN_TOPICS),
+        "curves": {
             stage: charts.line(
-                [(row["step"], row["loss"]) for row in curve], x_label="step", y_label="loss"
+                [(row["step"], row["loss"]) for row in curve],
+                f"loss of {stage}: {curve[0]['loss']:.3f} at step {curve[0]['step']:g}, "
+                f"{curve[-1]['loss']:.3f} at step {curve[-1]['step']:g}",
             )
             for stage, curve in data.losses.items()
+            if curve
         },
-        "answers": data.answers,
-        "history": data.history,
+        "ablation": ablation(data, principles),
+        "nights": nights(data.history),
         "budget": _budget(data.run.annotation_lines),
         "published": PUBLISHED_ANNOTATION,
-        "seconds": sum(stage.seconds or 0 for stage in data.status.stages),
+        "seconds": seconds,
         "written": decimal(data.bytes_written),
         "stored": decimal(data.bytes_in_store),
         "name": lambda variant: variant_name(variant, principles),
-        "share_bar": charts.share_bar,
-        "interval": charts.interval,
+        "bar": charts.bar,
     }
+
+
+def _kinds(comparisons: Iterable[Comparison], opponent: str) -> list[tuple[Comparison, Markup]]:
+    """`heldout.aligned` by kind, the largest difference first, each with its drawing."""
+    rows = [
+        row
+        for row in comparisons
+        if (row.subject, row.against, row.metric) == ("final", opponent, ALIGNED)
+        and row.kind is not None
+        and row.difference is not None
+    ]
+    rows.sort(key=lambda row: (-abs(row.difference or 0), row.kind))
+    return [
+        (
+            row,
+            charts.strip(
+                charts.Scale(-1, 1),
+                f"{row.kind}: {signed(row.difference or 0, 2)}",
+                row.difference,
+                None if row.low is None or row.high is None else (row.low, row.high),
+            ),
+        )
+        for row in rows
+    ]

@@ -11,7 +11,7 @@ import pytest
 from selfalign.cli.report import _of_seeds
 from selfalign.evaluation.summary import EvaluationSummary
 from selfalign.load import load_config
-from selfalign.report.collect import ReportData
+from selfalign.report.collect import PastRun, ReportData
 from selfalign.report.render import render_report
 from selfalign.run.record import RunRecord, RunStatus
 from selfalign.seeds import file_digests
@@ -42,12 +42,12 @@ def test_unknown_lines_are_not_said_to_keep_the_limit() -> None:
 def test_what_happened_is_told_of_runs_that_went_well() -> None:
     gathered = data()
     gathered.history = [
-        gathered.status.model_copy(update={"id": "before", "verdict": "NotPromoted"}),
-        gathered.status.model_copy(update={"verdict": "Promoted", "message": "promoted; by 0.1"}),
+        PastRun(gathered.status.model_copy(update={"id": "before", "verdict": "NotPromoted"})),
+        PastRun(gathered.status.model_copy(update={"verdict": "Promoted", "message": "by <0.1>"})),
     ]
     html = render_report(gathered, {})
     assert "<td>NotPromoted</td>" in html
-    assert "<td>promoted; by 0.1</td>" in html
+    assert '<td>Promoted<div class="small">by &lt;0.1&gt;</div></td>' in html
 
 
 @pytest.mark.parametrize(("confidence", "shown"), [(0.95, "95%"), (0.975, "97.5%")])

@@ -41,7 +41,7 @@ def test_the_latest_run_is_the_newest_and_not_the_last_of_the_alphabet(store: Lo
 
 
 def test_the_history_of_a_run_is_what_was_created_before_it(store: LocalStore) -> None:
-    assert [status.id for status in collect(store, "b").history] == ["nightly", "a", "b"]
+    assert [past.status.id for past in collect(store, "b").history] == ["nightly", "a", "b"]
 
 
 def test_a_truncated_record_is_named_and_hides_no_other_run(
@@ -51,4 +51,4 @@ def test_a_truncated_record_is_named_and_hides_no_other_run(
     record.write_bytes(record.read_bytes()[:20])
     with pytest.raises(DataError, match=r"runs/a/run\.json: not a valid RunRecord"):
         read_run(store, latest_run(store))
-    assert [status.id for status in collect(store, "b").history] == ["nightly", "b"]
+    assert [past.status.id for past in collect(store, "b").history] == ["nightly", "b"]

@@ -19,7 +19,7 @@ from selfalign.errors import DataError
 from selfalign.evaluation.summary import EvaluationSummary
 from selfalign.identity import collect_inputs
 from selfalign.records import Json
-from selfalign.report.render import funnel, quarantined
+from selfalign.report.tables import funnel, quarantined
 from selfalign.run.plan import plan_from_store
 from selfalign.run.stage import run_stage
 from selfalign.store.artifact import read_file_as, read_rows

@@ -15,7 +15,7 @@ from selfalign.identity import collect_inputs
 from selfalign.load import load_config
 from selfalign.pipeline import STAGES
 from selfalign.records import AlignedResponse, Candidate, Prompt, VerboseResponse
-from selfalign.report.render import funnel
+from selfalign.report.tables import funnel
 from selfalign.run.plan import plan_from_store
 from selfalign.run.stage import run_stage
 from selfalign.serving.directory import read_served

@@ -1,0 +1,138 @@
+"""What differs between two runs: settings, seeds, artifacts, rows kept, scores, answers.
+
+`selfalign diff` prints it; the report says it of a run and the one before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from selfalign.errors import hide_secrets
+from selfalign.evaluation.summary import Comparison, summarise
+from selfalign.pipeline import STAGES
+from selfalign.records import canonical_json
+from selfalign.report.answers import Answers, Item, changes
+from selfalign.report.view import RunView
+
+FINAL = "final"
+_SHOWN_VALUE = 120  # characters of a setting
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A value that differs; None where one run lacks it."""
+
+    name: str
+    before: str | None
+    after: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a stage kept in each run, and whether both have the very same artifact."""
+
+    stage: str
+    before: int | None
+    after: int | None
+    same: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RunDiff:
+    """Two runs.
+
+    Attributes:
+        scores: of the final models on the items both answered, overall before kinds.
+        answers: of the final models; None where one run has no evaluation of these items.
+    """
+
+    before: RunView
+    after: RunView
+    settings: list[Setting]
+    kept: list[Kept]
+    scores: list[Comparison]
+    answers: Answers | None
+
+
+def compare(before: RunView, after: RunView) -> RunDiff:
+    """What differs from one run to another. Raises nothing for what one of them lacks."""
+    answers = _answers(before, after)
+    return RunDiff(
+        before=before,
+        after=after,
+        settings=list(_settings(before, after)),
+        kept=list(_kept(before, after)),
+        scores=_scores(before, after),
+        answers=answers if answers.compared else None,
+    )
+
+
+def _settings(before: RunView, after: RunView) -> Iterator[Setting]:
+    left, right = (dict(_flat(run.run.config)) | _identities(run) for run in (before, after))
+    for name in sorted(left.keys() | right.keys()):
+        if left.get(name) != right.get(name):
+            yield Setting(name, left.get(name), right.get(name))
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping) and value:
+        for key, each in value.items():
+            yield from _flat(each, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, hide_secrets(canonical_json(value))[:_SHOWN_VALUE]
+
+
+def _identities(run: RunView) -> dict[str, str]:
+    """Code, seeds and data by digest, as far as the run's artifacts name them."""
+    found = {"code version": run.run.code_version}
+    for manifest in run.manifests.values():
+        for group in ("seeds", "data"):
+            for name, digest in (manifest.identity.get(group) or {}).items():
+                found[f"{group}: {name}"] = str(digest)[:12]
+        if manifest.identity.get("base_model"):
+            found["base model"] = str(manifest.identity["base_model"])[:24]
+    return found
+
+
+def _kept(before: RunView, after: RunView) -> Iterator[Kept]:
+    for stage in STAGES:
+        left, right = (run.manifests.get(stage.writes) for run in (before, after))
+        if left is not None or right is not None:
+            yield Kept(
+                stage.name,
+                None if left is None else left.counts.kept,
+                None if right is None else right.counts.kept,
+                left is not None and right is not None and left.digest == right.digest,
+            )
+
+
+def _scores(before: RunView, after: RunView) -> list[Comparison]:
+    sides = {"before": before.scores.get(FINAL), "after": after.scores.get(FINAL)}
+    if not sides["before"] or not sides["after"] or after.summary is None:
+        return []
+    kinds = {score.item_id: score.kind for score in sides["before"]}
+    same = [score for score in sides["after"] if kinds.get(score.item_id) == score.kind]
+    found = summarise(
+        {"before": sides["before"], "after": same},
+        confidence=after.summary.confidence,
+        comparisons=[("after", "before")],
+    )
+    return [row for row in found.comparisons if row.n]
+
+
+def _answers(before: RunView, after: RunView) -> Answers:
+    earlier = {item.id: item for item in before.items if FINAL in item.texts}
+    items = [
+        Item(
+            item.id,
+            item.kind,
+            item.prompt,
+            {"after": item.texts[FINAL], "before": earlier[item.id].texts[FINAL]},
+            {"after": item.values[FINAL], "before": earlier[item.id].values[FINAL]},
+        )
+        for item in after.items
+        if FINAL in item.texts and item.id in earlier and earlier[item.id].prompt == item.prompt
+    ]
+    return changes(items, "after", "before")
