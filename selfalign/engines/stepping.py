@@ -37,6 +37,8 @@ class Stepping:
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._streams: dict[str, tuple[Stream, Read]] = {}  # by request: whom its output goes to
         self._failure: Exception | None = None
+        self._submitting = threading.Lock()  # guards `_closed`: no request comes after `_close`
+        self._closed = False
         self._closing = False
         built: Future[Any] = Future()
         self._thread = threading.Thread(
@@ -55,8 +57,10 @@ class Stepping:
             self._commands.put(lambda: self._abort(stream))
 
     def close(self) -> None:
-        """End the thread and the engine. Streams that are still read get an error."""
-        self._commands.put(self._close)
+        """End the thread and the engine. Streams that are still read, or asked, get an error."""
+        with self._submitting:
+            self._closed = True
+            self._commands.put(self._close)
         self._thread.join()
         self.engine.engine_core.shutdown()
         del self.engine
@@ -64,7 +68,11 @@ class Stepping:
     def submit(self, stream: Stream, tokens: list[int], parameters: Any, read: Read) -> str:
         """Queue a request; the stream gets its last output under the name that this returns."""
         name = str(next(self._names))
-        self._commands.put(lambda: self._add(stream, name, tokens, parameters, read))
+        with self._submitting:
+            if self._closed:
+                stream.put(name, _closed())
+            else:
+                self._commands.put(lambda: self._add(stream, name, tokens, parameters, read))
         return name
 
     def _run(self, build: Callable[[], Any], built: Future[Any]) -> None:
@@ -113,13 +121,13 @@ class Stepping:
         if self._failure is not None:
             stream.put(name, self._failure)
             return
+        self._streams[name] = (stream, read)  # first, so that an engine that died ends it too
         try:
             prompt = {"type": "token", "prompt_token_ids": tokens}
             self.engine.add_request(name, prompt, parameters)
         except ValueError as error:
+            del self._streams[name]
             stream.put(name, Refused(str(error)))
-        else:
-            self._streams[name] = (stream, read)
 
     def _abort(self, stream: Stream) -> None:
         names = [name for name, (owner, _) in self._streams.items() if owner is stream]
@@ -129,7 +137,7 @@ class Stepping:
             self.engine.abort_request(names)
 
     def _close(self) -> None:
-        self._fail(RuntimeError("the engine was closed while it generated"))
+        self._fail(_closed())
         self._closing = True
 
     def _fail(self, error: Exception) -> None:
@@ -137,6 +145,10 @@ class Stepping:
         while self._streams:
             name, (stream, _) = self._streams.popitem()
             stream.put(name, error)
+
+
+def _closed() -> RuntimeError:
+    return RuntimeError("the engine was closed while it generated")
 
 
 class Stream:

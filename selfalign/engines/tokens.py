@@ -118,8 +118,11 @@ class PromptTokenizer:
         return TextStream(self.tokenizer, prompt, stop)
 
     def _tokens_before_text(self) -> list[int]:
-        plain = self.tokenizer(PROBE, add_special_tokens=False)["input_ids"]
-        whole = self.tokenizer(PROBE)["input_ids"]
+        # As `encode` splits: a fast tokenizer keeps that setting, and cannot change it while
+        # another thread encodes.
+        split = {"split_special_tokens": True}
+        plain = self.tokenizer(PROBE, add_special_tokens=False, **split)["input_ids"]
+        whole = self.tokenizer(PROBE, **split)["input_ids"]
         for start in range(len(whole) - len(plain) + 1):
             if whole[start : start + len(plain)] == plain:
                 return list(whole[:start])

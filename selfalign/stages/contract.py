@@ -259,13 +259,15 @@ def commit_parts(
 class EngineHandle:
     """An engine that is opened when first needed, and closed with the `with` block.
 
-    A stage that finds all its parts committed never loads a model.
+    A stage that finds all its parts committed never loads a model. After the block none is loaded
+    any more, whatever another thread of the stage still wants to ask.
     """
 
     def __init__(self, opener: Callable[[], Engine]) -> None:
         self._opener = opener
         self._engine: Engine | None = None
         self._opening = Lock()
+        self._closed = False
 
     @property
     def info(self) -> EngineInfo | None:
@@ -273,8 +275,13 @@ class EngineHandle:
         return None if self._engine is None else self._engine.info
 
     def get(self) -> Engine:
-        """The engine, loaded now if it was not yet. Threads may ask at once."""
+        """The engine, loaded now if it was not yet. Threads may ask at once.
+
+        Raises RuntimeError after the block.
+        """
         with self._opening:
+            if self._closed:
+                raise RuntimeError("the engine was closed")
             if self._engine is None:
                 log.info("engine.loading")
                 started = time.monotonic()
@@ -290,9 +297,11 @@ class EngineHandle:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._engine is not None:
-            self._engine.__exit__(*exc_info)
-            self._engine = None
+        self._closed = True
+        with self._opening:  # what another thread is loading is closed too
+            engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.__exit__(*exc_info)
 
 
 def generate_shard(

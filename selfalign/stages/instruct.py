@@ -57,9 +57,11 @@ def instruct(context: StageContext) -> Manifest | None:
         ThreadPoolExecutor(1, thread_name_prefix="topics") as beside,
         EngineHandle(lambda: base_engine(context.store, context.config, config.engine)) as engine,
     ):
-        growing = beside.submit(grow_topics, context, engine)  # read from the store once grown
-        if engine_config.kind not in SHARED_BY_STREAMS:
-            growing.result()
+        growing: Future[Topics] = Future()
+        if engine_config.kind in SHARED_BY_STREAMS:
+            growing = beside.submit(grow_topics, context, engine)
+        else:  # in this thread, so that a signal ends it
+            growing.set_result(grow_topics(context, engine))
         work = _Work(context, growing)
         generate_shard(
             writer.shard(context.shard, context.num_shards),

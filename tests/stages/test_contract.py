@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Self
 
 import pytest
@@ -206,6 +208,24 @@ def test_the_engine_is_closed_when_it_fails(store: LocalStore) -> None:
     with pytest.raises(EngineError):
         generate(store, engine)
     assert engine.closed
+
+
+def test_an_engine_that_another_thread_loads_is_closed_too(store: LocalStore) -> None:
+    engine, loading, go_on = EchoEngine(), Event(), Event()
+
+    def opener() -> EchoEngine:
+        loading.set()
+        go_on.wait()
+        return engine
+
+    with ThreadPoolExecutor(1) as beside:
+        with EngineHandle(opener) as handle:
+            beside.submit(handle.get)
+            loading.wait()
+            go_on.set()
+        assert engine.closed
+        with pytest.raises(RuntimeError, match="closed"):
+            handle.get()
 
 
 def test_a_shard_with_every_part_committed_loads_no_model(store: LocalStore) -> None:
