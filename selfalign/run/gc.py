@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from selfalign.errors import SelfAlignError, TemporaryError
 from selfalign.run.reachable import CHECKPOINTS, Retention, Unit, find_units, unreachable
 from selfalign.store.base import NotFound, PreconditionFailed, Store
-from selfalign.store.claims import COLLECTION_KEY, DELETE, HEED, Collection
+from selfalign.store.claims import COLLECTION_KEY, DELETE, HEED, RENEW, Collection
 from selfalign.store.documents import parse_document
 from selfalign.telemetry import Progress, log
 
@@ -123,8 +123,19 @@ class _Notice:
         self.renew(self.collection.condemned)
 
     def renew(self, condemned: list[str]) -> None:
-        """Put up the notice anew; what it names no longer may be used again."""
-        changes = {"renewed_at": self.clock(), "condemned": condemned}
+        """Put up the notice anew; what it names no longer may be used again.
+
+        Raises Collecting where it is another's, or so old that somebody may have disregarded it.
+        """
+        now = self.clock()
+        if abs(now - self.collection.renewed_at) > RENEW:
+            raise Collecting(
+                f"{self.store.url}/{COLLECTION_KEY}: not renewed since "
+                f"{self.collection.renewed_at}, as when a machine sleeps; others may use by now "
+                "what was to be deleted",
+                remedy="begin again, an hour after that time; what was deleted stays deleted",
+            )
+        changes = {"renewed_at": now, "condemned": condemned}
         self.collection = self.collection.model_copy(update=changes)
         try:
             data = self.collection.to_bytes()

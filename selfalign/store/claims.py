@@ -8,7 +8,9 @@
 Whichever way the steps interleave, at least one of the two sees the other, because a store is
 strongly consistent. A claim counts by the time at which it was written, which is the store's. One
 gc.json is heeded for `HEED`; who wrote it deletes for `DELETE` alone after it was written or
-renewed. So a gc that died delays nobody for long, and clocks may differ by what lies between.
+renewed, and renews it within `RENEW` or gives up. So a gc that died delays nobody for long, one
+that was asleep deletes nothing that others began to use, and clocks may differ by what lies
+between.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from selfalign.store.documents import StoredModel, StoredName, read_document
 COLLECTION_KEY = "gc.json"
 CLAIM_NAME = "claim.json"
 HEED = timedelta(minutes=60)
-DELETE = timedelta(minutes=20)  # S3 refuses clocks that differ by more than 15 minutes
+RENEW = timedelta(minutes=40)  # S3 refuses clocks that differ by more than 15 minutes
+DELETE = timedelta(minutes=20)
 
 
 class Condemned(TemporaryError):

@@ -233,6 +233,32 @@ def test_two_at_once_are_refused_and_a_dead_one_is_taken_over() -> None:
     assert COLLECTION_KEY not in world.objects
 
 
+def test_a_gc_that_slept_does_not_delete_what_others_began_to_use() -> None:
+    world = World()
+    for number in range(3):
+        made(world, f"night-{number}", seed=number)
+    evaluations = [
+        p for p in find_units(MemoryStore(world)) if p.startswith("artifacts/evaluation")
+    ]
+    claimed: list[str] = []
+
+    class Sleeping(MemoryStore):
+        def delete(self, key: str) -> None:
+            super().delete(key)
+            if not claimed:
+                later(world, hours=2)
+                for unit in evaluations:
+                    claim(MemoryStore(world), unit, {}, world.clock)
+                    claimed.append(unit)
+
+    with pytest.raises(Collecting, match="not renewed since"):
+        gc(world, Sleeping(world))
+    assert all(f"{unit}/manifest.json" in world.objects for unit in claimed)
+    later(world, hours=1)
+    assert not set(gc(world).deleted) & set(claimed)
+    assert COLLECTION_KEY not in world.objects
+
+
 def test_a_worker_does_not_begin_what_is_being_deleted() -> None:
     world = World()
     made(world, "night-0", seed=0)
