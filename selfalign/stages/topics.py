@@ -7,22 +7,29 @@ deterministic they agree anyway.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
 
-from selfalign.engines.base import Completion, GenerationRequest, Quarantined, Sampling
+from selfalign.engines.base import Completion, GenerationRequest, Quarantined, Sampling, unreadable
 from selfalign.errors import DataError
 from selfalign.filters.candidates import parse_topics
 from selfalign.filters.topics import balance_topics
 from selfalign.prompts import render_topics
 from selfalign.stages.contract import EngineHandle, StageContext
 from selfalign.store.artifact import artifact_prefix
-from selfalign.store.base import NotFound, PreconditionFailed
-from selfalign.store.documents import decode_json
+from selfalign.store.base import PreconditionFailed
+from selfalign.store.documents import StoredModel, read_document
 from selfalign.telemetry import log
 
 Topics = dict[str, list[str]]
+
+
+class TopicRound(StoredModel):
+    """The topics by question type after a round."""
+
+    signed = True
+
+    topics: Topics
 
 
 def grow_topics(context: StageContext, engine: EngineHandle) -> Topics:
@@ -47,23 +54,19 @@ def _round(context: StageContext, engine: EngineHandle, topics: Topics, number: 
     store = context.store
     prefix = artifact_prefix(context.stage.writes, context.key)
     name = f"{prefix}topics/round-{number:02d}.json"
-    try:
-        return _parse(store.read(name), name)
-    except NotFound:
-        grown = _grow(context, engine, topics, number)
-    try:
-        store.write(name, json.dumps(grown, ensure_ascii=False).encode(), if_absent=True)
-    except PreconditionFailed:
-        return _parse(store.read(name), name)
-    return grown
-
-
-def _parse(data: bytes, name: str) -> Topics:
-    try:
-        value: Topics = decode_json(data)
-    except ValueError as error:
-        raise DataError(f"{name}: not valid JSON", remedy="delete it; it is made again") from error
-    return value
+    done = read_document(store, name, TopicRound)
+    if done is None:
+        done = TopicRound(topics=_grow(context, engine, topics, number))
+        try:
+            store.write(name, done.to_bytes(name), if_absent=True)
+        except PreconditionFailed:
+            done = read_document(store, name, TopicRound) or done
+    if done.topics.keys() != topics.keys():
+        raise DataError(
+            f"{store.url}/{name}: its question types are not those of the seeds",
+            remedy="it was edited: delete it; it is made again",
+        )
+    return done.topics
 
 
 def _grow(context: StageContext, engine: EngineHandle, topics: Topics, number: int) -> Topics:
@@ -84,6 +87,8 @@ def _grow(context: StageContext, engine: EngineHandle, topics: Topics, number: i
 
     completions: dict[str, Completion] = {}
     for answer in engine.get().generate(requests()):
+        if isinstance(answer, Completion):
+            answer = unreadable(answer.id, answer.text) or answer
         if isinstance(answer, Quarantined):
             log.warning("topics.quarantined", request=answer.id, why=answer.explanation)
         else:

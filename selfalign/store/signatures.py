@@ -5,7 +5,7 @@ Off unless keys are set; both are 32 bytes in base64 (Ed25519):
     SELFALIGN_STORE_SIGNING_KEY   the private key: only stages have it, from a Secret
     SELFALIGN_STORE_VERIFY_KEY    the public key: everybody who reads; the signing key implies it
 
-Signed are manifests, commit marks, indexes of checkpoints and the pointer, each with its
+Signed are manifests, commit marks, topics, indexes of checkpoints and the pointer, each with its
 place. Where a key is set, one of these without a valid signature is refused.
 """
 

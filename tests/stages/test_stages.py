@@ -16,7 +16,7 @@ from selfalign.load import load_config
 from selfalign.pipeline import STAGES
 from selfalign.records import AlignedResponse, Candidate, Prompt, VerboseResponse
 from selfalign.report.tables import funnel
-from selfalign.run.plan import plan_from_store
+from selfalign.run.plan import Planned, plan_from_store
 from selfalign.run.stage import run_stage
 from selfalign.serving.directory import read_served
 from selfalign.stages.rollback import roll_back
@@ -459,3 +459,22 @@ def test_evaluation_files_contaminate_no_prompt(world: Path) -> None:
     prompts = run_through(config, "curate")["prompts"]
     assert prompts.counts.dropped["contaminated"] >= 1
     assert leaked not in {p.text for p in read_records(store, prompts, Prompt)}
+
+
+@pytest.mark.parametrize(
+    ("forged", "told"),
+    [
+        (b"[1, 2]", "not a valid TopicRound"),
+        (b'{"topics": {}}', "its question types are not those of the seeds"),
+        (b'{"topics": {"x": [["y"]]}}', "not a valid TopicRound"),
+    ],
+)
+def test_topics_that_somebody_forged_end_the_stage(world: Path, forged: bytes, told: str) -> None:
+    config = load(world)
+    store = LocalStore(Path(config.store))
+    first, *_ = plan_from_store(config, collect_inputs(config), store)
+    assert isinstance(first, Planned)
+    name = f"{first.unit}/topics/round-00.json"
+    store.write(name, forged)
+    with pytest.raises(DataError, match=f"{name}: {told}"):
+        run_stage("instruct", config, store)
