@@ -169,6 +169,10 @@ def test_gc_is_off_and_where_it_is_on_it_reaches_the_store_alone() -> None:
     assert "selfalign-gc" not in str(subjects)
     egress = only(manifests, "NetworkPolicy", "selfalign-gc")["spec"]["egress"]
     assert [[port["port"] for port in rule["ports"]] for rule in egress] == [[53, 53], [443]]
+    agent = {"to": [{"ipBlock": {"cidr": "169.254.170.23/32"}}], "ports": [{"port": 80}]}
+    manifests = render_platform(gc=values, networkPolicy={"egress": [agent]})
+    for name in ("selfalign-gc", "selfalign-controller"):
+        assert agent in only(manifests, "NetworkPolicy", name)["spec"]["egress"]
 
 
 def test_configuration_and_policy_are_where_the_controller_looks() -> None:
