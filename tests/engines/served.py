@@ -30,7 +30,7 @@ class ModelServer:
         rows: what /v1/models lists.
         key: that requests must bear; None: none.
         echo: whether it scores.
-        tokenize: whether it has /tokenize.
+        tokenize: whether it has /tokenize; "content": one that looks for the text under that name.
         bodies: of completions asked for.
         headers: of the last request.
     """
@@ -39,7 +39,7 @@ class ModelServer:
     rows: list[dict[str, Any]]
     key: str | None = None
     echo: bool = True
-    tokenize: bool = True
+    tokenize: bool | str = True
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -115,8 +115,9 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._allowed():
             return
         if self.path == "/tokenize" and state.tokenize:
-            tokens = self.model.engine._tokenizer.tokenizer(body["prompt"])["input_ids"]
-            self._answer(200, {"tokens": tokens})
+            text = body.get("prompt" if state.tokenize is True else state.tokenize, "")
+            tokenizer = self.model.engine._tokenizer.tokenizer
+            self._answer(200, {"tokens": tokenizer(text)["input_ids"] if text else []})
         elif self.path != "/v1/completions":
             self._answer(404, {"error": {"message": "not found"}})
         elif body["model"] not in {row["id"] for row in state.rows}:

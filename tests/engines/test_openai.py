@@ -267,8 +267,9 @@ def test_another_tokenizer_behind_the_name_is_refused(
     monkeypatch.setattr(changed, lower_case)
     with pytest.raises(ConfigurationError, match="it is another model"):
         connect()
-    server.tokenize = False  # then nothing is known of it
-    connect()
+    for nothing_known in (False, "content"):
+        server.tokenize = nothing_known
+        connect()
 
 
 def test_the_context_is_the_servers_unless_a_shorter_one_is_asked(

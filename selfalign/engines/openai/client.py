@@ -147,7 +147,7 @@ class Client:
         if status == 200:
             try:
                 return response.json()
-            except ValueError:
+            except (ValueError, RecursionError):
                 return _Failure("failed", "the answer is no JSON")
         message = f"HTTP status {status}: {self._told(response)}"
         if status in _OVERLOADED:

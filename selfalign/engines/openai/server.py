@@ -155,6 +155,8 @@ def _compare_tokens(client: Client, found: Server, tokenizer: Any, url: str) -> 
         theirs = answer["tokens"]
     except (RequestFailed, ConfigurationError, KeyError, TypeError):
         return  # only some servers have it
+    if not isinstance(theirs, list) or not theirs:
+        return  # another server's /tokenize, which found no text where it looks for one
     ours = tokenizer(_PROBE)["input_ids"]
     if theirs != ours:
         raise ConfigurationError(
