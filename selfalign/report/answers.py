@@ -12,7 +12,6 @@ from selfalign.evaluation.scores import ALIGNED, ItemScore
 from selfalign.records import EvaluationRecord
 
 _PIECES = re.compile(r"\w+\s*|[^\w\s]\s*|\s+")
-_COMPARED_PIECES = 600  # of each answer; matching takes the square of it at worst
 
 Spans = list[tuple[str, bool]]  # pieces of a text in order, and whether the other text lacks them
 
@@ -130,22 +129,16 @@ def _pair(item: Item, subject: str, against: str) -> Pair:
 
 
 def marked(old: str, new: str) -> tuple[Spans, Spans]:
-    """Both texts in pieces that the other has or lacks.
-
-    Of longer answers only the beginning is compared; the rest counts as different.
-    """
-    pieces = [_PIECES.findall(text) for text in (old, new)]
-    left, right = (each[:_COMPARED_PIECES] for each in pieces)
-    # white space after a word is the word's, and does not make it another word
+    """Both texts in pieces that the other has or lacks."""
+    left, right = _PIECES.findall(old), _PIECES.findall(new)
+    # White space after a word is the word's, and does not make it another word. In texts of 200
+    # pieces a frequent word begins no match (autojunk): loops of one word would take minutes.
     keys = [[piece.rstrip() for piece in each] for each in (left, right)]
-    matcher = SequenceMatcher(None, keys[0], keys[1], autojunk=False)
     before: Spans = []
     after: Spans = []
-    for tag, i1, i2, j1, j2 in matcher.get_opcodes():
+    for tag, i1, i2, j1, j2 in SequenceMatcher(None, keys[0], keys[1]).get_opcodes():
         _add(before, "".join(left[i1:i2]), tag != "equal")
         _add(after, "".join(right[j1:j2]), tag != "equal")
-    _add(before, "".join(pieces[0][_COMPARED_PIECES:]), True)
-    _add(after, "".join(pieces[1][_COMPARED_PIECES:]), True)
     return before, after
 
 

@@ -6,11 +6,13 @@ size on a phone, where a drawing with a fixed view shrinks until nobody can read
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
+_MAX_POINTS = 500  # of a line
 _MARGIN = 2.0  # percent of a strip's width left free at each end, so that a point is not cut
 
 
@@ -76,9 +78,12 @@ def bar(parts: Sequence[tuple[str, float]], label: str) -> Markup:
 
 
 def line(points: Sequence[tuple[float, float]], label: str) -> Markup:
-    """A line through points (x, y), stretched over its frame; empty for fewer than two."""
+    """A line through points (x, y), stretched over its frame; empty for fewer than two. Of very
+    many, every n-th and the last."""
     if len(points) < 2:
         return Markup("")
+    every = math.ceil(len(points) / _MAX_POINTS)
+    points = [*points[:-1:every], points[-1]]
     across = Scale(min(x for x, _ in points), max(x for x, _ in points))
     up = Scale(min(0.0, *(y for _, y in points)), max(y for _, y in points))
     path = " ".join(f"{across.place(x):.2f},{100 - up.place(y):.2f}" for x, y in points)

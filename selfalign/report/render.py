@@ -66,7 +66,8 @@ def _budget(lines: int | None) -> str:
 def _headline(data: ReportData) -> tuple[str, str]:
     """The verdict in a word or two, and the style sheet's class for it."""
     if data.verdict is None:
-        return "No verdict yet", ""
+        failed = data.status.phase == "Failed"
+        return ("Failed before a verdict", "no") if failed else ("No verdict yet", "")
     if data.verdict.promote:
         return data.standing[0].upper() + data.standing[1:], (
             "yes" if data.standing == "promoted" else ""

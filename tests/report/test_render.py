@@ -50,6 +50,18 @@ def test_what_happened_is_told_of_runs_that_went_well() -> None:
     assert '<td>Promoted<div class="small">by &lt;0.1&gt;</div></td>' in html
 
 
+def test_a_run_that_failed_says_so_first_with_the_cause_and_the_remedy() -> None:
+    gathered = data()
+    gathered.status = gathered.status.model_copy(
+        update={"phase": "Failed", "message": "disk <full>", "remedy": "delete something"}
+    )
+    verdict = render_report(gathered, {}).partition("</section>")[0]
+    assert '<section class="verdict no" aria-label="Verdict"><strong>Failed before' in verdict
+    assert "<p>disk &lt;full&gt;</p><p>What to do: delete something</p>" in verdict
+    gathered.status = gathered.status.model_copy(update={"phase": "Running"})
+    assert "<strong>No verdict yet</strong>" in render_report(gathered, {})
+
+
 @pytest.mark.parametrize(("confidence", "shown"), [(0.95, "95%"), (0.975, "97.5%")])
 def test_the_confidence_is_not_rounded(confidence: float, shown: str) -> None:
     gathered = data()
