@@ -122,7 +122,7 @@ def test_after_a_rollback_run_and_report_say_what_is_current(world: Path, tmp_pa
     report = tmp_path / "report.html"
     assert selfalign("report", *other, "--out", report).returncode == 0
     assert "P" + expected[1:] in report.read_text()
-    assert '<div class="verdict yes">' not in report.read_text()
+    assert '<section class="verdict "' in report.read_text()
     assert (
         selfalign(
             "rollback", "--config", world, "--to", second["artifacts"]["final_model"]["key"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from markupsafe import Markup
@@ -28,30 +28,35 @@ class RuleRow:
     chart: Markup
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Panel:
-    """Rules on one scale. `folded` holds those about a part or a guard, or without a number, if
-    they did not fail."""
+    """Rules on one scale, whose ends it names. One that is `folded` holds those about a part or a
+    guard, or without a number, that did not fail."""
 
     title: str
     ends: tuple[str, str]
-    rows: list[RuleRow] = field(default_factory=list)
-    folded: list[RuleRow] = field(default_factory=list)
+    rows: list[RuleRow]
+    folded: bool
 
 
 def panels(verdict: Verdict) -> list[Panel]:
     """The rules by what they compare, each group on a scale of its own; those without a number
     (skipped, not measured) last, without a drawing."""
-    groups: dict[tuple[Group, str | None], list[RuleOutcome]] = {}
+    groups: dict[tuple[Group, str | None, bool], list[RuleOutcome]] = {}
     for outcome in verdict.reasons:
-        groups.setdefault((_group(outcome), _opponent(outcome)), []).append(outcome)
+        name = (_group(outcome), _opponent(outcome), _is_folded(outcome))
+        groups.setdefault(name, []).append(outcome)
     order: list[Group] = ["difference", "ratio", "mean", "words"]
     return [
-        _panel(group, against, rows)
-        for (group, against), rows in sorted(
-            groups.items(), key=lambda item: order.index(item[0][0])
-        )
+        _panel(*name, groups[name])
+        for name in sorted(groups, key=lambda each: order.index(each[0]))
     ]
+
+
+def _is_folded(outcome: RuleOutcome) -> bool:
+    metric = outcome.rule.metric
+    detail = _group(outcome) == "words" or metric.startswith(GUARD) or "/" in metric
+    return detail and outcome.outcome != "failed"
 
 
 def _group(outcome: RuleOutcome) -> Group:
@@ -69,7 +74,7 @@ def _opponent(outcome: RuleOutcome) -> str | None:
     return outcome.rule.against if _group(outcome) in ("difference", "ratio") else None
 
 
-def _panel(group: Group, against: str | None, outcomes: list[RuleOutcome]) -> Panel:
+def _panel(group: Group, against: str | None, folded: bool, outcomes: list[RuleOutcome]) -> Panel:
     reach = max(
         [_LEAST_REACH]
         + [
@@ -84,21 +89,17 @@ def _panel(group: Group, against: str | None, outcomes: list[RuleOutcome]) -> Pa
             if value is not None
         ]
     )
-    scale, panel = {
+    scale, title, ends = {
         "difference": (
             charts.Scale(-reach, reach),
-            Panel(f"Difference to {against}", (signed(-reach, 2), signed(reach, 2))),
+            f"Difference to {against}",
+            (signed(-reach, 2), signed(reach, 2)),
         ),
-        "ratio": (charts.Scale(0, 2), Panel(f"Times as much as {against}", ("0", "2 or more"))),
-        "mean": (charts.Scale(0, 1), Panel("The final model by itself", ("0", "1"))),
-        "words": (charts.Scale(0, 1), Panel("Rules without a number", ("", ""))),
+        "ratio": (charts.Scale(0, 2), f"Times as much as {against}", ("0", "2 or more")),
+        "mean": (charts.Scale(0, 1), "The final model by itself", ("0", "1")),
+        "words": (charts.Scale(0, 1), "Rules without a number", ("", "")),
     }[group]
-    for outcome in outcomes:
-        row = _row(group, scale, outcome)
-        detail = group == "words" or outcome.rule.metric.startswith(GUARD)
-        hidden = (detail or "/" in outcome.rule.metric) and outcome.outcome != "failed"
-        (panel.folded if hidden else panel.rows).append(row)
-    return panel
+    return Panel(title, ends, [_row(group, scale, each) for each in outcomes], folded)
 
 
 def _row(group: Group, scale: charts.Scale, outcome: RuleOutcome) -> RuleRow:

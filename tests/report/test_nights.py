@@ -117,6 +117,7 @@ def test_the_picture_marks_zero_the_margin_and_the_interval_where_they_are(night
     drawn = nights.html["second"].split(label)[1].partition("</svg>")[0]
     reach = max(abs(end) for r in verdict.reasons
                 if r.rule.against == "promoted" and r.rule.min_ratio is None
+                and (r.outcome == "failed" or r.rule.metric == "heldout.aligned")
                 for end in (*(r.interval or ()), r.rule.min_difference or 0))  # fmt: skip
 
     def place(value: float) -> str:
