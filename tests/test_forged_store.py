@@ -182,6 +182,7 @@ def sealed(value: dict[str, Any]) -> bytes:
 READERS = {
     "status": ["status", "r"],
     "report": ["report", "r", "--out", "{out}"],
+    "diff": ["diff", "r", "r"],
     "chat": ["chat", "A question?"],
     "show": ["show", "final_model"],
     "show --dropped": ["show", "prompts", "--dropped"],
