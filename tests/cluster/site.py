@@ -107,7 +107,7 @@ class Site:
     def namespace(self) -> str:
         return self.cluster.namespace
 
-    def deploy(self, *, nightly: str | None = None) -> None:
+    def deploy(self, *, nightly: str | None = None, serving: bool = False) -> None:
         """`make deploy`, with images that the node has already."""
         port = int(self.s3.url.rpartition(":")[2])
         environment = {
@@ -120,6 +120,7 @@ class Site:
             "environment": environment,
             "networkPolicy": {"storePorts": [port]},
             "runs": {"overrides": OVERRIDES},
+            "serving": {"enabled": serving},
             "nightly": {"schedule": nightly or "0 1 * * *", "suspend": nightly is None},
         }
         stages = {"networkPolicy": {"storePorts": [port]}, **self.stage_values}
