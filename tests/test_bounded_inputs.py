@@ -50,10 +50,10 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 def test_a_hostile_configuration_is_refused_at_once(tmp_path: Path, text: str) -> None:
     path = tmp_path / "selfalign.yaml"
     path.write_text(text)
-    started = time.monotonic()
+    started = time.process_time()  # whatever else the machine is doing
     with pytest.raises(ConfigurationError, match=r"selfalign\.yaml"):
         load_config(path)
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
 
 
 def test_an_alias_that_expands_to_little_is_no_mistake(tmp_path: Path) -> None:
