@@ -7,6 +7,7 @@ SelfAlignError
 │   │   ├── HelmFailed            Helm finds a chart or its values wrong
 │   │   └── NightlyOverlap        a nightly run is refused while another one is running
 │   ├── DataError             3   an artifact, a model or a data file is wrong, corrupt or empty
+│   │   └── UnknownModel          a request names a model that is not served
 │   └── StoreDenied           4   the store refuses these credentials
 │       └── ClusterDenied         the API server refuses these credentials, or a policy the object
 └── TemporaryError           75   retry later, bounded
