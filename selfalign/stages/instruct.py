@@ -118,8 +118,15 @@ def _request(context: StageContext, asked: _Asked) -> GenerationRequest:
         sampling = config.general_sampling
     else:
         prompt = render_questions(seeds, chosen.sample(seeds.topic_guided, shown), asked.hints)
+        prompt += _first_hint(asked.hints)
         sampling = config.question_sampling
     return GenerationRequest(asked.id, prompt, Sampling(**sampling.model_dump()), seed)
+
+
+def _first_hint(hints: list[Hint]) -> str:
+    """What the prompt says of the first line itself: a weak base model keeps to the form of the
+    lines and makes up hints of its own."""
+    return f" ({hints[0].text})"
 
 
 def _num_shown(context: StageContext, asked: _Asked) -> int:
@@ -159,6 +166,7 @@ def _finish(
         for index, item in enumerate(items):
             _judge(context, outcome, item, request=asked.id, index=index)
         return
+    text = _first_hint(asked.hints) + text
     found = parse_questions(text, hints=asked.hints, next_number=next_number, finish_reason=reason)
     for index, hint in enumerate(asked.hints):
         question = found.get(index)
