@@ -185,6 +185,9 @@ class InstructConfig(GenerationStageModel):
     topic_sampling: SamplingConfig = SamplingConfig(temperature=1.0, top_p=0.95, max_new_tokens=384)
     questions_in_context: PositiveInt = Field(5, description="seed questions in each prompt")
     questions_per_request: PositiveInt = Field(5, description="(type, topic) hints per prompt")
+    name_first_hint: bool = Field(
+        True, description="the prompt ends with its first hint; weak models make up hints otherwise"
+    )
     question_sampling: SamplingConfig = SamplingConfig(
         temperature=1.0, top_p=0.95, max_new_tokens=384
     )

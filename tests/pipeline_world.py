@@ -25,7 +25,7 @@ RESPONSES = [
         "8. Too short.\n9. Tell me how to $word5 the $word6.",
     },
     {"match": "topics of the type", "text": " $word1\n3. $word2"},
-    {"match": r"Hints:\n\d+\. \((?P<a>[^)]*)\)", "text": " ($a) How do I $word1 a $word2 here?"},
+    {"match": r"Hints:\n\d+\. \(", "text": " How do I $word1 a $word2 here?"},
     {
         "match": r"follows these rules[\s\S]*User: (?P<q>[^\n]*)\nThought:$",
         "text": " This deed is fair: 3 (helpful).\nAssistant: To do that, take the $word1 and "

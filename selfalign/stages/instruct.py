@@ -118,15 +118,14 @@ def _request(context: StageContext, asked: _Asked) -> GenerationRequest:
         sampling = config.general_sampling
     else:
         prompt = render_questions(seeds, chosen.sample(seeds.topic_guided, shown), asked.hints)
-        prompt += _first_hint(asked.hints)
+        prompt += _given(context, asked.hints)
         sampling = config.question_sampling
     return GenerationRequest(asked.id, prompt, Sampling(**sampling.model_dump()), seed)
 
 
-def _first_hint(hints: list[Hint]) -> str:
-    """What the prompt says of the first line itself: a weak base model keeps to the form of the
-    lines and makes up hints of its own."""
-    return f" ({hints[0].text})"
+def _given(context: StageContext, hints: list[Hint]) -> str:
+    """What the prompt says of the first line itself."""
+    return f" ({hints[0].text})" if context.config.instruct.name_first_hint else ""
 
 
 def _num_shown(context: StageContext, asked: _Asked) -> int:
@@ -166,7 +165,7 @@ def _finish(
         for index, item in enumerate(items):
             _judge(context, outcome, item, request=asked.id, index=index)
         return
-    text = _first_hint(asked.hints) + text
+    text = _given(context, asked.hints) + text
     found = parse_questions(text, hints=asked.hints, next_number=next_number, finish_reason=reason)
     for index, hint in enumerate(asked.hints):
         question = found.get(index)
