@@ -321,18 +321,31 @@ def generate_shard(
         finish: enters an item's completion into the outcome of its part.
         limit: of quarantined rows; raises DataError where it is passed.
     """
-    started = now()
+    started, made = now(), _Throughput()
     if shard.finished:
         return
     parts = commit_parts(
         shard,
         chunks,
-        lambda pending: _generated(engine, pending, request, finish, progress),
+        lambda pending: _generated(engine, pending, request, finish, progress, made),
         progress,
         check=limit.add,
     )
-    shard.finish(parts, provenance(started, engine.info))
+    shard.finish(parts, provenance(started, engine.info, made.tokens_per_second))
     log.info("shard.finished", shard=shard.index, num_shards=shard.num_shards, parts=len(parts))
+
+
+@dataclass(slots=True)
+class _Throughput:
+    """What an engine has generated for this worker, without what an earlier attempt committed."""
+
+    new_tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """None where nothing was generated."""
+        return round(self.new_tokens / max(self.seconds, 1e-9), 2) if self.new_tokens else None
 
 
 def _generated(
@@ -341,6 +354,7 @@ def _generated(
     request: Callable[[_Item], GenerationRequest | Quarantined],
     finish: Callable[[PartOutcome, _Item, Completion], None],
     progress: Progress,
+    made: _Throughput,
 ) -> Iterator[tuple[str, PartOutcome]]:
     """The outcome of each chunk as soon as all its items are answered.
 
@@ -390,13 +404,20 @@ def _generated(
     first = next(chunks, None)
     if first is None:
         return
-    for answer in engine.get().generate(requests(chain([first], chunks))):
+    loaded = engine.get()
+    began = time.monotonic()
+    for answer in loaded.generate(requests(chain([first], chunks))):
+        made.seconds = time.monotonic() - began
+        if isinstance(answer, Completion):
+            made.new_tokens += answer.num_new_tokens
         settle(*places.pop(answer.id), answer)
         yield from outcomes()
     yield from outcomes()
 
 
-def provenance(started: str, engine: EngineInfo | None = None) -> Provenance:
+def provenance(
+    started: str, engine: EngineInfo | None = None, tokens_per_second: float | None = None
+) -> Provenance:
     """When and on what this was made."""
     details = (
         {}
@@ -411,6 +432,7 @@ def provenance(started: str, engine: EngineInfo | None = None) -> Provenance:
     return Provenance(
         started_at=started,
         finished_at=now(),
+        tokens_per_second=tokens_per_second,
         hardware={
             "machine": platform.machine(),
             "processor": platform.processor(),

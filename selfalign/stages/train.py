@@ -72,9 +72,11 @@ def _fine_tune(
     writer = context.writer()
     checkpoints = StoreCheckpoints(writer)
     progress = Progress("steps", None)
+    rate: float | None = None
 
     def on_progress(step: int, total_steps: int, loss: float, tokens_per_second: float) -> None:
-        progress.total = total_steps
+        nonlocal rate
+        progress.total, rate = total_steps, round(tokens_per_second, 2)
         if progress.done == 0 and step > 1:
             progress.skip(step - 1)
         progress.advance(
@@ -105,7 +107,7 @@ def _fine_tune(
             files=_upload(context, context.work / "output"),
             counts=Counts(read=len(data), kept=result.examples, dropped=result.dropped_examples),
             details={**_details(config, result), "base_model": base.model_dump()},
-            provenance=provenance(started).model_copy(update={"engine": result.engine}),
+            provenance=provenance(started, None, rate).model_copy(update={"engine": result.engine}),
         )
         checkpoints.clear()
     wait_for_everyone()

@@ -216,9 +216,11 @@ class ArtifactWriter:
         if check is not None:
             check(parts)
         counts = reduce(Counts.plus, (part.counts for part in parts), Counts())
+        rates = [rate for s in shards if (rate := s.provenance.tokens_per_second) is not None]
         provenance = Provenance(
             started_at=min(shard.provenance.started_at for shard in shards),
             finished_at=max(shard.provenance.finished_at for shard in shards),
+            tokens_per_second=sum(rates) / len(rates) if rates else None,
             hardware=shards[0].provenance.hardware,
             engine=shards[0].provenance.engine,
         )

@@ -88,10 +88,16 @@ class Part(StoredModel):
 
 
 class Provenance(StoredModel):
-    """How and when something was made; never part of an identity."""
+    """How and when something was made; never part of an identity.
+
+    Attributes:
+        tokens_per_second: of one worker of a stage that generates, new tokens (of an artifact, the
+            workers' mean); of a training, all its processes' tokens. None where it is not known.
+    """
 
     started_at: str
     finished_at: str
+    tokens_per_second: float | None = None
     hardware: dict[str, str] = Field(default_factory=dict)
     engine: dict[str, str] = Field(default_factory=dict)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -143,6 +144,22 @@ def test_a_prompt_that_is_too_long_is_set_aside_and_the_others_are_kept(store: L
     assert manifest.counts.quarantined == {"too_long": 2}
     assert [row.id for row in manifest.quarantined] == ["r003", "r013"]
     assert manifest.counts.read == 23
+
+
+def test_the_manifest_says_how_many_new_tokens_a_second_a_worker_made(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr("selfalign.stages.contract.time.monotonic", lambda: float(next(ticks)))
+    manifest = generate(store, ShortEngine())
+    assert manifest is not None
+    rate = manifest.provenance.tokens_per_second
+    assert rate is not None
+    # 21 completions of one token; the clock moves on with every answer, and is read elsewhere too
+    assert 21 / 200 < rate <= 21 / 23
+    again = generate(LocalStore(Path(store.url) / "other"), EchoEngine(), count=0)
+    assert again is not None
+    assert again.provenance.tokens_per_second is None
 
 
 class BabblingEngine(EchoEngine):

@@ -193,6 +193,7 @@ def test_a_trained_model_says_what_trained_it_and_what_the_adapter_changes(world
     manifest = run_through(load(world), "engrave")["engraved_model"]
     engine = manifest.provenance.engine
     assert (engine["name"], engine["torch"]) == ("transformers", torch.__version__)
+    assert (manifest.provenance.tokens_per_second or 0) > 0
     assert "cpu" in engine["device"] or torch.cuda.is_available()
     projections = ("k_proj", "o_proj", "q_proj", "v_proj")
     assert manifest.details["adapted_modules"] == dict.fromkeys(projections, 2)

@@ -32,7 +32,7 @@ from selfalign.run.plan import Blocked, plan_from_store
 from selfalign.run.record import Attempt, RunStatus, StageState
 from selfalign.seeds import SEED_FILES
 from selfalign.store.artifact import ArtifactWriter
-from selfalign.store.base import NotFound, PreconditionFailed, Store
+from selfalign.store.base import Entry, NotFound, PreconditionFailed, Store
 from selfalign.store.manifest import Counts, Manifest, Provenance
 from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
 
@@ -93,6 +93,10 @@ class DictStore:
     def list(self, prefix: str) -> Iterator[str]:
         self._check()
         yield from sorted(key for key in self.objects if key.startswith(prefix))
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        for key in self.list(prefix):
+            yield Entry(key, len(self.objects[key]), START)
 
     def delete(self, key: str) -> None:
         self._check()

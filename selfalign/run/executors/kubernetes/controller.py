@@ -25,6 +25,7 @@ from selfalign.run.executors.kubernetes.cluster import (
     labels_of,
     name_of,
 )
+from selfalign.run.executors.kubernetes.findings import findings_of, finished_at
 from selfalign.run.executors.kubernetes.reconcile import Reconciler
 from selfalign.run.executors.kubernetes.server import Metrics
 from selfalign.run.executors.kubernetes.serving import STEP_SECONDS, Serving
@@ -36,6 +37,7 @@ STALLED_SECONDS = 300.0  # one step of a run; a store that is down has answered 
 _POLL_SECONDS = 1.0
 _RETRY_LIMIT_SECONDS = 60.0
 _SHORT_WATCH_SECONDS = 30.0
+_FIND_SECONDS = 5.0  # between two looks for a run that has ended
 # The API server accepts objects nested 10,000 deep, and one such run must not hide the others.
 _RECURSION_LIMIT, _STACK_BYTES = 50_000, 64 * 1024 * 1024
 _SERVING = "deployment/serving"  # no run can have this name
@@ -69,6 +71,8 @@ class Controller:
         serving: str | None = None,
     ) -> None:
         self._cluster = cluster
+        self._opener = opener
+        self._newest: Resource | None = None  # the finished run that ended last
         self._resync_seconds = resync_seconds
         self._due: dict[str, float] = {}
         self._changed = threading.Condition()
@@ -94,6 +98,7 @@ class Controller:
         ]
         for arguments in watches:
             threading.Thread(target=self._watch, args=arguments, daemon=True).start()
+        threading.Thread(target=self._find, daemon=True).start()
         if self._serving is not None:
             self.add(_SERVING)
         worker = threading.Thread(target=self._work, name="reconcile")
@@ -174,6 +179,27 @@ class Controller:
                 log.warning("serving.retry", error=error.message[:500])
         self.add(_SERVING, STEP_SECONDS)
 
+    def _find(self) -> None:
+        """Read what the newest finished run found, beside the loop: no run waits for it."""
+        found: Resource | None = None
+        while not self._stopping.wait(_FIND_SECONDS):
+            if (newest := self._newest) is None or newest is found:
+                continue
+            try:
+                self.metrics.findings = findings_of(self._cluster, self._opener, newest)
+                found = newest
+            except Exception as error:  # noqa: BLE001 - whatever it was, it is tried again
+                self.metrics.count_error(error)
+                log.warning("findings.retry", run=name_of(newest), error=str(error)[:500])
+                self._stopping.wait(_RETRY_LIMIT_SECONDS)
+
+    def _is_newest(self, run: Resource) -> bool:
+        ended = finished_at(run)
+        last = None if self._newest is None else finished_at(self._newest)
+        if ended is None:
+            return False
+        return last is None or ended > last
+
     def _retry(self, name: str, error: Exception) -> float:
         self.metrics.count_error(error)
         self._failures[name] += 1
@@ -210,6 +236,8 @@ class Controller:
         was, self._phases[name] = self._phases.get(name), crd.phase_of(run)
         self.metrics.created(metadata["creationTimestamp"])
         if crd.is_finished(run):
+            if self._is_newest(run):
+                self._newest = run
             completed = (run.get("status") or {}).get("completedAt")
             if crd.is_true(run, "Succeeded") and completed:
                 self.metrics.succeeded(completed)

@@ -11,6 +11,7 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from selfalign.errors import ConfigurationError
+from selfalign.run.executors.kubernetes.findings import VERDICTS, Findings
 from selfalign.run.executors.kubernetes.serving import Standing
 from selfalign.run.record import Attempt
 
@@ -26,6 +27,7 @@ class Metrics:
 
     Attributes:
         standing: how the promoted model stands, where a Deployment serves it.
+        findings: what the newest finished run found.
     """
 
     def __init__(self, phases: Callable[[], Counter[str]], depth: Callable[[], int]) -> None:
@@ -38,6 +40,7 @@ class Metrics:
             ) from error
         self._phases, self._depth = phases, depth
         self.standing: Standing | None = None
+        self.findings: Findings | None = None
         self._first_created = self._last_success = 0.0
         self.registry = CollectorRegistry()
         buckets = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
@@ -106,6 +109,39 @@ class Metrics:
             yield Gauge(
                 name, "When the current model became current, by promotion or rollback", moment
             )
+        if self.findings is not None:
+            yield from _of_newest_run(self.findings)
+
+
+def _of_newest_run(findings: Findings) -> Iterator[Any]:
+    """Gauges of the newest finished run alone: their number does not grow with the nights."""
+    from prometheus_client.core import GaugeMetricFamily as Gauge
+
+    name = "selfalign_run_verdict"
+    told = "1 for the verdict of the newest finished run; None: its gate has not judged"
+    verdict = Gauge(name, told, labels=["verdict"])
+    for each in VERDICTS:
+        verdict.add_metric([each], float(each == findings.verdict))
+    yield verdict
+    for end, told in (
+        ("mean", "Mean of a metric over the evaluation's items"),
+        ("low", "Lower end of the interval of selfalign_evaluation_mean"),
+        ("high", "Upper end of the interval of selfalign_evaluation_mean"),
+    ):
+        scores = Gauge(f"selfalign_evaluation_{end}", told, labels=["model", "metric"])
+        for row in findings.scores:
+            if (value := getattr(row, end)) is not None:
+                scores.add_metric([row.model, row.metric], value)
+        yield scores
+    for name, told in (
+        ("tokens_per_second", "One worker's new tokens, or a training's tokens"),
+        ("gpu_seconds", "Seconds of the stage's Jobs, times the GPUs of their pods"),
+        ("seconds", "Seconds of all attempts at the stage"),
+    ):
+        stages = Gauge(f"selfalign_stage_{name}", told, labels=["stage"])
+        for stage, value in getattr(findings, name).items():
+            stages.add_metric([stage], value)
+        yield stages
 
 
 class Server:
