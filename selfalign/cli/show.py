@@ -20,6 +20,7 @@ from selfalign.cli.options import (
     print_json,
     store_options,
 )
+from selfalign.cli.parquet import write_parquet
 from selfalign.errors import ConfigurationError, DataError, printable
 from selfalign.identity import collect_inputs
 from selfalign.inputs import localise
@@ -44,6 +45,13 @@ from selfalign.store.manifest import Manifest
 )
 @click.option("--records", is_flag=True, help="Print every record as one JSON line; nothing else.")
 @click.option(
+    "--parquet",
+    "target",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write every record into this Parquet file, for pandas and datasets; nothing else.",
+)
+@click.option(
     "--dropped",
     is_flag=True,
     help="Show sample texts that filters dropped, and the rows set aside.",
@@ -56,6 +64,7 @@ def show_command(
     key: str | None,
     limit: int,
     records: bool,
+    target: Path | None,
     dropped: bool,
     check: bool,
     config_path: Path,
@@ -69,6 +78,13 @@ def show_command(
     if records:
         for row in read_rows(opened.store, manifest):
             click.echo(_json(row))
+        return 0
+    if target is not None:
+        rows = write_parquet(opened.store, manifest, target)
+        written = {"artifact": artifact, "key": manifest.key, "records": rows, "file": str(target)}
+        print_json(written) if as_json else click.echo(
+            printable(f"{artifact} {manifest.key}: {rows:,} records, verified, in {target}")
+        )
         return 0
     problems = verify(opened.store, manifest) if check else []
     if as_json:
