@@ -116,7 +116,7 @@ class EngineConfig(Model):
 
 
 class BaseModelConfig(Model):
-    """The model every training starts from."""
+    """A model from elsewhere, such as the one that every training starts from."""
 
     path: str = Field(description="a local Hugging Face model directory, or a hub id")
     revision: str | None = Field(
@@ -317,6 +317,28 @@ class ElaborateConfig(GenerationStageModel):
     )
 
 
+class JudgeConfig(Model):
+    """A model that says which of two answers is better: the final model's or another's.
+
+    On a cluster only the platform's configuration names it, never a run.
+    """
+
+    model: BaseModelConfig = Field(
+        description="the judge's own model: not the base model, nor one that was made of it"
+    )
+    engine: EngineConfig | None = Field(None, description="null: the engine of evaluate")
+    template: Path | None = Field(
+        None,
+        description="text with the holes {query}, {a} and {b}, and {rubric} where wanted, that "
+        '"A" or "B" continues; null: the built-in one',
+    )
+    labelled: Path | None = Field(
+        None,
+        description="JSON lines of prompt, first, second and winner (first, second or tie), as "
+        "people judged: how far the judge agrees is reported; null: not measured",
+    )
+
+
 class EvaluateConfig(StageModel):
     """Scores with intervals."""
 
@@ -340,6 +362,9 @@ class EvaluateConfig(StageModel):
     ablate_principles: list[PositiveInt] = Field(
         default=[], description="also score the base with each of these rules left out"
     )
+    judge: JudgeConfig | None = Field(
+        None, description="compares held-out answers, each pair in both orders; null: none does"
+    )
     confidence: float = Field(
         0.9, gt=0, lt=1, description="of intervals; each end is wrong in (1 - this) / 2 of nights"
     )
@@ -354,8 +379,8 @@ class GateRule(Model):
     """
 
     metric: str = Field(
-        description="e.g. heldout.aligned, heldout.refusal.must, guard.empty, hhh, mc1; "
-        "metric/kind is one kind of item, metric/* each kind on its own"
+        description="e.g. heldout.aligned, heldout.refusal.must, guard.empty, hhh, mc1, "
+        "judge.win_rate; metric/kind is one kind of item, metric/* each kind on its own"
     )
     against: Literal["base", "promoted", "anchor"] | None = Field(
         None, description="whom the final model is compared to; null: nobody"
@@ -385,6 +410,12 @@ class GateRule(Model):
     def _has_a_bound(self) -> GateRule:
         compared = [self.min_difference, self.max_difference, self.min_ratio, self.max_ratio]
         has_comparison = any(bound is not None for bound in compared)
+        if self.metric.startswith("judge.win_rate"):
+            if self.against not in ("base", "promoted"):
+                raise ValueError(f"{self.metric}: the judge compares `against` base or promoted")
+            has_comparison = has_comparison or (self.at_least, self.at_most) != (None, None)
+        if self.metric == "judge.agreement" and self.against is not None:
+            raise ValueError(f"{self.metric} is the judge's own: leave out `against`")
         if has_comparison and self.against is None:
             raise ValueError(f"{self.metric}: a difference or ratio needs `against`")
         if not has_comparison and self.against is not None:
@@ -462,6 +493,28 @@ class RunConfig(Model):
     clone: CloneConfig = CloneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     promote: PromoteConfig = PromoteConfig()
+
+    @model_validator(mode="after")
+    def _judge_is_another_model(self) -> RunConfig:
+        judge = self.evaluate.judge
+        if judge is None:
+            return self
+        if self.evaluate.heldout is None:
+            raise ValueError(
+                "evaluate.judge compares held-out answers, and evaluate.heldout is null: set it, "
+                "or make evaluate.judge null"
+            )
+        ours, engine = self.evaluate.engine or self.engine, judge.engine
+        is_base = judge.model.path == self.base_model.path
+        if engine and ours.server and engine.server and engine.server.url == ours.server.url:
+            asked = engine.served_model or judge.model.path
+            is_base = is_base or asked == (ours.served_model or self.base_model.path)
+        if is_base:
+            raise ValueError(
+                f"evaluate.judge.model: {judge.model.path!r} is the base model, whose answers are "
+                "judged: name another model"
+            )
+        return self
 
     @model_validator(mode="after")
     def _parts_hold_whole_batches(self) -> RunConfig:

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from selfalign._version import __version__
-from selfalign.config import EvaluateConfig, GenerationStageModel, RunConfig
+from selfalign.config import BaseModelConfig, EvaluateConfig, GenerationStageModel, RunConfig
 from selfalign.errors import ConfigurationError, DataError
 from selfalign.pipeline import BY_NAME, Stage
 from selfalign.records import digest
@@ -37,16 +37,54 @@ class Inputs:
         seeds: file name within the seeds directory -> SHA-256.
         base_model: revision or content digest.
         data: name of an evaluation file's configuration field -> SHA-256; absent when not set.
+        judge: revision or content digest of the judge's model; None without a judge.
+
+    Raises ConfigurationError where the judge is the base model.
     """
 
     seeds: Mapping[str, str]
     base_model: str
     data: Mapping[str, str]
+    judge: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.judge is not None and self.judge == self.base_model:
+            raise ConfigurationError(
+                f"evaluate.judge.model: it is the base model ({self.judge[:24]}), whose answers "
+                "are judged",
+                remedy="name another model, or make evaluate.judge null",
+            )
 
 
 def is_default(field: str, path: Path) -> bool:
     """Whether an evaluation field names the set that comes with selfalign: `heldout: default`."""
     return field == "heldout" and path == Path("default")
+
+
+def data_of(config: EvaluateConfig, field: str) -> Path | None:
+    """The path in one of DATA_FIELDS; `judge.template` is below `judge`, which may be None."""
+    value: Any = config
+    for name in field.split("."):
+        value = getattr(value, name, None)
+    return value if isinstance(value, Path) else None
+
+
+def with_data(config: EvaluateConfig, paths: Mapping[str, Path]) -> EvaluateConfig:
+    """The section with other paths in some of DATA_FIELDS."""
+    updates: dict[str, Any] = {field: path for field, path in paths.items() if "." not in field}
+    below = {f.removeprefix("judge."): path for f, path in paths.items() if f not in updates}
+    if below and config.judge is not None:
+        updates["judge"] = config.judge.model_copy(update=below)
+    return config.model_copy(update=updates)
+
+
+def with_judge_model(config: EvaluateConfig, **values: str) -> EvaluateConfig:
+    """The section with other values in the judge's model, where there is a judge."""
+    judge = config.judge
+    if judge is None:
+        return config
+    model = judge.model.model_copy(update=values)
+    return config.model_copy(update={"judge": judge.model_copy(update={"model": model})})
 
 
 def data_path(field: str, path: Path) -> Path:
@@ -98,30 +136,35 @@ def _raise(error: OSError) -> None:
 
 
 def collect_inputs(config: RunConfig) -> Inputs:
-    """Hash the seeds, the base model and the evaluation files that the configuration names."""
+    """Hash the seeds, the models and the evaluation files that the configuration names."""
+    judge = config.evaluate.judge
     return Inputs(
         seeds=file_digests(config.seeds.directory),
-        base_model=base_model_revision(config),
+        base_model=model_revision(config.base_model, "base_model"),
         data={name: path_sha256(path) for name, path in data_files(config.evaluate).items()},
+        judge=model_revision(judge.model, "evaluate.judge.model") if judge else None,
     )
 
 
-def base_model_revision(config: RunConfig) -> str:
-    """The base model's identity: its revision where given, else the digest of its directory."""
-    base = config.base_model
-    if base.revision is not None:
-        return base.revision
-    path = Path(base.path)
+def model_revision(model: BaseModelConfig, name: str) -> str:
+    """A model's identity: its revision where given, else the digest of its directory.
+
+    Args:
+        name: of the model's section, for messages.
+    """
+    if model.revision is not None:
+        return model.revision
+    path = Path(model.path)
     if not path.is_dir():
         raise ConfigurationError(
-            f"base_model.path: {base.path!r} is not a directory",
+            f"{name}.path: {model.path!r} is not a directory",
             remedy="give a local Hugging Face model directory; for a hub id also set "
-            "base_model.revision to a commit",
+            f"{name}.revision to a commit",
         )
     if not (path / "config.json").is_file():
         raise DataError(
             f"{path}: no config.json, so this is not a Hugging Face model directory",
-            remedy="point base_model.path at the directory that save_pretrained wrote",
+            remedy=f"point {name}.path at the directory that save_pretrained wrote",
         )
     return f"sha256:{path_sha256(path)}"
 
@@ -133,7 +176,7 @@ def data_files(config: EvaluateConfig) -> dict[str, Path]:
     """
     files = {}
     for name in DATA_FIELDS:
-        path: Path | None = getattr(config, name)
+        path = data_of(config, name)
         if path is None:
             continue
         path = data_path(name, path)
@@ -166,13 +209,16 @@ def stage_identity(
         "stage": stage.name,
         "code_version": __version__,
         "seed": config.seed,
-        "config": _identity_view(section, drop=set(stage.data) | {"engine"}),
+        "config": _identity_view(section, drop=set(stage.data) | {"engine", "judge"}),
         "seeds": {name: inputs.seeds[name] for name in stage.seeds if name in inputs.seeds},
         "data": {name: inputs.data[name] for name in stage.data if name in inputs.data},
         "parents": dict(parents),
     }
     if isinstance(section, GenerationStageModel | EvaluateConfig):
         identity["engine"] = _identity_view(section.engine or config.engine, drop=set())
+    if isinstance(section, EvaluateConfig) and section.judge is not None:
+        engine = section.judge.engine or section.engine or config.engine
+        identity["judge"] = {"model": inputs.judge, "engine": _identity_view(engine, drop=set())}
     if stage.uses_base_model:
         identity["base_model"] = inputs.base_model
     if stage.reads_promoted:

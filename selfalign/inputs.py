@@ -16,7 +16,15 @@ from pathlib import Path
 
 from selfalign.config import RunConfig
 from selfalign.errors import ConfigurationError, DataError
-from selfalign.identity import DATA_FIELDS, is_default, names_sha256, visible_files
+from selfalign.identity import (
+    DATA_FIELDS,
+    data_of,
+    is_default,
+    names_sha256,
+    visible_files,
+    with_data,
+    with_judge_model,
+)
 from selfalign.records import digest
 from selfalign.seeds import SEED_FILES
 from selfalign.store.artifact import copy_files
@@ -178,21 +186,24 @@ def push_inputs(config: RunConfig, store: Store) -> RunConfig:
         seeds = seeds.model_copy(update={"directory": Path(name)})
     updates = {}
     for field in DATA_FIELDS:
-        path = getattr(evaluate, field)
+        path = data_of(evaluate, field)
         if path is not None and not is_stored(path) and not is_default(field, path):
             local = fetch_url(path) if is_remote(path) else path
             updates[field] = Path(push(store, field, local))
+    evaluate = with_data(evaluate, updates)
+    judge = evaluate.judge
+    if judge is not None and not is_stored(judge.model.path) and judge.model.revision is None:
+        name = push(store, "judge", Path(judge.model.path))
+        evaluate = with_judge_model(evaluate, path=name)
     if not is_stored(base.path) and base.revision is None:
         base = base.model_copy(update={"path": push(store, "base_model", Path(base.path))})
-    return config.model_copy(
-        update={"seeds": seeds, "evaluate": evaluate.model_copy(update=updates), "base_model": base}
-    )
+    return config.model_copy(update={"seeds": seeds, "evaluate": evaluate, "base_model": base})
 
 
 def localise(config: RunConfig, store: Store) -> RunConfig:
     """The configuration with local copies of stored seeds and evaluation files.
 
-    The base model stays where it is, since many stages never open it; its revision is set.
+    Models stay where they are, since many stages never open them; their revisions are set.
     """
     seeds, evaluate, base = config.seeds, config.evaluate, config.base_model
     if is_stored(seeds.directory):
@@ -200,10 +211,12 @@ def localise(config: RunConfig, store: Store) -> RunConfig:
     updates = {
         field: fetch(store, str(path)) if is_stored(path) else fetch_url(path)
         for field in DATA_FIELDS
-        if (path := getattr(evaluate, field)) is not None and (is_stored(path) or is_remote(path))
+        if (path := data_of(evaluate, field)) is not None and (is_stored(path) or is_remote(path))
     }
+    evaluate = with_data(evaluate, updates)
+    judge = evaluate.judge
+    if judge is not None and is_stored(judge.model.path) and judge.model.revision is None:
+        evaluate = with_judge_model(evaluate, revision=revision_of(judge.model.path))
     if is_stored(base.path) and base.revision is None:
         base = base.model_copy(update={"revision": revision_of(base.path)})
-    return config.model_copy(
-        update={"seeds": seeds, "evaluate": evaluate.model_copy(update=updates), "base_model": base}
-    )
+    return config.model_copy(update={"seeds": seeds, "evaluate": evaluate, "base_model": base})

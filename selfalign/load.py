@@ -26,7 +26,10 @@ _PATHS = (
         ("evaluate", name)
         for name in ("heldout", "hhh", "truthfulqa", "hhh_template", "truthfulqa_template")
     ),
+    ("evaluate", "judge", "template"),
+    ("evaluate", "judge", "labelled"),
 )
+_MODELS = (("base_model",), ("evaluate", "judge", "model"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,24 +234,32 @@ def _leaves(value: Any, prefix: str = "") -> list[str]:
 
 
 def _resolve_paths(raw: dict[str, Any], directory: Path) -> None:
-    for section, name in _PATHS:
-        node = raw.get(section)
+    for *above, name in _PATHS:
+        node = _node(raw, above)
         if isinstance(node, dict) and _is_local(node.get(name)):
             if name == "heldout" and node[name] == "default":
                 continue  # the set that comes with selfalign, not a file of this name
-            node[name] = str(_absolute(directory, node[name], f"{section}.{name}"))
+            node[name] = str(_absolute(directory, node[name], ".".join((*above, name))))
     seeds = {} if raw.get("seeds") is None else raw["seeds"]
     if isinstance(seeds, dict) and "directory" not in seeds:
         raw["seeds"] = {**seeds, "directory": str(directory / "seeds")}
-    base = raw.get("base_model")
-    if isinstance(base, dict) and _is_local(base.get("path")):
-        local = _absolute(directory, base["path"], "base_model.path")
-        # A hub id has a revision and no directory of its name; anything else is a directory.
-        if local.exists() or base.get("revision") is None:
-            base["path"] = str(local)
+    for names in _MODELS:
+        model = _node(raw, names)
+        if isinstance(model, dict) and _is_local(model.get("path")):
+            local = _absolute(directory, model["path"], ".".join((*names, "path")))
+            # A hub id has a revision and no directory of its name; anything else is a directory.
+            if local.exists() or model.get("revision") is None:
+                model["path"] = str(local)
     store = raw.get("store", "store")
     if isinstance(store, str) and "://" not in store:
         raw["store"] = str(_absolute(directory, store, "store"))
+
+
+def _node(raw: Any, names: Sequence[str]) -> Any:
+    """What lies below these names; None where nothing does."""
+    for name in names:
+        raw = raw.get(name) if isinstance(raw, dict) else None
+    return raw
 
 
 def _absolute(directory: Path, path: str, name: str) -> Path:

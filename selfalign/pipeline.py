@@ -21,7 +21,7 @@ class Stage:
         reads: artifacts of other stages this one needs, by name.
         writes: the artifact it publishes.
         seeds: files of the seeds directory that reach a model in this stage, hence its identity.
-        data: evaluation files (configuration field names) that enter its identity.
+        data: evaluation files (fields of the section evaluate) that enter its identity.
         uses_base_model: whether the base model's digest enters its identity.
         workload: what it runs on.
         sharded: whether several workers may share it (an Indexed Job).
@@ -123,7 +123,10 @@ STAGES: tuple[Stage, ...] = (
         workload="evaluate",
         sharded=False,
         summary="Score base, engraved, final and promoted models, paired, with intervals.",
-        data=("heldout", "hhh", "truthfulqa", "hhh_template", "truthfulqa_template"),
+        data=(
+            *("heldout", "hhh", "truthfulqa", "hhh_template", "truthfulqa_template"),
+            *("judge.template", "judge.labelled"),
+        ),
         reads_promoted=True,
     ),
     Stage(

@@ -84,7 +84,8 @@ class VerboseResponse(Record):
 
 
 class EvaluationRecord(Record):
-    """One model's value on one item of one metric; the unit comparisons are paired by."""
+    """One model's value on one item of one metric; the unit comparisons are paired by.
+    `against` is the model whose answer a judge saw beside, null for every other metric."""
 
     model: str
     item_id: str
@@ -94,6 +95,7 @@ class EvaluationRecord(Record):
     length_words: int | None
     text: str
     sample: int = 0
+    against: str | None = None
 
 
 def now() -> str:

@@ -53,6 +53,16 @@ def test_plan_ends_on_a_rule_that_cannot_be_measured(config: Path) -> None:
         gate("plan", "--config", config, "--set", "promote.rules=null")
 
 
+def test_plan_knows_a_judge_s_rule_only_where_there_is_a_judge(config: Path) -> None:
+    rule = "promote.rules=[{metric: judge.win_rate, against: base}]"
+    with pytest.raises(ConfigurationError, match=r"'judge\.win_rate' cannot be measured"):
+        gate("plan", "--config", config, "--set", rule)
+    judge = "evaluate.judge={model: {path: judge}}"
+    (row,) = json.loads(gate("plan", "--config", config, "--set", rule, "--set", judge, "--json"))
+    assert row["items"] == 4
+    assert row["rule"] == {"metric": "judge.win_rate", "against": "base", "min_difference": 0.0}
+
+
 def test_a_past_night_is_judged_by_other_rules(config: Path) -> None:
     store = LocalStore(config.parent / "store")
     _past_night(store, "monday")

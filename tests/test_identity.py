@@ -80,6 +80,24 @@ def test_the_served_model_is_in_the_key_and_the_way_to_the_server_is_not(tmp_pat
     assert key() != key("engine.options={top_k: 3}")
 
 
+def test_the_judge_is_in_the_key_by_its_content_and_not_by_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "selfalign.yaml"
+
+    def key(chosen: str, **inputs: Any) -> str:
+        file.write_text(f"base_model: {{path: m}}\nevaluate: {{judge: {chosen}}}\n")
+        known = Inputs(**{"seeds": {}, "base_model": "0", "data": {}, "judge": "1", **inputs})
+        parents = {"engraved_model": "e", "final_model": "f"}
+        config = load_config(file).config
+        return identity_key(stage_identity(BY_NAME["evaluate"], config, known, parents, None))
+
+    here = key("{model: {path: here}}")
+    assert here == key("{model: {path: there}}") == key("{model: {path: j, revision: '1'}}")
+    assert here != key("{model: {path: here}}", judge="2")
+    assert here != key("{model: {path: here}, engine: {dtype: float16}}")
+    assert here != key("{model: {path: here}, template: x}", data={"judge.template": "3"})
+    assert here != key("null")
+
+
 def test_a_link_that_leads_nowhere_is_named_and_not_left_out(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     whole = path_sha256(tmp_path)

@@ -15,7 +15,7 @@ from selfalign.config import RunConfig
 from selfalign.deploy.helm import Values, merge_values, read_values
 from selfalign.deploy.images import Variant
 from selfalign.errors import ConfigurationError, StoreDenied, StoreUnavailable
-from selfalign.identity import DATA_FIELDS, is_default
+from selfalign.identity import DATA_FIELDS, data_of, is_default
 from selfalign.inputs import is_stored
 from selfalign.load import validate_config
 from selfalign.pipeline import BY_NAME, STAGES
@@ -155,15 +155,18 @@ def leave_resource_alone(values: dict[str, Any], owner: str | None, namespace: s
 def _require_reachable(config: RunConfig) -> None:
     named = {"seeds.directory": config.seeds.directory}
     for field in DATA_FIELDS:
-        path = getattr(config.evaluate, field)
+        path = data_of(config.evaluate, field)
         if path is not None and not is_default(field, path):
             named[f"evaluate.{field}"] = path
     if config.base_model.revision is None:  # with one, it may be a mounted directory
         named["base_model.path"] = Path(config.base_model.path)
+    judge = config.evaluate.judge
+    if judge is not None and judge.model.revision is None:
+        named["evaluate.judge.model.path"] = Path(judge.model.path)
     local = [f"{name}: {path}" for name, path in named.items() if not is_stored(path)]
     if local:
         raise ConfigurationError(
             f"pods cannot reach what is on this machine: {'; '.join(local)}",
             remedy="`selfalign inputs push --config FILE --out resolved.yaml` uploads it once; "
-            "then CONFIG=resolved.yaml. A mounted base model needs base_model.revision",
+            "then CONFIG=resolved.yaml. A mounted model needs its revision",
         )

@@ -10,12 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import TypeAdapter
 
 from selfalign.errors import DataError
-from selfalign.evaluation.items import HeldoutItem, HHHItem, Item, TruthfulQAItem, validate
+from selfalign.evaluation.items import (
+    HeldoutItem,
+    HHHItem,
+    Item,
+    LabelledPair,
+    TruthfulQAItem,
+    validate,
+)
 from selfalign.evaluation.prompt_sets import as_heldout
 from selfalign.evaluation.published import Ids, is_published, read_hhh, read_truthfulqa
 from selfalign.evaluation.rows import json_lines, read_rows
@@ -28,11 +35,13 @@ __all__ = [
     "TruthfulQAItem",
     "load_heldout",
     "load_hhh",
+    "load_labelled",
     "load_truthfulqa",
     "reference_texts",
 ]
 
 Kind = Literal["heldout", "hhh", "truthfulqa"]
+_Named = TypeVar("_Named", HeldoutItem, HHHItem, TruthfulQAItem)
 _SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 
@@ -60,6 +69,17 @@ def load_truthfulqa(path: Path) -> tuple[TruthfulQAItem, ...]:
     if path.suffix == ".json" or _holds_published(path):
         return _checked(path, read_truthfulqa(path))
     return _checked(path, _read_lines(path, TruthfulQAItem))
+
+
+def load_labelled(path: Path) -> tuple[LabelledPair, ...]:
+    """Pairs of answers that people judged, in JSON lines. Raises DataError."""
+    pairs = tuple(pair for _, pair in _read_lines(path, LabelledPair))
+    if not pairs:
+        raise DataError(
+            f"{path}: expected at least one labelled pair, found none",
+            remedy="fill the file, or make evaluate.judge.labelled null",
+        )
+    return pairs
 
 
 def reference_texts(path: Path, kind: Kind) -> Iterator[tuple[str, str]]:
@@ -103,7 +123,7 @@ def _read_lines(path: Path, cls: type[Item]) -> Iterator[tuple[str, Item]]:
         yield where, validate(adapter, line, where)
 
 
-def _checked(path: Path, located: Iterable[tuple[str, Item]]) -> tuple[Item, ...]:
+def _checked(path: Path, located: Iterable[tuple[str, _Named]]) -> tuple[_Named, ...]:
     """All items; refuses an empty set and an id that occurs twice."""
     seen: dict[str, str] = {}
     items = []

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from selfalign.config import GateRule
-from selfalign.evaluation.scores import LENGTH_WORDS, metric_name
-from selfalign.evaluation.summary import Comparison, MetricSummary
+from selfalign.evaluation.pairwise import OrderBias
+from selfalign.evaluation.scores import (
+    AGREEMENT,
+    JUDGE,
+    LENGTH_WORDS,
+    WIN_RATE,
+    WIN_RATE_SAME_LENGTH,
+    metric_name,
+)
+from selfalign.evaluation.summary import Comparison, EvaluationSummary, MetricSummary
 
 SUBJECT = "final"
 
@@ -37,7 +46,7 @@ def absolute(rule: GateRule, found: MetricSummary) -> str:
     """Of a bound on the final model's own mean."""
     assert found.mean is not None
     return (
-        f"{metric_name(found.metric, found.kind)}: {SUBJECT} {found.mean:.3f} on "
+        f"{metric_name(found.metric, found.kind)}: {found.model} {found.mean:.3f} on "
         f"{_items(found.n)}, {_floor_and_ceiling(rule, found.mean)}."
     )
 
@@ -68,6 +77,50 @@ def compared(rule: GateRule, found: Comparison, confidence: float, noise: float 
     if noise is not None:
         sentences.append(f"The promoted model, scored twice, differs from itself by {noise:+.3f}.")
     return " ".join((*sentences, *_left_out(rule, found)))
+
+
+def judged(summary: EvaluationSummary) -> list[str]:
+    """What the judge found, and how far it can be believed."""
+    if summary.judge is None:
+        return []
+    told = [sentence for bias in summary.judge.orders for sentence in _judged(summary, bias)]
+    if (found := summary.metric(JUDGE, AGREEMENT)) and found.mean is not None:
+        chance = summary.judge.kappa
+        told.append(
+            f"It agrees with people on {found.mean:.0%} of {found.n} labelled pairs"
+            + ("." if chance is None else f" (Cohen's kappa {chance:.2f}).")
+        )
+    return told
+
+
+def _judged(summary: EvaluationSummary, bias: OrderBias) -> Iterator[str]:
+    found, alike, length = (
+        summary.comparison(SUBJECT, bias.against, name)
+        for name in (WIN_RATE, WIN_RATE_SAME_LENGTH, LENGTH_WORDS)
+    )
+    if found is None or found.subject_mean is None:
+        return
+    said = f"Against {bias.against} the judge gives {SUBJECT} a win rate of {_rate(found)}"
+    said += f": {found.wins} wins, {found.losses} losses on {_items(found.n)}."
+    if alike is not None and alike.subject_mean is not None:
+        said += f" Among answers of about the same length it is {_rate(alike)}."
+    if length is not None and length.difference is not None:
+        said += f" Its answers differ by {length.difference:+.1f} words in the mean."
+    yield said
+    if bias.disagree is not None:
+        lean = "" if bias.chose_a is None else f', of these for "A" both times {bias.chose_a:.0%}'
+        yield (
+            f"The two orders of showing them disagree in {bias.disagree:.0%} of {bias.asked} "
+            f"pairs that differ{lean}. Each of these is a tie."
+        )
+
+
+def _rate(found: Comparison) -> str:
+    """A win rate with its interval, from the interval of P(win) - P(loss)."""
+    if found.low is None or found.high is None:
+        return f"{found.subject_mean:.3f}"
+    low, high = (1 + found.low) / 2, (1 + found.high) / 2
+    return f"{found.subject_mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _items(n: int) -> str:

@@ -27,7 +27,15 @@ from selfalign.config import GateRule, PromoteConfig
 from selfalign.errors import ConfigurationError, DataError
 from selfalign.evaluation import explanations
 from selfalign.evaluation.rules import EVERY_KIND, rules_of
-from selfalign.evaluation.scores import REFUSAL_MUST, REFUSAL_MUST_NOT, SOURCES, split_metric_name
+from selfalign.evaluation.scores import (
+    AGREEMENT,
+    JUDGE,
+    JUDGED,
+    REFUSAL_MUST,
+    REFUSAL_MUST_NOT,
+    SOURCES,
+    split_metric_name,
+)
 from selfalign.evaluation.summary import Comparison, EvaluationSummary
 
 SUBJECT = "final"
@@ -123,6 +131,7 @@ def unchanged_items(summary: EvaluationSummary) -> int | None:
         row
         for row in summary.comparisons
         if (row.subject, row.against, row.kind) == (SUBJECT, "promoted", None)
+        and row.metric not in JUDGED
     ]
     if not rows or any(row.changed != 0 or row.wins or row.losses for row in rows):
         return None
@@ -221,11 +230,16 @@ def _why_unmeasured(rule: GateRule, summary: EvaluationSummary) -> str | None:
             f"{rule.metric} was not measured: {SOURCES[metric]} names no data that has it. A rule "
             "that cannot be measured fails."
         )
-    if summary.metric(SUBJECT, rule.metric) is None:
+    if metric not in JUDGED and summary.metric(_scored(metric), rule.metric) is None:
         return (
             f"{rule.metric} was not measured for {SUBJECT}. A rule that cannot be measured fails."
         )
     return _one_sided(metric, measured)
+
+
+def _scored(metric: str) -> str:
+    """Whose mean a metric is."""
+    return JUDGE if metric == AGREEMENT else SUBJECT
 
 
 def _one_sided(metric: str, measured: tuple[str, ...]) -> str | None:
@@ -250,7 +264,7 @@ def _without_opponent(rule: GateRule, summary: EvaluationSummary) -> RuleOutcome
 
 
 def _absolute(rule: GateRule, summary: EvaluationSummary) -> RuleOutcome:
-    found = summary.metric(SUBJECT, rule.metric)
+    found = summary.metric(_scored(rule.metric), rule.metric)
     assert found is not None
     if found.mean is None:
         return _without_numbers(rule, "failed", f"{rule.metric}: no item was scored.")

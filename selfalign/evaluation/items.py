@@ -17,6 +17,7 @@ from selfalign.evaluation.checks import Check
 
 _Text = Annotated[str, StringConstraints(min_length=1)]
 _STRICT = ConfigDict(extra="forbid", strict=True)
+Winner = Literal["first", "second", "tie"]
 
 
 def _compile(value: Any) -> Any:
@@ -110,7 +111,19 @@ class TruthfulQAItem:
             raise ValueError("mc2_targets needs at least one true (1) and one false (0) candidate")
 
 
-Item = TypeVar("Item", HeldoutItem, HHHItem, TruthfulQAItem)
+@dataclass(frozen=True, slots=True)
+class LabelledPair:
+    """Two answers to a prompt, and which of them people found better."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    prompt: _Text
+    first: str
+    second: str
+    winner: Winner
+
+
+Item = TypeVar("Item", HeldoutItem, HHHItem, TruthfulQAItem, LabelledPair)
 
 
 def validate(adapter: TypeAdapter[Item], value: Any, where: str) -> Item:

@@ -8,66 +8,97 @@ it, and the win rate among pairs of about the same length.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
 
 from selfalign.engines.base import Quarantined, Score, ScoreRequest
-from selfalign.evaluation.statistics import Estimate, mean, win_share
+from selfalign.evaluation.items import Winner
+from selfalign.evaluation.scores import AGREEMENT, WIN_RATE, ItemScore
 from selfalign.evaluation.template import Template
 from selfalign.evaluation.two_orders import PARTS, TwoOrders, gather, two_order_requests
 
-_HOLES = frozenset({"query", "a", "b"})
+LENGTH_TOLERANCE = 0.1  # of the longer answer's words: about the same length
+_HOLES, _OPTIONAL = frozenset({"query", "a", "b"}), frozenset({"rubric"})
+_VALUES: dict[Winner, float] = {"first": 1.0, "tie": 0.5, "second": 0.0}
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two answers to one prompt."""
+    """Two answers to one prompt; `rubric` says what a right one does."""
 
     id: str
     prompt: str
     first: str
     second: str
+    rubric: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PairVerdict:
-    """Who won, and how long both were."""
+    """Who won, and how long both were.
+
+    Attributes:
+        letters: which letter the judge preferred where the first answer was A, then where it was B
+            ("AB": the first both times; "AA": a lean); "=" is neither. Empty for two answers that
+            are the same text, which no judge is asked about.
+    """
 
     id: str
-    winner: Literal["first", "second", "tie"]
+    winner: Winner
+    letters: str
     first_words: int
     second_words: int
 
+    @property
+    def value(self) -> float:
+        """Of the first answer: 1 won, 0 lost, 0.5 neither."""
+        return _VALUES[self.winner]
 
-@dataclass(frozen=True, slots=True)
-class WinRate:
-    """How often the first model wins, a tie counting half.
+    @property
+    def same_length(self) -> bool:
+        """Whether the two are of about the same length."""
+        longer = max(self.first_words, self.second_words)
+        return abs(self.first_words - self.second_words) <= LENGTH_TOLERANCE * longer
+
+
+class OrderBias(BaseModel):
+    """How a judge's preference depends on the order of two answers.
 
     Attributes:
-        rate: wins and half of the ties, as a share of the pairs.
-        length_difference: words of the first answer less words of the second, per pair.
-        matched_rate: `rate` among the pairs whose lengths differ by at most the tolerance.
+        against: whose answers stood beside the final model's.
+        asked: pairs of two different texts.
+        disagree: share of them in which the orders did not name the same answer.
+        chose_a: share of these in which it was "A" both times; the rest is "B" or undecided.
     """
 
-    wins: int
-    losses: int
-    ties: int
-    rate: Estimate
-    length_difference: Estimate
-    matched_rate: Estimate
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    against: str
+    asked: int
+    disagree: float | None
+    chose_a: float | None
 
 
 def pairwise_template(path: Path | None = None) -> Template:
-    """The judge's template: holes {query}, {a}, {b}; None is the built-in one."""
-    return Template.built_in("pairwise", _HOLES) if path is None else Template.load(path, _HOLES)
+    """The judge's template: holes {query}, {a}, {b} and, where wanted, {rubric}, which becomes a
+    paragraph or nothing. None is the built-in one."""
+    if path is None:
+        return Template.built_in("pairwise", _HOLES, _OPTIONAL)
+    return Template.load(path, _HOLES, _OPTIONAL)
 
 
 def pairwise_requests(pairs: Iterable[Pair], template: Template) -> Iterator[ScoreRequest]:
-    """Four requests per pair, for the judge's engine."""
+    """Four requests per pair, for the judge's engine; none for two answers of the same text."""
     for pair in pairs:
-        yield from two_order_requests(pair.id, template, pair.prompt, pair.first, pair.second)
+        if pair.first != pair.second:
+            rubric = f"\nWhat a right answer does: {pair.rubric}\n" if pair.rubric else ""
+            yield from two_order_requests(
+                pair.id, template, pair.prompt, pair.first, pair.second, rubric=rubric
+            )
 
 
 def pairwise_verdicts(
@@ -77,62 +108,51 @@ def pairwise_verdicts(
 
     Raises DataError or EngineError, as `gather` does.
     """
-    by_id = {pair.id: pair for pair in pairs}
+    by_id = {pair.id: pair for pair in pairs if pair.first != pair.second}
+    for pair in pairs:
+        if pair.id not in by_id:
+            yield _verdict(pair, "")
     for found in gather(dict.fromkeys(by_id, PARTS), scores):
         if isinstance(found, Quarantined):
             yield found
             continue
         pair_id, likelihoods = found
-        pair = by_id[pair_id]
-        yield PairVerdict(
-            pair_id,
-            _winner(TwoOrders.of(likelihoods)),
-            len(pair.first.split()),
-            len(pair.second.split()),
-        )
+        yield _verdict(by_id[pair_id], _letters(TwoOrders.of(likelihoods)))
 
 
-def win_rate(
-    verdicts: Iterable[PairVerdict],
-    *,
-    confidence: float = 0.95,
-    bootstrap_samples: int = 2000,
-    seed: int = 0,
-    length_tolerance: float = 0.1,
-) -> WinRate:
-    """Fold verdicts; `length_tolerance` is a share of the longer answer's words."""
-    ordered = sorted(verdicts, key=lambda verdict: verdict.id)
-    matched = [verdict for verdict in ordered if _same_length(verdict, length_tolerance)]
-    lengths = [float(verdict.first_words - verdict.second_words) for verdict in ordered]
-    wins, losses = _count(ordered, "first"), _count(ordered, "second")
-    return WinRate(
-        wins=wins,
-        losses=losses,
-        ties=len(ordered) - wins - losses,
-        rate=win_share(wins, losses, len(ordered), confidence=confidence),
-        length_difference=mean(
-            lengths, confidence=confidence, bootstrap_samples=bootstrap_samples, seed=seed
-        ),
-        matched_rate=win_share(
-            _count(matched, "first"), _count(matched, "second"), len(matched), confidence=confidence
-        ),
+def order_bias(against: str, scores: Iterable[ItemScore]) -> OrderBias:
+    """From the letters of all pairs, which are the texts of `judge.win_rate`."""
+    letters = [score.text for score in scores if score.metric == WIN_RATE and score.text]
+    torn = [each for each in letters if each not in ("AB", "BA")]
+    return OrderBias(
+        against=against,
+        asked=len(letters),
+        disagree=len(torn) / len(letters) if letters else None,
+        chose_a=torn.count("AA") / len(torn) if torn else None,
     )
 
 
-def _count(verdicts: Sequence[PairVerdict], winner: str) -> int:
-    return sum(verdict.winner == winner for verdict in verdicts)
+def agreement(pair_id: str, judge: Winner, people: Winner) -> ItemScore:
+    """The score of a judge on one labelled pair; its text is both winners, the judge's first."""
+    return ItemScore(pair_id, AGREEMENT, None, float(judge == people), None, f"{judge} {people}")
 
 
-def _winner(answer: TwoOrders) -> Literal["first", "second", "tie"]:
-    forward = answer.forward_a - answer.forward_b  # above 0: the first answer, shown as A
-    backward = answer.backward_b - answer.backward_a  # above 0: the first answer, shown as B
-    if forward > 0 and backward > 0:
-        return "first"
-    if forward < 0 and backward < 0:
-        return "second"
-    return "tie"
+def kappa(scores: Iterable[ItemScore]) -> float | None:
+    """Cohen's kappa of a judge and people: agreement beyond what chance would give, from -1 to 1;
+    None where chance alone would agree always (Cohen 1960, Educ. Psychol. Meas. 20, 37-46)."""
+    pairs = [tuple(score.text.split()) for score in scores if score.metric == AGREEMENT]
+    judge, people = Counter(pair[0] for pair in pairs), Counter(pair[1] for pair in pairs)
+    chance = sum(judge[name] * people[name] for name in judge) / max(len(pairs), 1) ** 2
+    if not pairs or chance == 1:
+        return None
+    return (sum(ours == theirs for ours, theirs in pairs) / len(pairs) - chance) / (1 - chance)
 
 
-def _same_length(verdict: PairVerdict, tolerance: float) -> bool:
-    longer = max(verdict.first_words, verdict.second_words)
-    return abs(verdict.first_words - verdict.second_words) <= tolerance * longer
+def _verdict(pair: Pair, letters: str) -> PairVerdict:
+    winner: Winner = {"AB": "first", "BA": "second"}.get(letters, "tie")  # type: ignore[assignment]
+    return PairVerdict(pair.id, winner, letters, len(pair.first.split()), len(pair.second.split()))
+
+
+def _letters(answer: TwoOrders) -> str:
+    sides = ((answer.forward_a, answer.forward_b), (answer.backward_a, answer.backward_b))
+    return "".join("A" if a > b else "B" if b > a else "=" for a, b in sides)

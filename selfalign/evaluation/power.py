@@ -18,6 +18,7 @@ from selfalign.errors import ConfigurationError
 from selfalign.evaluation.rules import EVERY_KIND, rules_of
 from selfalign.evaluation.scores import (
     CONTINUOUS,
+    JUDGED,
     REFUSAL_MUST,
     REFUSAL_MUST_NOT,
     SOURCES,
@@ -26,6 +27,7 @@ from selfalign.evaluation.scores import (
 from selfalign.evaluation.statistics import score_interval
 
 CHANGED_SHARE = 0.1  # of the items' values, between two nights: an assumption, said where used
+DECIDED_SHARE = 0.5  # of pairs in which a judge prefers one answer in both orders: likewise
 POWER = 0.8  # of nights in which a rule passes
 
 
@@ -36,7 +38,8 @@ class RulePlan:
     Attributes:
         items: how many items have its metric.
         passes_from: the smallest true difference that passes in POWER of nights, with
-            CHANGED_SHARE of the values changed; None where nothing statistical is asked.
+            CHANGED_SHARE of the values changed (of a judge: DECIDED_SHARE of the pairs decided);
+            None where nothing statistical is asked.
         warning: a sentence where a model that is equal to its opponent could not pass, or none.
     """
 
@@ -120,7 +123,8 @@ def _plan(rule: GateRule, items: int, confidence: float) -> RulePlan:
         bound, passes = -rule.max_difference, None  # of (opponent - final)
     else:
         bound = rule.min_difference
-        passes = _passes_from(bound, items, confidence)
+        share = DECIDED_SHARE if metric in JUDGED else CHANGED_SHARE
+        passes = _passes_from(bound, items, confidence, share)
     best = (items - z * z) / (items + z * z)
     warning = None
     if best <= bound:
@@ -131,12 +135,12 @@ def _plan(rule: GateRule, items: int, confidence: float) -> RulePlan:
     return RulePlan(rule, items, passes, warning)
 
 
-def _passes_from(bound: float, items: int, confidence: float) -> float | None:
+def _passes_from(bound: float, items: int, confidence: float, share: float) -> float | None:
     """The true difference at which the lower end lies above `bound` in POWER of nights."""
     spread = float(stats.norm.ppf(POWER))
 
     def room(difference: float) -> float:
-        changed = max(CHANGED_SHARE, abs(difference))
+        changed = max(share, abs(difference))
         wins, losses = items * (changed + difference) / 2, items * (changed - difference) / 2
         low, _ = score_interval(wins, losses, items, confidence)
         error = math.sqrt(max(changed - difference**2, 0.0) / items)

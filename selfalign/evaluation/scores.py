@@ -16,6 +16,14 @@ HHH = "hhh"
 MC1 = "mc1"
 MC2 = "mc2"
 
+# What a judge says of the final model's answer beside another model's: 1 it is better, 0 the other
+# is, 0.5 neither. The second: of answers of about the same length alone.
+WIN_RATE = "judge.win_rate"
+WIN_RATE_SAME_LENGTH = "judge.win_rate.same_length"
+JUDGED = (WIN_RATE, WIN_RATE_SAME_LENGTH)
+AGREEMENT = "judge.agreement"  # of the judge with people, on pairs that they labelled
+JUDGE = "judge"  # what is scored there, among the models
+
 GUARD = "guard."  # of each answer to a held-out prompt, see `guards.py`
 GUARDS = tuple(
     GUARD + name
@@ -34,6 +42,8 @@ SOURCES: dict[str, str] = {
     HHH: "evaluate.hhh",
     MC1: "evaluate.truthfulqa",
     MC2: "evaluate.truthfulqa",
+    **dict.fromkeys(JUDGED, "evaluate.judge"),
+    AGREEMENT: "evaluate.judge.labelled",
 }
 
 # Not proportions, even on the night when every value happens to be 0 or 1.
@@ -51,8 +61,9 @@ class ItemScore:
         value: 0 or 1 for a proportion, any number for a continuous metric.
         length_words: words of the completion; None where nothing was generated.
         text: the completion, or the candidate the model chose; empty for the guards, whose
-            answer the other metrics hold.
+            answer the other metrics hold; of a judge what it said (`pairwise.py`).
         sample: which of several answers to the same item, from 0.
+        against: whose answer a judge saw beside; None for what is scored by itself.
     """
 
     item_id: str
@@ -62,6 +73,7 @@ class ItemScore:
     length_words: int | None
     text: str
     sample: int = 0
+    against: str | None = None
 
 
 def metric_name(metric: str, kind: str | None) -> str:

@@ -203,15 +203,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def win_share(wins: int, losses: int, n: int, *, confidence: float) -> Estimate:
-    """P(win) + P(tie) / 2 over `n` comparisons, which is (1 + P(win) - P(loss)) / 2."""
-    if not n:
-        return Estimate(0, None, None, None, "none")
-    low, high = score_interval(wins, losses, n, confidence)
-    share = (1 + (wins - losses) / n) / 2
-    return Estimate(n, share, (1 + low) / 2, (1 + high) / 2, "score")
-
-
 def mcnemar(wins: int, losses: int) -> float:
     """Exact two-sided p-value: among the items that differ, a win is as likely as a loss."""
     if wins + losses == 0:

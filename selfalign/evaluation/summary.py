@@ -8,14 +8,22 @@ are a cluster: they narrow an interval only as far as they differ.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from selfalign.errors import ConfigurationError, DataError
 from selfalign.evaluation import statistics
-from selfalign.evaluation.scores import CONTINUOUS, ItemScore, metric_name, split_metric_name
+from selfalign.evaluation.pairwise import OrderBias, kappa, order_bias
+from selfalign.evaluation.scores import (
+    CONTINUOUS,
+    JUDGE,
+    JUDGED,
+    ItemScore,
+    metric_name,
+    split_metric_name,
+)
 from selfalign.records import record_seed
 
 # (subject, against): whom the report and the gate compare, where both were scored.
@@ -63,8 +71,8 @@ class Comparison(_Frozen):
 
     `wins` and `losses` count items where the subject's value is higher or lower, `only_subject`
     and `only_against` the items left out because the other side lacks them, `changed` those whose
-    text differs. The two means are over the same `n` items. `p_holm` is the p-value as it counts
-    among all comparisons of the evaluation.
+    text differs (null for a judge's metric). The two means are over the same `n` items. `p_holm`
+    is the p-value as it counts among all comparisons of the evaluation.
     """
 
     subject: str
@@ -87,6 +95,14 @@ class Comparison(_Frozen):
     method: statistics.Method
 
 
+class JudgeSummary(_Frozen):
+    """How far the judge can be believed: its preference for a place, and, where people labelled
+    pairs, Cohen's kappa with them. What it found is among the comparisons."""
+
+    orders: tuple[OrderBias, ...]
+    kappa: float | None = None
+
+
 class EvaluationSummary(_Frozen):
     """What an evaluation found. `confidence` is that of every interval in it, `tasks` what the
     configuration gave data for."""
@@ -98,10 +114,13 @@ class EvaluationSummary(_Frozen):
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...]
     tasks: tuple[str, ...] = ()
+    judge: JudgeSummary | None = None
 
     def metric_names(self) -> tuple[str, ...]:
         """Everything measured, as a gate rule may name it, overall before its kinds."""
-        return tuple(dict.fromkeys(metric_name(row.metric, row.kind) for row in self.metrics))
+        names = [metric_name(row.metric, row.kind) for row in self.metrics]
+        names += [metric_name(row.metric, row.kind) for row in self.comparisons]
+        return tuple(dict.fromkeys(names))
 
     def metric(self, model: str, name: str) -> MetricSummary | None:
         """One model's mean of a metric named as in `metric_names`; None when not measured."""
@@ -144,13 +163,29 @@ def summarise(
             remedy="0.95 is usual; 1 would make every interval endless",
         )
     fold = _Fold(confidence, bootstrap_samples, seed)
-    models = {model: _index(model, values) for model, values in scores.items()}
+    models: dict[str, _Scored] = {}
+    judged: dict[tuple[str, str], list[ItemScore]] = {}
+    agreed: list[ItemScore] = []
+    for model, values in scores.items():
+        alone = []
+        for score in values:
+            if score.against is None:
+                alone.append(score)
+            else:
+                judged.setdefault((model, score.against), []).append(score)
+        models[model] = _index(model, alone)
+        agreed += alone if model == JUDGE else ()
     compared = tuple(
         fold.compare(subject, against, key, models[subject], models[against])
         for subject, against in comparisons
         if subject in models and against in models
         for key in _keys(models[subject], models[against])
     )
+    for (subject, against), values in judged.items():
+        ours = _index(subject, values)
+        theirs = _index(against, (replace(score, value=1 - score.value) for score in values))
+        compared += tuple(fold.compare(subject, against, key, ours, theirs) for key in _keys(ours))
+    orders = tuple(order_bias(against, values) for (_, against), values in judged.items())
     return EvaluationSummary(
         confidence=confidence,
         models=tuple(models),
@@ -162,6 +197,7 @@ def summarise(
         comparisons=_with_holm(compared),
         tasks=tuple(tasks),
         notes=tuple(note for row in compared for note in _left_out(row)),
+        judge=JudgeSummary(orders=orders, kappa=kappa(agreed)) if orders or agreed else None,
     )
 
 
@@ -227,7 +263,9 @@ class _Fold:
             losses=found.losses,
             only_subject=len(ours) - len(shared),
             only_against=len(theirs) - len(shared),
-            changed=sum(ours[item_id].texts != theirs[item_id].texts for item_id in shared),
+            changed=None
+            if key[0] in JUDGED
+            else sum(ours[item_id].texts != theirs[item_id].texts for item_id in shared),
             method=found.method,
         )
 
@@ -258,6 +296,8 @@ def _keys(*sides: _Scored) -> list[_Key]:
 
 
 def _binary(key: _Key, values: Sequence[Sequence[float]]) -> bool:
+    if key[0] in JUDGED:
+        return True  # 1, 0 and 0.5 on both sides of a tie: a difference is 1, -1 or 0
     return key[0] not in CONTINUOUS and all(value in (0, 1) for each in values for value in each)
 
 

@@ -1,4 +1,4 @@
-"""Templates of the multiple-choice prompts: text files with named holes, filled literally."""
+"""Templates of the prompts that are scored: text files with named holes, filled literally."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Template:
     Attributes:
         name: the file, for messages.
         text: what the file holds.
-        holes: names that must occur, and the only ones that may.
+        holes: names that occur in it.
     """
 
     name: str
@@ -30,8 +30,13 @@ class Template:
     holes: frozenset[str]
 
     @classmethod
-    def load(cls, path: Path, holes: frozenset[str]) -> Self:
-        """Read and check a template file. Raises ConfigurationError."""
+    def load(
+        cls, path: Path, holes: frozenset[str], optional: frozenset[str] = frozenset()
+    ) -> Self:
+        """Read and check a template file, where `holes` must occur and `optional` ones may.
+
+        Raises ConfigurationError.
+        """
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as e:
@@ -39,35 +44,40 @@ class Template:
                 f"{path}: expected a template, UTF-8 text with the holes {_spell(holes)}: {e}",
                 remedy="correct the path, or leave it null for the built-in template",
             ) from e
-        return cls._checked(str(path), text, holes)
+        return cls._checked(str(path), text, holes, optional)
 
     @classmethod
-    def built_in(cls, name: str, holes: frozenset[str]) -> Self:
+    def built_in(
+        cls, name: str, holes: frozenset[str], optional: frozenset[str] = frozenset()
+    ) -> Self:
         """The template `name` that ships with this package."""
         file = resources.files("selfalign.evaluation") / "templates" / f"{name}.txt"
-        return cls._checked(f"templates/{name}.txt", file.read_text(encoding="utf-8"), holes)
+        text = file.read_text(encoding="utf-8")
+        return cls._checked(f"templates/{name}.txt", text, holes, optional)
 
     @classmethod
-    def _checked(cls, name: str, text: str, holes: frozenset[str]) -> Self:
+    def _checked(
+        cls, name: str, text: str, holes: frozenset[str], optional: frozenset[str]
+    ) -> Self:
         text = text.replace("\r\n", "\n").removesuffix("\n")
+        found = frozenset(match[1] for match in _HOLE.finditer(text))
         for match in _HOLE.finditer(text):
-            if match[1] not in holes:
+            if match[1] not in holes | optional:
                 line = text.count("\n", 0, match.start()) + 1
                 raise ConfigurationError(
-                    f"{name}:{line}: unknown hole {match[0]}; expected {_spell(holes)}",
+                    f"{name}:{line}: unknown hole {match[0]}; expected {_spell(holes | optional)}",
                     remedy=f"remove {match[0]} or rename it",
                 )
-        missing = holes - {match[1] for match in _HOLE.finditer(text)}
-        if missing:
+        if missing := holes - found:
             raise ConfigurationError(
-                f"{name}: no hole {_spell(frozenset(missing))}; expected {_spell(holes)}",
+                f"{name}: no hole {_spell(missing)}; expected {_spell(holes)}",
                 remedy="write each of them where its text belongs",
             )
-        return cls(name, text, holes)
+        return cls(name, text, found)
 
     def render(self, **values: str) -> str:
         """Fill every hole in one pass: braces inside a value stay what they are."""
-        assert set(values) == self.holes, f"{self.name}: {sorted(values)} for {_spell(self.holes)}"
+        assert self.holes <= set(values), f"{self.name}: {sorted(values)} for {_spell(self.holes)}"
         return _HOLE.sub(lambda match: values[match[1]], self.text)
 
     def continuation(self, word: str) -> str:

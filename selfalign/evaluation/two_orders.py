@@ -44,12 +44,16 @@ class TwoOrders:
 
 
 def two_order_requests(
-    item_id: str, template: Template, query: str, first: str, second: str
+    item_id: str, template: Template, query: str, first: str, second: str, **more: str
 ) -> Iterator[ScoreRequest]:
-    """The four requests of one comparison; two and two share a prompt."""
+    """The four requests of one comparison; two and two share a prompt.
+
+    Args:
+        more: what fills further holes.
+    """
     prompts = (
-        template.render(query=query, a=first, b=second),
-        template.render(query=query, a=second, b=first),
+        template.render(query=query, a=first, b=second, **more),
+        template.render(query=query, a=second, b=first, **more),
     )
     for part, prompt in zip(PARTS, (prompts[0], prompts[0], prompts[1], prompts[1]), strict=True):
         letter = part[-1]

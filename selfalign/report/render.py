@@ -11,6 +11,7 @@ from rich.filesize import decimal
 
 from selfalign import __version__
 from selfalign.errors import printable
+from selfalign.evaluation.explanations import judged
 from selfalign.evaluation.scores import ALIGNED, GUARDS
 from selfalign.evaluation.summary import Comparison
 from selfalign.report import charts
@@ -91,6 +92,7 @@ def _context(data: ReportData, principles: dict[int, str]) -> dict[str, Any]:
         "panels": panels(data.verdict) if data.verdict else [],
         "since": list(sentences(data.since)) if data.since else [],
         "tables": score_tables(data.summary) if data.summary else [],
+        "judged": judged(data.summary) if data.summary else [],
         "comparisons": [r for r in comparisons if r.kind is None and r.metric not in GUARDS],
         "answers": found,
         "told": [answers(found), *refusals(found)],

@@ -218,8 +218,12 @@ class _Marks:
         self._add_seeds(seeds)
 
     def _add_identity(self, identity: Mapping[str, Any]) -> None:
-        base_model = str(identity.get("base_model"))
-        self.add(f"inputs/base_model/{base_model.removeprefix('sha256:')}")
+        models = {
+            "base_model": identity.get("base_model"),
+            "judge": (identity.get("judge") or {}).get("model"),
+        }
+        for name, revision in models.items():
+            self.add(f"inputs/{name}/{str(revision).removeprefix('sha256:')}")
         for name, sha in (identity.get("data") or {}).items():
             self.add(f"inputs/{name}/{sha}")
 

@@ -1,15 +1,15 @@
 """Stage `evaluate`: score every variant, item by item, then summarise paired.
 
 Reads the base, engraved, final and promoted models and the evaluation files; writes one part per
-variant and task (records: ItemScore rows) and files/summary.json. The parts are the truth:
-the summary can be computed from them again.
+variant and task, and for each comparison of a judge (records: ItemScore rows), and
+files/summary.json. The parts are the truth: the summary can be computed from them again.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from itertools import chain, groupby
 from pathlib import Path
@@ -25,6 +25,7 @@ from selfalign.engines.base import (
     blank,
 )
 from selfalign.evaluation.datasets import load_heldout, load_hhh, load_truthfulqa
+from selfalign.evaluation.explanations import judged as judged_in_words
 from selfalign.evaluation.generation import heldout_scores
 from selfalign.evaluation.multiple_choice import (
     hhh_requests,
@@ -34,7 +35,7 @@ from selfalign.evaluation.multiple_choice import (
     truthfulqa_scores,
     truthfulqa_template,
 )
-from selfalign.evaluation.scores import ItemScore
+from selfalign.evaluation.scores import JUDGE, ItemScore
 from selfalign.evaluation.summary import EvaluationSummary, summarise
 from selfalign.evaluation.versions import describe_data
 from selfalign.filters.responses import parse_thought
@@ -42,8 +43,10 @@ from selfalign.prompts import render_align, render_principles, stop_strings
 from selfalign.records import EvaluationRecord, canonical_json, now, record_seed
 from selfalign.stages.asking import asking
 from selfalign.stages.contract import Chunk, PartOutcome, StageContext, commit_parts, provenance
+from selfalign.stages.judging import LABELLED, SUBJECT, judge_answers, refuse_candidate
 from selfalign.stages.models import artifact_engine, base_engine
 from selfalign.stages.preflight import require_evaluation_data
+from selfalign.stages.scored import scored_part
 from selfalign.stages.variants import Variant, model_manifest, variants
 from selfalign.store.artifact import ShardWriter
 from selfalign.store.manifest import Counts, Manifest, Part, Shard
@@ -73,6 +76,10 @@ def evaluate(context: StageContext) -> Manifest:
         for task in tasks
         if task == "heldout" or not variant.again  # nothing is drawn in the others
     ]
+    judge = context.config.evaluate.judge
+    if judge is not None:
+        known = dict.fromkeys(each.model for each in chosen if each.model != "base")
+        refuse_candidate(context, judge, [model_manifest(context, model) for model in known])
     progress = Progress("evaluations", len(evaluations))
     engine_info: list[EngineInfo] = []
 
@@ -85,7 +92,7 @@ def evaluate(context: StageContext) -> Manifest:
                 for chunk in group:
                     (evaluation,) = chunk.items
                     scores = tasks[evaluation.task].scores(engine, evaluation.variant)
-                    yield chunk.name, _outcome(evaluation, scores)
+                    yield chunk.name, scored_part(evaluation.variant.name, evaluation.task, scores)
                     progress.advance(1)
 
     chunks = (Chunk(evaluation.part, [evaluation]) for evaluation in evaluations)
@@ -95,7 +102,9 @@ def evaluate(context: StageContext) -> Manifest:
         context.quarantine_limit(items[part.name], f"evaluate: {part.name}").add(part)
 
     parts = commit_parts(shard, chunks, work, progress, check=check)
-    summary = _summarise(context, shard, evaluations, parts)
+    judged = judge_answers(context, judge, shard, parts) if judge else {}
+    summary = _summarise(context, shard, evaluations, parts, judged)
+    parts |= judged
     where = provenance(started, engine_info[-1] if engine_info else None)
     return writer.publish(
         shards=[Shard(index=0, num_shards=1, parts=list(parts.values()), provenance=where)],
@@ -108,6 +117,7 @@ def evaluate(context: StageContext) -> Manifest:
             "models": [variant.name for variant in chosen],
             "tasks": list(tasks),
             "data": describe_data(context.config.evaluate),
+            **({"judge": judged_in_words(summary)} if judge else {}),
         },
         provenance=where,
     )
@@ -129,20 +139,6 @@ def _prompts(context: StageContext) -> dict[str, str]:
     """The held-out prompts by item id, so that a report can show answers beside questions."""
     path = context.config.evaluate.heldout
     return {} if path is None else {item.id: item.prompt for item in load_heldout(path)}
-
-
-def _outcome(evaluation: _Evaluation, found: Iterable[ItemScore | Quarantined]) -> PartOutcome:
-    outcome, model = PartOutcome(), evaluation.variant.name
-    scores: list[ItemScore] = []
-    bad: list[Quarantined] = []
-    for each in found:
-        bad.append(each) if isinstance(each, Quarantined) else scores.append(each)
-    for score in sorted(scores, key=lambda score: (score.metric, score.item_id)):
-        name = f"{model}/{score.metric}/{score.item_id}"
-        outcome.keep(EvaluationRecord(id=name, model=model, **asdict(score)))
-    for row in sorted(bad, key=lambda row: row.id):
-        outcome.quarantine(row, f"{model}/{evaluation.task}/{row.id}")
-    return outcome
 
 
 def _engine(context: StageContext, model: str) -> Engine:
@@ -246,17 +242,21 @@ def _summarise(
     shard: ShardWriter,
     evaluations: list[_Evaluation],
     parts: dict[str, Part],
+    judged: dict[str, Part],
 ) -> EvaluationSummary:
     config = context.config.evaluate
 
-    def scores(group: list[_Evaluation]) -> Iterator[ItemScore]:
-        for evaluation in group:
-            for record in shard.read_part(parts[evaluation.part], EvaluationRecord):
+    def scores(group: list[Part]) -> Iterator[ItemScore]:
+        for part in group:
+            for record in shard.read_part(part, EvaluationRecord):
                 yield ItemScore(**record.model_dump(exclude={"id", "model"}))
 
-    by_variant: dict[str, list[_Evaluation]] = {}
+    by_variant: dict[str, list[Part]] = {}
     for evaluation in evaluations:
-        by_variant.setdefault(evaluation.variant.name, []).append(evaluation)
+        by_variant.setdefault(evaluation.variant.name, []).append(parts[evaluation.part])
+    for name, part in judged.items():
+        model = JUDGE if name == LABELLED else SUBJECT
+        by_variant.setdefault(model, []).append(part)
     return summarise(
         {name: scores(group) for name, group in by_variant.items()},
         confidence=config.confidence,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from selfalign.config import EngineConfig, RunConfig
+from selfalign.config import BaseModelConfig, EngineConfig, JudgeConfig, RunConfig
 from selfalign.engines.base import Engine
 from selfalign.engines.open import open_engine
 from selfalign.errors import ConfigurationError
@@ -37,20 +37,26 @@ def current_model(store: Store) -> Manifest:
     return promoted_manifest(store, current.pointer.model)
 
 
-def base_model_location(
-    store: Store, config: RunConfig, without: tuple[str, ...] = ()
+def model_location(
+    store: Store, model: BaseModelConfig, without: tuple[str, ...] = ()
 ) -> tuple[str, str | None]:
-    """Where the base model is loaded from, and the hub revision where it is a hub id."""
-    base = config.base_model
-    if is_stored(base.path):
-        return str(fetch(store, base.path, without)), None
-    return base.path, None if Path(base.path).is_dir() else base.revision
+    """Where a model from elsewhere is loaded from, and the hub revision where it is a hub id."""
+    if is_stored(model.path):
+        return str(fetch(store, model.path, without)), None
+    return model.path, None if Path(model.path).is_dir() else model.revision
 
 
 def base_engine(store: Store, config: RunConfig, engine: EngineConfig | None) -> Engine:
     """The base model in the engine configured for a stage."""
     chosen = engine or config.engine
-    path, revision = base_model_location(store, config, WEIGHTS if chosen.server else ())
+    path, revision = model_location(store, config.base_model, WEIGHTS if chosen.server else ())
+    return open_engine(chosen, path, revision=revision)
+
+
+def judge_engine(store: Store, judge: JudgeConfig, engine: EngineConfig) -> Engine:
+    """The judge in an engine of its own, or in one as `engine` without the base model's name."""
+    chosen = judge.engine or engine.model_copy(update={"served_model": None})
+    path, revision = model_location(store, judge.model, WEIGHTS if chosen.server else ())
     return open_engine(chosen, path, revision=revision)
 
 

@@ -15,15 +15,18 @@ from pathlib import Path
 from selfalign.config import EvaluateConfig, RunConfig, TrainConfig
 from selfalign.errors import ConfigurationError
 from selfalign.evaluation.checks import Instructions
-from selfalign.evaluation.datasets import load_heldout, load_hhh, load_truthfulqa
+from selfalign.evaluation.datasets import load_heldout, load_hhh, load_labelled, load_truthfulqa
 from selfalign.evaluation.explanations import short
 from selfalign.evaluation.ifeval import check_installed
 from selfalign.evaluation.multiple_choice import hhh_template, truthfulqa_template
+from selfalign.evaluation.pairwise import pairwise_template
 from selfalign.evaluation.power import RulePlan, plan_rules
 from selfalign.evaluation.scores import (
+    AGREEMENT,
     ALIGNED,
     GUARDS,
     HHH,
+    JUDGED,
     LENGTH_WORDS,
     MC1,
     MC2,
@@ -73,6 +76,7 @@ def check_run(config: RunConfig, seeds: Seeds, *, until: str | None = None) -> N
         truthfulqa_template(config.evaluate.truthfulqa_template)
         for number in config.evaluate.ablate_principles:
             seeds.without_principle(number)
+        _check_judge(config)
         warn_of_long_items(config, seeds)
     for name in ("engrave", "clone"):
         if name in names:
@@ -136,6 +140,20 @@ def _check_ifeval(config: EvaluateConfig) -> None:
         check_installed()
 
 
+def _check_judge(config: RunConfig) -> None:
+    """Raise ConfigurationError for a judge that a run of this store made, or a broken template."""
+    judge = config.evaluate.judge
+    if judge is None:
+        return
+    pairwise_template(judge.template)
+    if Path(judge.model.path).resolve().is_relative_to(Path(config.store).resolve()):
+        raise ConfigurationError(
+            f"evaluate.judge.model.path: {judge.model.path} lies in the store, whose models are "
+            "judged",
+            remedy="name a model that no run here made, or make evaluate.judge null",
+        )
+
+
 def _check_training(config: TrainConfig, path: str, form: ChatForm) -> None:
     """Check a base model in a local directory, where what trains it is installed."""
     needed = ("torch", "transformers", "peft")
@@ -154,11 +172,13 @@ def evaluation_sizes(config: EvaluateConfig) -> dict[str, int]:
 
     if config.heldout is not None:
         for item in load_heldout(config.heldout):
-            for metric in (ALIGNED, LENGTH_WORDS):
+            for metric in (ALIGNED, LENGTH_WORDS, *(JUDGED if config.judge else ())):
                 count(metric, item.kind)
             if item.refusal is not None:
                 count(REFUSAL_MUST if item.refusal == "must" else REFUSAL_MUST_NOT, item.kind)
             sizes.update(GUARDS)
+    if config.judge is not None and config.judge.labelled is not None:
+        sizes[AGREEMENT] = len(load_labelled(config.judge.labelled))
     if config.hhh is not None:
         for pair in load_hhh(config.hhh):
             count(HHH, pair.category)

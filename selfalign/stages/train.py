@@ -19,7 +19,7 @@ from selfalign.records import AlignedResponse, VerboseResponse, now
 from selfalign.serving.form import ChatForm
 from selfalign.stages.checkpoints import StoreCheckpoints
 from selfalign.stages.contract import StageContext, provenance
-from selfalign.stages.models import base_model_location
+from selfalign.stages.models import model_location
 from selfalign.stages.served import base_model_facts, write_papers
 from selfalign.store.artifact import read_records
 from selfalign.store.manifest import Counts, FileEntry, Manifest
@@ -83,7 +83,7 @@ def _fine_tune(
             step - progress.done, loss=round(loss, 4), tokens_per_second=round(tokens_per_second)
         )
 
-    base_model, revision = base_model_location(context.store, context.config)
+    base_model, revision = model_location(context.store, context.config.base_model)
     result = train(
         config,
         base_model=base_model,

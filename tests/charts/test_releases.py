@@ -61,6 +61,7 @@ def test_a_shared_file_brings_its_own_section_only_and_a_configuration_all(tmp_p
 
 
 MOUNTED: dict[str, Any] = {**COMPLETE, "base_model": {"path": "/models/base"}}
+JUDGED = {**COMPLETE, "evaluate": {"judge": {"model": {"path": "/models/judge"}}}}
 LOCAL = {**COMPLETE, "seeds": {"directory": "seeds"}, "evaluate": {"hhh": "task.json"}}
 ODD_BATCH = {"stage": "clone", "config": {"clone": {"micro_batch_size": 7}}}
 
@@ -72,9 +73,13 @@ ODD_BATCH = {"stage": "clone", "config": {"clone": {"micro_batch_size": 7}}}
         ({**COMPLETE, "store": "./store"}, [], "config.store is './store'"),
         (LOCAL, [], "seeds.directory: seeds; evaluate.hhh: task.json"),
         (MOUNTED, [], "base_model.path: /models/base"),
+        (JUDGED, [], "evaluate.judge.model.path: /models/judge"),
         (COMPLETE, [ODD_BATCH], "not a multiple of micro_batch_size 7"),
     ],
-    ids=["no store", "local store", "local files", "no revision", "a stage's section"],
+    ids=[
+        *("no store", "local store", "local files", "no revision", "no revision of the judge"),
+        "a stage's section",
+    ],
 )
 def test_a_configuration_that_no_run_could_use_is_refused(
     config: dict[str, Any], stages: list[dict[str, Any]], expected: str

@@ -17,7 +17,6 @@ from selfalign.evaluation.statistics import (
     paired_difference,
     proportion,
     score_interval,
-    win_share,
 )
 
 PROPERTY = settings(deadline=None, derandomize=True)
@@ -40,7 +39,6 @@ def estimate(values, *, seed: int = 0) -> Estimate:
 def test_nothing_has_no_mean_and_no_interval() -> None:
     assert estimate([]) == Estimate(0, None, None, None, "none")
     assert proportion([], confidence=0.95) == Estimate(0, None, None, None, "none")
-    assert win_share(0, 0, 0, confidence=0.95) == Estimate(0, None, None, None, "none")
     assert difference([], []) == Difference(0, None, None, None, None, 0, 0, "none")
 
 
@@ -160,17 +158,6 @@ def test_the_score_interval_mirrors_holds_the_difference_and_stays_in_range(
     assert -1 <= low <= (wins - losses) / n <= high <= 1
     assert low < high
     assert score_interval(losses, wins, n, 0.95) == pytest.approx((-high, -low), abs=1e-9)
-
-
-@PROPERTY
-@given(counts)
-def test_a_win_share_is_the_difference_on_another_scale(c: tuple[int, int, int]) -> None:
-    wins, losses, ties = c
-    n = wins + losses + ties
-    found = win_share(wins, losses, n, confidence=0.95)
-    assert found.mean == pytest.approx((wins + ties / 2) / n)
-    low, high = score_interval(wins, losses, n, 0.95)
-    assert (found.low, found.high) == pytest.approx(((1 + low) / 2, (1 + high) / 2))
 
 
 def test_the_score_interval_covers_the_truth_as_often_as_it_says() -> None:

@@ -223,6 +223,7 @@ def test_the_stored_fields_are_pinned() -> None:
         "comparisons",
         "notes",
         "tasks",
+        "judge",
     ]
     assert list(MetricSummary.model_fields) == [
         "model",

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from selfalign.cli.report import _of_seeds
-from selfalign.evaluation.summary import EvaluationSummary
+from selfalign.evaluation.scores import LENGTH_WORDS, WIN_RATE, ItemScore
+from selfalign.evaluation.summary import EvaluationSummary, summarise
 from selfalign.load import load_config
 from selfalign.report.collect import PastRun, ReportData
 from selfalign.report.render import render_report
@@ -72,6 +73,29 @@ def test_the_confidence_is_not_rounded(confidence: float, shown: str) -> None:
          "notes": []}
     )  # fmt: skip
     assert f"Mean with its {shown} interval" in render_report(gathered, {})
+
+
+def test_what_the_judge_found_stands_beside_how_far_it_can_be_believed() -> None:
+    gathered = data()
+    assert "What the judge says" not in render_report(gathered, {})
+    texts = ["AB", "AB", "BA", "AA", "BB", "AA"]
+    values = {"AB": 1.0, "BA": 0.0}
+    scores = {
+        model: [ItemScore(f"i{n}", LENGTH_WORDS, "k", 3 + shift, 3 + shift, "") for n in range(6)]
+        for model, shift in (("base", 0), ("final", 2))
+    }
+    scores["final"] += [
+        ItemScore(f"i{n}", WIN_RATE, "k", values.get(text, 0.5), 5, text, against="base")
+        for n, text in enumerate(texts)
+    ]
+    gathered.summary = summarise(scores)
+    html = render_report(gathered, {})
+    section = html.partition('<h2 id="judge">')[2].partition("</ul>")[0]
+    assert "a win rate of 0.583 [" in section
+    assert "2 wins, 1 losses on 6 items. Its answers differ by +2.0 words in the mean." in section
+    assert "disagree in 50% of 6 pairs that differ, of these for &#34;A&#34; both times 67%" in (
+        section
+    )
 
 
 def test_rules_have_the_names_they_had_in_the_run_or_none(world: Path) -> None:

@@ -162,19 +162,23 @@ def test_inputs_are_kept_while_something_names_them(tmp_path: Any) -> None:
         id="r", created_at=moment, code_version="0", config={"evaluate": {"heldout": names["run"]}}
     )
     write_run(store, request)
-    key = make_with_data(store, names["manifest"].rpartition("/")[2])
+    (tmp_path / "judge").write_text("weights")
+    judge = push(store, "judge", tmp_path / "judge")
+    key = make_with_data(
+        store, names["manifest"].rpartition("/")[2], f"sha256:{judge.rpartition('/')[2]}"
+    )
     outcome = gc(world, retention=Retention(1, timedelta(hours=48), frozenset([names["config"]])))
     assert outcome.deleted == [names["nobody"].removeprefix("store:")]
     assert read_manifest(store, "evaluation", key) is not None
 
 
-def make_with_data(store: Store, sha: str) -> str:
+def make_with_data(store: Store, sha: str, judge: str) -> str:
     from selfalign.store.artifact import ArtifactWriter
     from selfalign.store.manifest import Counts, Provenance
 
     writer = ArtifactWriter(
         store, artifact="evaluation", stage="evaluate", key="k", parents={},
-        identity={"data": {"heldout": sha}},
+        identity={"data": {"heldout": sha}, "judge": {"model": judge}},
     )  # fmt: skip
     when = Provenance(started_at="", finished_at="")
     writer.publish(shards=[], files=[], counts=Counts(), details={}, provenance=when)

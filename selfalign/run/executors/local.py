@@ -21,7 +21,7 @@ from selfalign.errors import (
     Interrupted,
     SelfAlignError,
 )
-from selfalign.identity import Inputs
+from selfalign.identity import Inputs, with_judge_model
 from selfalign.load import write_resolved
 from selfalign.pipeline import STAGES
 from selfalign.records import now
@@ -139,8 +139,12 @@ class LocalRun:
     def _drive(self) -> RunStatus:
         config_path = self.directory / "config.yaml"
         base = self.config.base_model.model_copy(update={"revision": self.inputs.base_model})
-        # with the base model's digest, so that no worker hashes its files again
-        write_resolved(self.config.model_copy(update={"base_model": base}), config_path)
+        evaluate = self.config.evaluate
+        if self.inputs.judge is not None:
+            evaluate = with_judge_model(evaluate, revision=self.inputs.judge)
+        # with the models' digests, so that no worker hashes their files again
+        resolved = self.config.model_copy(update={"base_model": base, "evaluate": evaluate})
+        write_resolved(resolved, config_path)
         executor = LocalExecutor(
             run_id=self.run_id,
             config=self.config,

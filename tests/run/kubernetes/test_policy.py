@@ -37,6 +37,41 @@ def test_no_policy_lets_a_run_choose_the_server_that_gets_prompts_and_key() -> N
     assert world.jobs() == []
 
 
+def test_only_the_platform_names_the_judge() -> None:
+    judge = {"model": {"path": "example/judge", "revision": "77"}}
+    world = World(
+        platform=platform_values(evaluate={"judge": judge}), policy={"overrides": ["*", "evaluate"]}
+    )
+    world.submit(config={"evaluate": {"judge": {"model": {"path": "evil/judge"}}}})
+    assert world.step() is None
+    assert (
+        "spec.config.evaluate.judge.model.path: a run may not set this"
+        in (world.status()["message"])
+    )
+    own = World(platform=platform_values(evaluate={"judge": judge}))
+    own.submit()
+    own.to_the_end()
+    assert own.status()["verdict"] == "Promoted"
+
+
+@pytest.mark.parametrize(
+    ("judge", "said"),
+    [
+        ({"model": {"path": "/models/judge"}}, "evaluate.judge.model.path: '/models/judge' is nei"),
+        (
+            {"model": {"path": "a/judge", "revision": "0"}, "labelled": "people.jsonl"},
+            "evaluate.judge.labelled: 'people.jsonl' is no store: name",
+        ),
+        ({"model": {"path": "b", "revision": "0123abcd"}}, "it is the base model (0123abcd)"),
+    ],
+)
+def test_a_judge_that_no_pod_could_use_ends_the_run(judge: dict[str, Any], said: str) -> None:
+    world = World(platform=platform_values(evaluate={"judge": judge}))
+    world.submit()
+    assert world.step() is None
+    assert said in world.status()["message"]
+
+
 def nested(depth: int) -> Any:
     value: Any = 1
     for _ in range(depth):

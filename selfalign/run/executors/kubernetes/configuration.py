@@ -17,9 +17,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from selfalign.config import RunConfig
+from selfalign.config import BaseModelConfig, RunConfig
 from selfalign.errors import ConfigurationError, TemporaryError
-from selfalign.identity import DATA_FIELDS, Inputs, default_sha256, is_default
+from selfalign.identity import DATA_FIELDS, Inputs, data_of, default_sha256, is_default
 from selfalign.inputs import is_stored, read_input, revision_of
 from selfalign.load import deep_merge, dump_config, read_yaml, validate_config
 from selfalign.pipeline import STAGES
@@ -131,13 +131,15 @@ def check_allowed(spec: crd.AlignmentRunSpec, policy: Policy, platform: dict[str
     for path, value in leaves:
         if path == "base_model.path" and value in policy.base_models:
             continue
-        never = _is_server(path)
+        never = _is_the_platforms(path)
         if never or not any(_matches(path, pattern) for pattern in policy.overrides):
             if _value_at(platform, path) == value:
                 continue
             raise ConfigurationError(
                 f"spec.config.{path[:200]}: a run may not set this here",
-                remedy="only the platform's configuration names servers" if never else widen,
+                remedy="only the platform's configuration names servers and the judge"
+                if never
+                else widen,
             )
 
 
@@ -209,37 +211,45 @@ def check_inputs(config: RunConfig) -> None:
             remedy=remedy,
         )
     for field in DATA_FIELDS:
-        path = getattr(config.evaluate, field)
+        path = data_of(config.evaluate, field)
         if path is not None and not is_stored(path) and not is_default(field, path):
             raise ConfigurationError(
                 f"{_WHERE}: evaluate.{field}: {str(path)[:200]!r} is no store: name, and pods "
                 "share no directory",
                 remedy=remedy,
             )
-    base = config.base_model
-    if not is_stored(base.path) and base.revision is None:
-        raise ConfigurationError(
-            f"{_WHERE}: base_model.path: {base.path[:200]!r} is neither a store: name nor given "
-            "with a revision",
-            remedy=f"{remedy}, or set base_model.revision",
-        )
+    models = {"base_model": config.base_model}
+    if config.evaluate.judge is not None:
+        models["evaluate.judge.model"] = config.evaluate.judge.model
+    for name, model in models.items():
+        if not is_stored(model.path) and model.revision is None:
+            raise ConfigurationError(
+                f"{_WHERE}: {name}.path: {model.path[:200]!r} is neither a store: name nor given "
+                "with a revision",
+                remedy=f"{remedy}, or set {name}.revision",
+            )
 
 
 def declared_inputs(config: RunConfig, store: Store) -> Inputs:
     """The digests of a run's inputs, read from their manifests alone."""
     seeds = read_input(store, str(config.seeds.directory))
-    base = config.base_model
+    judge = config.evaluate.judge
     return Inputs(
         seeds={entry.name.removeprefix("files/"): entry.sha256 for entry in seeds.files},
-        base_model=base.revision or revision_of(base.path),
+        base_model=_revision(config.base_model),
         data={
             field: default_sha256()
             if is_default(field, path)
             else read_input(store, str(path)).digest
             for field in DATA_FIELDS
-            if (path := getattr(config.evaluate, field)) is not None
+            if (path := data_of(config.evaluate, field)) is not None
         },
+        judge=_revision(judge.model) if judge else None,
     )
+
+
+def _revision(model: BaseModelConfig) -> str:
+    return model.revision or revision_of(model.path)
 
 
 def stage_templates(cluster: Cluster) -> dict[str, Resource]:
@@ -331,9 +341,11 @@ def _leaves(config: dict[str, Any]) -> list[tuple[str, Any]]:
     return leaves
 
 
-def _is_server(path: str) -> bool:
-    """Whether the path says where an engine sends prompts and the key, which no policy opens."""
-    return ("engine", "server") in pairwise(path.split("."))
+def _is_the_platforms(path: str) -> bool:
+    """Whether the path says where an engine sends prompts and the key, or who judges a model:
+    what no policy opens."""
+    parts = path.split(".")
+    return ("engine", "server") in pairwise(parts) or parts[:2] == ["evaluate", "judge"]
 
 
 def _matches(path: str, pattern: str) -> bool:

@@ -1,0 +1,221 @@
+"""A judge in the stage evaluate: real models' answers, judged by a third one or by a script."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfalign.config import RunConfig
+from selfalign.errors import ConfigurationError, DataError
+from selfalign.evaluation.scores import AGREEMENT, JUDGED, LENGTH_WORDS, WIN_RATE
+from selfalign.evaluation.summary import EvaluationSummary
+from selfalign.inputs import localise, push_inputs
+from selfalign.load import load_config, write_resolved
+from selfalign.records import EvaluationRecord
+from selfalign.run.stage import run_stage
+from selfalign.seeds import load_seeds
+from selfalign.stages.preflight import check_run
+from selfalign.store.artifact import read_file_as, read_records
+from selfalign.store.local import LocalStore
+from selfalign.store.manifest import Manifest
+from selfalign.store.pointer import Pointer, PromotedModel, move_pointer
+from tests.pipeline_world import WORDS, write_base_model, write_llama
+from tests.stages.planting import config_of, plant, rows
+
+SAYS_A = {
+    "kind": "fake",
+    "options": {
+        "scores": [
+            {"match": " A$", "log_likelihood": -0.1}, {"match": "", "log_likelihood": -4.0}
+        ]
+    },
+}  # fmt: skip
+LABELLED = [
+    {"prompt": "How?", "first": f"take the soap {n}", "second": "harm", "winner": winner}
+    for n, winner in enumerate(["first", "second", "tie"])
+]
+
+
+def model(directory: Path, size: int) -> Path:
+    """A random model; each size answers in its own way."""
+    write_llama(
+        directory,
+        list(dict.fromkeys((*WORDS, "B"))),
+        hidden_size=size,
+        intermediate_size=2 * size,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=512,
+    )
+    return directory
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """base, a final model of each of two nights, and a judge."""
+    import torch
+
+    torch.set_num_threads(1)  # threads only wait for each other in a model this small
+    root = tmp_path_factory.mktemp("models")
+    write_base_model(root / "base")
+    sizes = {"monday": 24, "tuesday": 40, "judge": 32}
+    return {"base": root / "base", **{name: model(root / name, n) for name, n in sizes.items()}}
+
+
+class Night:
+    """A configuration up to its trained models, which are planted."""
+
+    def __init__(self, directory: Path, models: dict[str, Path]) -> None:
+        self.models = models
+        self.base = config_of(directory, models["base"], "transformers")
+        self.store = LocalStore(Path(self.base.store))
+        (directory / "labelled.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in LABELLED))
+        self.world = directory / "selfalign.yaml"
+        write_resolved(self.base, self.world)
+
+    def config(self, judge: dict[str, Any] | None, *more: str) -> RunConfig:
+        value = "null" if judge is None else json.dumps(judge)
+        return load_config(self.world, [f"evaluate.judge={value}", *more]).config
+
+    def plant(self, config: RunConfig, final: str) -> None:
+        for artifact in ("candidates", "prompts", "aligned_responses", "verbose_responses"):
+            if artifact == "verbose_responses":
+                plant(config, "engraved_model", model=self.models["base"])
+            plant(config, artifact, rows(poisoned=False))
+        self.plant_final(config, final)
+
+    def plant_final(self, config: RunConfig, final: str) -> None:
+        plant(config, "final_model", model=self.models[final])
+
+    def evaluate(self, config: RunConfig) -> Manifest:
+        manifest = run_stage("evaluate", config, self.store)
+        assert manifest is not None
+        return manifest
+
+    def judge(self, **values: Any) -> dict[str, Any]:
+        return {"model": {"path": str(self.models["judge"])}, **values}
+
+
+@pytest.fixture
+def night(tmp_path: Path, models: dict[str, Path]) -> Night:
+    made = Night(tmp_path / "world", models)
+    made.plant(made.base, "monday")
+    return made
+
+
+def test_a_third_model_judges_the_answers_in_both_orders_and_is_compared_with_people(
+    night: Night,
+) -> None:
+    judge = night.judge(labelled="labelled.jsonl")
+    first = night.evaluate(night.config(judge))
+    assert first.identity["judge"]["model"].startswith("sha256:")
+    assert set(first.identity["data"]) == {"heldout", "judge.labelled"}
+    summary = read_file_as(night.store, first, "summary.json", EvaluationSummary)
+    records = list(read_records(night.store, first, EvaluationRecord))
+    answers = {(r.model, r.item_id): r.text for r in records if r.metric == LENGTH_WORDS}
+    verdicts = [r for r in records if r.metric == WIN_RATE]
+    assert {(r.model, r.against, r.item_id, r.kind) for r in verdicts} == {
+        ("final", "base", f"h{n}", "benign" if n % 2 else "harmful") for n in range(4)
+    }
+    for verdict in verdicts:
+        item = verdict.item_id
+        same = answers["final", item] == answers["base", item]
+        assert (verdict.text == "") == same
+        assert verdict.value == {"AB": 1.0, "BA": 0.0}.get(verdict.text, 0.5)
+    assert any(verdict.text for verdict in verdicts)
+    found = summary.comparison("final", "base", WIN_RATE)
+    assert found is not None
+    assert found.subject_mean == sum(verdict.value for verdict in verdicts) / 4
+    assert summary.judge is not None
+    assert [bias.against for bias in summary.judge.orders] == ["base"]
+    labelled = [r for r in records if r.metric == AGREEMENT]
+    assert [r.text.split()[1] for r in labelled] == ["first", "second", "tie"]
+    assert first.details["judge"][-1].startswith("It agrees with people on ")
+    # who is promoted is judged against too, and the judge's settings are part of the key
+    move_pointer(night.store, _promoted(night, first), None)
+    tuesday = ("clone.learning_rate=0.001",)
+    night.plant_final(night.config(judge, *tuesday), "tuesday")
+    second = night.evaluate(night.config(judge, *tuesday))
+    summary = read_file_as(night.store, second, "summary.json", EvaluationSummary)
+    assert {row.against for row in summary.comparisons if row.metric == WIN_RATE} == {
+        "base",
+        "promoted",
+    }
+
+
+def _promoted(night: Night, evaluation: Manifest) -> Pointer:
+    parent = evaluation.parents["final_model"]
+    model = PromotedModel(artifact="final_model", key=parent.key, digest=parent.digest)
+    return Pointer(model=model, previous=None, promotion=None, run=None, moved_at="now")
+
+
+def test_a_judge_that_leans_towards_a_finds_every_pair_a_tie(night: Night) -> None:
+    manifest = night.evaluate(night.config(night.judge(engine=SAYS_A)))
+    verdicts = [
+        r for r in read_records(night.store, manifest, EvaluationRecord) if r.metric in JUDGED
+    ]
+    assert {(r.text, r.value) for r in verdicts} <= {("AA", 0.5), ("", 0.5)}
+    assert ("AA", 0.5) in {(r.text, r.value) for r in verdicts}
+    assert 'of these for "A" both times 100%' in manifest.details["judge"][1]
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_candidate_cannot_be_its_own_judge(night: Night, tmp_path: Path, copied: bool) -> None:
+    path = night.models["monday"]
+    if copied:  # under another name, beside other files
+        path = tmp_path / "another"
+        shutil.copytree(night.models["monday"], path)
+        (path / "notes.txt").write_text("renamed")
+    config = night.config({"model": {"path": str(path)}, "engine": {"kind": "fake"}})
+    with pytest.raises(ConfigurationError, match=r"is final_model .*, whose answers are judged"):
+        night.evaluate(config)
+    # a stored one, too
+    with pytest.raises(ConfigurationError, match=r"is final_model .*, whose answers are judged"):
+        night.evaluate(localise(push_inputs(config, night.store), night.store))
+
+
+def test_the_base_model_cannot_be_the_judge(night: Night, tmp_path: Path) -> None:
+    base = night.models["base"]
+    with pytest.raises(ConfigurationError, match="is the base model, whose answers are judged"):
+        night.config({"model": {"path": str(base)}})
+    shutil.copytree(base, tmp_path / "copy")
+    with pytest.raises(ConfigurationError, match="it is the base model"):
+        night.evaluate(night.config({"model": {"path": str(tmp_path / "copy")}}))
+
+
+@pytest.mark.parametrize(
+    ("judge", "error", "said"),
+    [
+        ({"model": {"path": "store/models/0"}}, ConfigurationError, "lies in the store"),
+        ({"template": "labelled.jsonl"}, ConfigurationError, "hole"),
+        ({"labelled": "selfalign.yaml"}, DataError, "selfalign.yaml:1: "),
+        ({"labelled": "none.jsonl"}, ConfigurationError, "evaluate.judge.labelled: .* not exist"),
+    ],
+)
+def test_what_is_wrong_with_a_judge_is_told_before_a_run(
+    night: Night, judge: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    config = night.config({**night.judge(), **judge})
+    with pytest.raises(error, match=said):
+        check_run(config, load_seeds(config.seeds), until="evaluate")
+
+
+def test_a_judge_needs_held_out_answers(night: Night) -> None:
+    with pytest.raises(ConfigurationError, match=r"evaluate\.heldout is null"):
+        night.config(night.judge(), "evaluate.heldout=null")
+
+
+def test_more_pairs_than_may_be_beyond_the_judge_s_context_end_the_stage(night: Night) -> None:
+    engine = {"kind": "fake", "max_length": 5}
+    config = night.config(night.judge(engine=engine), "evaluate.max_quarantined=0.01")
+    with pytest.raises(DataError, match=r"evaluate: judge-base: .* too_long"):
+        night.evaluate(config)
+    # what was answered stays, and another limit is another way to work, not another artifact
+    manifest = night.evaluate(
+        night.config(night.judge(engine=engine), "evaluate.max_quarantined=1")
+    )
+    assert {row.id.split("/")[1] for row in manifest.quarantined} == {"judge-base"}
