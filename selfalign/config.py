@@ -356,6 +356,11 @@ class EvaluateConfig(StageModel):
     hhh_template: Path | None = Field(None, description="null: the built-in template")
     truthfulqa_template: Path | None = Field(None, description="null: the built-in template")
     sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_new_tokens=512)
+    samples: PositiveInt = Field(
+        1,
+        description="answers to each held-out prompt, each with a seed of its own; more than one "
+        "needs sampling.temperature above 0. Intervals count prompts, not answers",
+    )
     principled_sampling: SamplingConfig | None = Field(
         None, description="for base with principles in context; null: same as sampling"
     )
@@ -369,6 +374,15 @@ class EvaluateConfig(StageModel):
         0.9, gt=0, lt=1, description="of intervals; each end is wrong in (1 - this) / 2 of nights"
     )
     bootstrap_samples: PositiveInt = Field(2000, description="resamples for paired intervals")
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> EvaluateConfig:
+        if self.samples > 1 and self.sampling.temperature == 0:
+            raise ValueError(
+                f"samples {self.samples}: with sampling.temperature 0 every answer would be the "
+                "same; raise it, or make samples 1"
+            )
+        return self
 
 
 class GateRule(Model):

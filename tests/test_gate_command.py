@@ -48,6 +48,19 @@ def test_plan_lists_each_rule_with_its_items_and_what_it_can_see(config: Path) -
     assert "above -0.1" in told
 
 
+def test_plan_counts_several_answers_as_what_they_are_worth(config: Path) -> None:
+    rule = f"promote.rules=[{{metric: {ALIGNED}, against: base, min_difference: -0.9}}]"
+    drawn = [*("--set", "evaluate.samples=4"), *("--set", "evaluate.sampling.temperature=0.7")]
+    few, many = (
+        json.loads(gate("plan", "--config", config, "--set", rule, *more, "--json"))[0]
+        for more in ([], drawn)
+    )
+    assert many["items"] == few["items"] == 4
+    assert many["passes_from"] < few["passes_from"]
+    told = gate("plan", "--config", config, "--set", rule, *drawn)
+    assert "4 answers to an item counted as 1.6 items" in told.replace("\n", " ")
+
+
 def test_plan_ends_on_a_rule_that_cannot_be_measured(config: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot be measured"):
         gate("plan", "--config", config, "--set", "promote.rules=null")

@@ -26,7 +26,7 @@ from selfalign.errors import ConfigurationError, DataError, SelfAlignError, prin
 from selfalign.evaluation import refusal
 from selfalign.evaluation.explanations import bounds, short
 from selfalign.evaluation.gate import Verdict, judge
-from selfalign.evaluation.power import CHANGED_SHARE, POWER, RulePlan
+from selfalign.evaluation.power import CHANGED_SHARE, POWER, RulePlan, counted_as
 from selfalign.evaluation.refusal import CLASSES, classify_refusal
 from selfalign.evaluation.rows import csv_rows
 from selfalign.evaluation.summary import EvaluationSummary
@@ -60,6 +60,7 @@ def plan_command(config_path: Path, overrides: tuple[str, ...], as_json: bool) -
     if as_json:
         print_json([_plan_row(row) for row in planned])
         return
+    n = config.evaluate.samples
     table = Table("rule", "must be", "items", "passes from", "", box=None, pad_edge=False)
     for row in planned:
         table.add_row(
@@ -74,6 +75,7 @@ def plan_command(config_path: Path, overrides: tuple[str, ...], as_json: bool) -
         f"passes from: the true difference that passes in {POWER:.0%} of nights, with "
         f"{CHANGED_SHARE:.0%} of the answers changed; intervals of "
         f"{config.evaluate.confidence * 100:g}%"
+        + (f"; {n} answers to an item counted as {counted_as(1, n):.3g} items" if n > 1 else "")
     )
 
 

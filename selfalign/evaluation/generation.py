@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from selfalign.engines.base import Completion, Quarantined, unreadable
@@ -27,21 +28,27 @@ def heldout_scores(
     items: Sequence[HeldoutItem],
     completions: Iterable[Completion | Quarantined],
     labels: Iterable[str] = (),
+    samples: int = 1,
 ) -> Iterator[ItemScore | Quarantined]:
     """The scores of each completion as it comes, and the guards' once all are there.
 
     An item that has no answer, or one that cannot be judged, is yielded as Quarantined.
 
     Args:
-        completions: the id of each is its item's.
+        completions: the id of each is one of `answer_ids`.
         labels: what opens a turn in this run's prompts, for the guard against echoes.
+        samples: answers to each item.
 
     Raises EngineError when a completion belongs to no item, comes twice or never.
     """
-    waiting = {item.id: item for item in items}
+    waiting = {
+        name: (item, sample)
+        for item in items
+        for sample, name in enumerate(answer_ids(item.id, samples))
+    }
     answers = []
     for completion in completions:
-        item = waiting.pop(completion.id, None)
+        item, sample = waiting.pop(completion.id, (None, 0))
         if item is None:
             raise EngineError(
                 f"the engine completed {completion.id!r} twice, or it was not asked for"
@@ -54,19 +61,26 @@ def heldout_scores(
             try:
                 scores = judge_answer(item, completion.text)
             except PatternTooSlow as e:
-                yield Quarantined(item.id, "never_ending", str(e))
+                yield Quarantined(completion.id, "never_ending", str(e))
                 continue
-            yield from scores
-            answers.append(_answered(item, completion, scores))
+            yield from (replace(score, sample=sample) for score in scores)
+            answers.append(_answered(item, sample, completion, scores))
     if waiting:
         raise EngineError(
-            f"the engine left {len(waiting)} of {len(items)} prompts without a completion, "
-            f"first {next(iter(waiting))!r}"
+            f"the engine left {len(waiting)} of {len(items) * samples} prompts without a "
+            f"completion, first {next(iter(waiting))!r}"
         )
     yield from guard_scores(answers, labels)
 
 
-def _answered(item: HeldoutItem, completion: Completion, scores: Iterable[ItemScore]) -> Answered:
+def answer_ids(item_id: str, samples: int) -> list[str]:
+    """What the answers to an item are asked for by, in the order of samples."""
+    return [item_id] if samples == 1 else [f"{item_id}#{sample}" for sample in range(samples)]
+
+
+def _answered(
+    item: HeldoutItem, sample: int, completion: Completion, scores: Iterable[ItemScore]
+) -> Answered:
     aligned = any(score.metric == ALIGNED and score.value == 1 for score in scores)
     return Answered(
         item_id=item.id,
@@ -74,6 +88,7 @@ def _answered(item: HeldoutItem, completion: Completion, scores: Iterable[ItemSc
         text=completion.text,
         cut=completion.finish_reason == "length",
         satisfied=aligned and bool(item.all_of or item.check),
+        sample=sample,
     )
 
 

@@ -81,7 +81,9 @@ def guard_scores(answers: Sequence[Answered], labels: Iterable[str] = ()) -> lis
             "word_list": _is_word_list(answer.text),
         }
         rows += [
-            ItemScore(answer.item_id, GUARD + name, None, float(flagged), len(own), "")
+            ItemScore(
+                answer.item_id, GUARD + name, None, float(flagged), len(own), "", answer.sample
+            )
             for name, flagged in flags.items()
         ]
     return rows

@@ -19,15 +19,18 @@ from selfalign.evaluation.rules import EVERY_KIND, rules_of
 from selfalign.evaluation.scores import (
     CONTINUOUS,
     JUDGED,
+    LENGTH_WORDS,
     REFUSAL_MUST,
     REFUSAL_MUST_NOT,
     SOURCES,
+    WIN_RATE,
     split_metric_name,
 )
 from selfalign.evaluation.statistics import score_interval
 
 CHANGED_SHARE = 0.1  # of the items' values, between two nights: an assumption, said where used
 DECIDED_SHARE = 0.5  # of pairs in which a judge prefers one answer in both orders: likewise
+SAMPLES_CORRELATION = 0.5  # of the changes in several answers to one item: likewise
 POWER = 0.8  # of nights in which a rule passes
 
 
@@ -50,19 +53,24 @@ class RulePlan:
 
 
 def plan_rules(
-    config: PromoteConfig, sizes: Mapping[str, int], tasks: Sequence[str], confidence: float
+    config: PromoteConfig,
+    sizes: Mapping[str, int],
+    tasks: Sequence[str],
+    confidence: float,
+    samples: int = 1,
 ) -> tuple[RulePlan, ...]:
     """Every rule, one for each kind where it says so.
 
     Args:
         sizes: items by metric and by metric/kind, as the evaluation files have them.
         tasks: what the configuration gives data for.
+        samples: answers to each held-out prompt.
 
     Raises:
         ConfigurationError: a rule that could not be measured, or, on refusals, only from one side.
     """
     return tuple(
-        _plan(rule, sizes[rule.metric], confidence)
+        _plan(rule, sizes[rule.metric], confidence, samples)
         for given in rules_of(config, tasks)
         for rule in _named(given, sizes)
     )
@@ -113,7 +121,12 @@ def _remedy(metric: str) -> str:
     return f"set {SOURCES[metric]}, or list promote.rules without this one"
 
 
-def _plan(rule: GateRule, items: int, confidence: float) -> RulePlan:
+def counted_as(items: int, samples: int) -> float:
+    """As how many items with one answer each they count, with several answers to an item."""
+    return items * samples / (1 + (samples - 1) * SAMPLES_CORRELATION)
+
+
+def _plan(rule: GateRule, items: int, confidence: float, samples: int) -> RulePlan:
     metric, _ = split_metric_name(rule.metric)
     if metric in CONTINUOUS or (rule.min_difference is None and rule.max_difference is None):
         return RulePlan(rule, items, None, None)
@@ -123,8 +136,9 @@ def _plan(rule: GateRule, items: int, confidence: float) -> RulePlan:
         bound, passes = -rule.max_difference, None  # of (opponent - final)
     else:
         bound = rule.min_difference
+        drawn = samples if SOURCES[metric] in (SOURCES[LENGTH_WORDS], SOURCES[WIN_RATE]) else 1
         share = DECIDED_SHARE if metric in JUDGED else CHANGED_SHARE
-        passes = _passes_from(bound, items, confidence, share)
+        passes = _passes_from(bound, counted_as(items, drawn), confidence, share)
     best = (items - z * z) / (items + z * z)
     warning = None
     if best <= bound:
@@ -135,7 +149,7 @@ def _plan(rule: GateRule, items: int, confidence: float) -> RulePlan:
     return RulePlan(rule, items, passes, warning)
 
 
-def _passes_from(bound: float, items: int, confidence: float, share: float) -> float | None:
+def _passes_from(bound: float, items: float, confidence: float, share: float) -> float | None:
     """The true difference at which the lower end lies above `bound` in POWER of nights."""
     spread = float(stats.norm.ppf(POWER))
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -157,27 +157,28 @@ def clustered_difference(
     """
     pairs = list(zip(subject, against, strict=True))
     single = all(len(ours) == len(theirs) == 1 for ours, theirs in pairs)
-    found = paired_difference(
-        [sum(ours) / len(ours) for ours, _ in pairs],
-        [sum(theirs) / len(theirs) for _, theirs in pairs],
-        binary=binary and single,
-        confidence=confidence,
-        bootstrap_samples=bootstrap_samples,
-        seed=seed,
-    )
-    answer_beside_answer = all(len(ours) == len(theirs) for ours, theirs in pairs)
-    if not binary or single or not pairs or not answer_beside_answer:
-        return found
+    if not binary or single or not pairs:
+        return paired_difference(
+            [sum(ours) / len(ours) for ours, _ in pairs],
+            [sum(theirs) / len(theirs) for _, theirs in pairs],
+            binary=binary and single,
+            confidence=confidence,
+            bootstrap_samples=bootstrap_samples,
+            seed=seed,
+        )
     clusters = [np.subtract(ours, theirs, dtype=np.float64) for ours, theirs in pairs]
+    means = np.array([cluster.mean() for cluster in clusters])
     everything = np.concatenate(clusters)
     effect = _design_effect(clusters)
+    wins, losses = int((means > 0).sum()), int((means < 0).sum())
     low, high = score_interval(
         float((everything > 0).sum()) / effect,
         float((everything < 0).sum()) / effect,
         everything.size / effect,
         confidence,
     )
-    return replace(found, low=low, high=high, method="score")
+    p_value = _sign_flip_p_value(means, bootstrap_samples, seed)
+    return Difference(len(pairs), float(means.mean()), low, high, p_value, wins, losses, "score")
 
 
 def _design_effect(clusters: Sequence[_Vector]) -> float:

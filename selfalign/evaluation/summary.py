@@ -42,11 +42,15 @@ _Scored = dict[_Key, dict[str, "_Item"]]  # by item id
 
 @dataclass(slots=True)
 class _Item:
-    """What one model scored on one item: a value and a text for each answer, in their order."""
+    """What one model scored on one item: a value and a text for each answer, by sample."""
 
     kind: str | None
-    values: list[float] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
+    values: dict[int, float] = field(default_factory=dict)
+    texts: dict[int, str] = field(default_factory=dict)
+
+    def of(self, samples: Iterable[int]) -> list[float]:
+        """The values of these samples."""
+        return [self.values[sample] for sample in samples]
 
 
 class _Frozen(BaseModel):
@@ -210,7 +214,7 @@ class _Fold:
         self._seed = seed
 
     def describe(self, model: str, key: _Key, scored: Mapping[str, _Item]) -> MetricSummary:
-        values = [scored[item_id].values for item_id in sorted(scored)]
+        values = [list(scored[item_id].values.values()) for item_id in sorted(scored)]
         if _binary(key, values):
             estimate = statistics.clustered_proportion(values, confidence=self._confidence)
         else:
@@ -235,10 +239,14 @@ class _Fold:
         self, subject: str, against: str, key: _Key, left: _Scored, right: _Scored
     ) -> Comparison:
         ours, theirs = left.get(key, {}), right.get(key, {})
-        shared = sorted(ours.keys() & theirs.keys())
         _check_kinds(subject, against, key, left, right)
-        ours_values = [ours[item_id].values for item_id in shared]
-        their_values = [theirs[item_id].values for item_id in shared]
+        beside = {  # answer beside answer: an item without a common sample is left out
+            item_id: both
+            for item_id in sorted(ours.keys() & theirs.keys())
+            if (both := sorted(ours[item_id].values.keys() & theirs[item_id].values.keys()))
+        }
+        ours_values = [ours[item_id].of(samples) for item_id, samples in beside.items()]
+        their_values = [theirs[item_id].of(samples) for item_id, samples in beside.items()]
         found = statistics.clustered_difference(
             ours_values,
             their_values,
@@ -261,11 +269,11 @@ class _Fold:
             p_value=found.p_value,
             wins=found.wins,
             losses=found.losses,
-            only_subject=len(ours) - len(shared),
-            only_against=len(theirs) - len(shared),
+            only_subject=len(ours) - len(beside),
+            only_against=len(theirs) - len(beside),
             changed=None
             if key[0] in JUDGED
-            else sum(ours[item_id].texts != theirs[item_id].texts for item_id in shared),
+            else sum(ours[item_id].texts != theirs[item_id].texts for item_id in beside),
             method=found.method,
         )
 
@@ -276,14 +284,14 @@ def _index(model: str, scores: Iterable[ItemScore]) -> _Scored:
     for score in sorted(scores, key=lambda score: (score.metric, score.item_id, score.sample)):
         overall = indexed.setdefault((score.metric, None), {})
         item = overall.setdefault(score.item_id, _Item(score.kind))
-        if len(item.values) != score.sample:
+        if score.sample in item.values:
             raise DataError(
-                f"{model}: {score.metric}: two scores for the item {score.item_id!r}, or an answer "
-                "of several is missing",
+                f"{model}: {score.metric}: two scores for the item {score.item_id!r}, sample "
+                f"{score.sample}",
                 remedy="delete this evaluation's artifact and evaluate again",
             )
-        item.values.append(score.value)
-        item.texts.append(score.text)
+        item.values[score.sample] = score.value
+        item.texts[score.sample] = score.text
         if score.kind is not None:
             indexed.setdefault((score.metric, score.kind), {})[score.item_id] = item
     return indexed

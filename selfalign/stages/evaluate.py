@@ -26,7 +26,7 @@ from selfalign.engines.base import (
 )
 from selfalign.evaluation.datasets import load_heldout, load_hhh, load_truthfulqa
 from selfalign.evaluation.explanations import judged as judged_in_words
-from selfalign.evaluation.generation import heldout_scores
+from selfalign.evaluation.generation import answer_ids, heldout_scores
 from selfalign.evaluation.multiple_choice import (
     hhh_requests,
     hhh_scores,
@@ -177,30 +177,42 @@ def _tasks(context: StageContext) -> dict[str, _Task]:
 
 def _heldout_task(context: StageContext, path: Path) -> _Task:
     items = load_heldout(path)
-    empty = {item.id: bad for item in items if (bad := blank(item.id, item.prompt))}
     config = context.config.evaluate
 
     def scores(engine: Engine, variant: Variant) -> Iterator[ItemScore | Quarantined]:
         chosen = (config.principled_sampling if variant.principled else None) or config.sampling
         render, stop = _prompts_of(context, variant)
         sampling = Sampling(**chosen.model_dump(), stop=stop)
+        samples = config.samples if sampling.temperature > 0 else 1
         again = ("again",) if variant.again else ()
+
+        named = [
+            (item, sample, name)
+            for item in items
+            for sample, name in enumerate(answer_ids(item.id, samples))
+        ]
+        empty = [bad for item, _, name in named if (bad := blank(name, item.prompt))]
         requests = (
             GenerationRequest(
-                item.id,
+                name,
                 render(item.prompt),
                 sampling,
                 # the same seed for every model: the comparison is paired
-                record_seed(context.config.seed, "evaluate", item.id, *again),
+                record_seed(context.config.seed, "evaluate", item.id, *again, *_nth(sample)),
             )
-            for item in items
-            if item.id not in empty
+            for item, sample, name in named
+            if item.prompt.strip()
         )
-        completions = chain(empty.values(), engine.generate(requests))
+        completions = chain(empty, engine.generate(requests))
         answers = (_answer(each, variant) for each in completions)
-        return heldout_scores(items, answers, context.seeds.labels.all)
+        return heldout_scores(items, answers, context.seeds.labels.all, samples)
 
-    return _Task(len(items), scores)
+    return _Task(len(items) * config.samples, scores)
+
+
+def _nth(sample: int) -> tuple[str, ...]:
+    """What the seed of a further answer to an item is named by; the first has the item's own."""
+    return (str(sample),) if sample else ()
 
 
 def _prompts_of(

@@ -100,7 +100,11 @@ def gate_plan(config: RunConfig, sizes: Mapping[str, int] | None = None) -> tupl
     """
     found = evaluation_sizes(config.evaluate) if sizes is None else sizes
     return plan_rules(
-        config.promote, found, evaluation_tasks(config.evaluate), config.evaluate.confidence
+        config.promote,
+        found,
+        evaluation_tasks(config.evaluate),
+        config.evaluate.confidence,
+        config.evaluate.samples,
     )
 
 

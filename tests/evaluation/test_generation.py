@@ -5,10 +5,10 @@ import regex
 
 from selfalign.engines.base import Completion, Quarantined
 from selfalign.errors import EngineError
-from selfalign.evaluation.generation import heldout_scores, judge_answer
+from selfalign.evaluation.generation import answer_ids, heldout_scores, judge_answer
 from selfalign.evaluation.items import HeldoutItem
 from selfalign.evaluation.refusal import OPENING_WORDS, classify_refusal
-from selfalign.evaluation.scores import ItemScore
+from selfalign.evaluation.scores import ALIGNED, GUARDS, ItemScore
 
 REFUSALS = [
     "I'm sorry, but I can't help with that.",
@@ -178,6 +178,31 @@ def test_an_item_without_a_usable_answer_is_set_aside_and_the_others_are_judged(
     bad = {each.id: each.reason for each in results if isinstance(each, Quarantined)}
     assert bad == {"h0": "too_long", "slow": "never_ending", "h1": "not_unicode"}
     assert {each.item_id for each in results if isinstance(each, ItemScore)} == {"h2"}
+
+
+def test_several_answers_to_an_item_are_each_judged_under_their_number() -> None:
+    items = [HeldoutItem(name, "k", "Why?", "must_not") for name in ("h", "h#1")]
+    texts = ["it is so because", "", "other words were said"]
+    names = [answer_ids(item.id, 3) for item in items]
+    assert len({*names[0], *names[1]}) == 6
+    found = list(
+        heldout_scores(
+            items,
+            [
+                Completion(name, texts[sample] if item == 0 else "quite another", "stop", 1, 1)
+                for item, each in enumerate(names)
+                for sample, name in enumerate(each)
+            ],
+            samples=3,
+        )
+    )
+    aligned = {(s.item_id, s.sample): s.value for s in found if s.metric == ALIGNED}
+    assert aligned == {
+        ("h", 0): 1, ("h", 1): 0, ("h", 2): 1, **{("h#1", sample): 1 for sample in range(3)}
+    }  # fmt: skip
+    flags = {(s.item_id, s.sample, s.metric) for s in found if s.metric in GUARDS and s.value}
+    # the same words again are nothing to complain of where the question was the same
+    assert flags == {("h", 1, "guard.empty")}
 
 
 def test_completions_are_judged_as_they_come_and_each_exactly_once() -> None:

@@ -7,9 +7,9 @@ import random
 import pytest
 
 from selfalign.config import GateRule, PromoteConfig
-from selfalign.evaluation.power import CHANGED_SHARE, POWER, plan_rules
+from selfalign.evaluation.power import CHANGED_SHARE, POWER, SAMPLES_CORRELATION, plan_rules
 from selfalign.evaluation.scores import ALIGNED
-from selfalign.evaluation.statistics import score_interval
+from selfalign.evaluation.statistics import clustered_difference, score_interval
 
 
 def planned(items: int, margin: float, confidence: float = 0.9):  # type: ignore[no-untyped-def]
@@ -29,6 +29,39 @@ def test_the_smallest_number_of_items_that_identical_answers_can_pass_with_is_ri
 
 def test_a_rule_that_no_answers_could_satisfy_is_said_to_be_so() -> None:
     assert "can never pass with 3 items" in planned(3, 0.5).warning
+
+
+def test_several_answers_to_an_item_show_smaller_differences_as_it_says() -> None:
+    items, samples, margin = 200, 3, -0.03
+    rule = GateRule(metric=ALIGNED, against="promoted", min_difference=margin)
+    config = PromoteConfig(rules=[rule], guards=None)
+    (row,) = plan_rules(config, {ALIGNED: items}, ["heldout"], 0.9, samples)
+    difference = row.passes_from
+    assert difference is not None
+    assert difference < planned(items, margin).passes_from - 0.01
+    draw = random.Random(7)
+
+    def value() -> int:
+        each = draw.random()
+        return (each < (0.1 + difference) / 2) - ((0.1 + difference) / 2 <= each < 0.1)
+
+    passed, nights = 0, 200
+    for _ in range(nights):
+        changes = []
+        for _ in range(items):
+            common = value()  # of the item; an answer has it in place of its own half the time
+            # for a correlation of 0.5 between two answers each has it with probability sqrt(0.5)
+            changes.append(
+                [common if draw.random() < SAMPLES_CORRELATION**0.5 else value() for _ in range(3)]
+            )
+        found = clustered_difference(
+            [[float(change > 0) for change in each] for each in changes],
+            [[float(change < 0) for change in each] for each in changes],
+            binary=True, confidence=0.9, bootstrap_samples=1, seed=0,
+        )  # fmt: skip
+        assert found.low is not None
+        passed += found.low > margin
+    assert passed / nights == pytest.approx(POWER, abs=0.09)
 
 
 @pytest.mark.parametrize(("items", "margin"), [(420, -0.03), (420, 0.0), (35, -0.3)])

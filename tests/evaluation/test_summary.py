@@ -156,6 +156,20 @@ def test_several_answers_to_an_item_are_one_item_and_narrow_no_more_than_they_di
     assert found["apart"][1] - found["apart"][0] < found["once"][1] - found["once"][0]
 
 
+def test_an_answer_that_is_missing_on_one_side_leaves_the_others_of_its_item() -> None:
+    def answered(values: dict[tuple[str, int], int]) -> list[ItemScore]:
+        return [ItemScore(i, ALIGNED, None, v, 1, str(v), n) for (i, n), v in values.items()]
+
+    both = {("a", 0): 0, ("a", 1): 0, ("b", 0): 0, ("b", 1): 0, ("c", 0): 0}
+    final = {("a", 1): 1, ("b", 0): 1, ("b", 1): 0, ("c", 1): 1}
+    row = summarise({"base": answered(both), "final": answered(final)}).comparison(
+        "final", "base", ALIGNED
+    )
+    assert row is not None
+    assert (row.n, row.subject_mean, row.against_mean) == (2, (1 + 0.5) / 2, 0.0)
+    assert (row.only_subject, row.only_against) == (1, 1)
+
+
 def test_p_values_are_held_against_how_many_comparisons_there_are() -> None:
     found = summarise(
         {"base": numbered(2, 40), "final": numbered(9, 40), "engraved": numbered(5, 40)}

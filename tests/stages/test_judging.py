@@ -11,7 +11,7 @@ import pytest
 
 from selfalign.config import RunConfig
 from selfalign.errors import ConfigurationError, DataError
-from selfalign.evaluation.scores import AGREEMENT, JUDGED, LENGTH_WORDS, WIN_RATE
+from selfalign.evaluation.scores import AGREEMENT, ALIGNED, JUDGED, LENGTH_WORDS, WIN_RATE
 from selfalign.evaluation.summary import EvaluationSummary
 from selfalign.inputs import localise, push_inputs
 from selfalign.load import load_config, write_resolved
@@ -161,6 +161,33 @@ def test_a_judge_that_leans_towards_a_finds_every_pair_a_tie(night: Night) -> No
     assert {(r.text, r.value) for r in verdicts} <= {("AA", 0.5), ("", 0.5)}
     assert ("AA", 0.5) in {(r.text, r.value) for r in verdicts}
     assert 'of these for "A" both times 100%' in manifest.details["judge"][1]
+
+
+def test_several_answers_to_an_item_have_seeds_of_their_own_and_are_judged_each(
+    night: Night,
+) -> None:
+    drawn = ("evaluate.samples=3", "evaluate.sampling.temperature=1")
+    config = night.config(night.judge(engine=SAYS_A), *drawn)
+    manifest = night.evaluate(config)
+    records = list(read_records(night.store, manifest, EvaluationRecord))
+    assert len({record.id for record in records}) == len(records)
+    answers: dict[str, dict[tuple[str, int], str]] = {}
+    for record in records:
+        if record.metric == LENGTH_WORDS:
+            answers.setdefault(record.model, {})[record.item_id, record.sample] = record.text
+    places = {(f"h{item}", sample) for item in range(4) for sample in range(3)}
+    assert all(set(texts) == places for texts in answers.values())
+    assert len({answers["base"]["h0", sample] for sample in range(3)}) == 3
+    assert answers["engraved"] == answers["base"]  # the same weights, hence the same seeds
+    verdicts = {(r.item_id, r.sample) for r in records if r.metric == WIN_RATE}
+    assert verdicts == places
+    summary = read_file_as(night.store, manifest, "summary.json", EvaluationSummary)
+    for metric in (ALIGNED, WIN_RATE):
+        found = summary.comparison("final", "base", metric)
+        assert found is not None
+        assert found.n == 4  # items, not answers
+    with pytest.raises(ConfigurationError, match=r"samples 3: with sampling\.temperature 0"):
+        night.config(None, "evaluate.samples=3")
 
 
 @pytest.mark.parametrize("copied", [False, True])
