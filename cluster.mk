@@ -18,6 +18,7 @@
 #   PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS   where builds find packages, e.g. CPU torch
 #   BASE_CPU BASE_GENERATION BASE_TRAINING   other images to build on
 #   CHECK_LOGIN=0, CHECK_BUCKET=0            leave a check out
+#   HELM_PUSH_FLAGS   release: for `helm push`, e.g. --plain-http
 #   HELM         path of Helm 4 (default: helm on PATH, else the engine in helm-python-sdk)
 NAMESPACE ?= selfalign
 VARIANT ?= gpu
@@ -52,6 +53,32 @@ images: $(CLUSTER_TOOLS) ## build all images, push with REGISTRY=; VARIANT=cpu f
 .PHONY: image
 image: $(CLUSTER_TOOLS) ## build one image: STAGE=align, or STAGE=controller
 	@$(call build,$(or $(STAGE),$(error STAGE is missing; give one of: $(STAGES) controller)))
+
+# Tools of a release alone: cyclonedx-bom's pins exclude those of constraints.txt.
+.venv-release/.installed: cluster.mk
+	@test -x .venv-release/bin/python || $(PYTHON311) -m venv .venv-release
+	@.venv-release/bin/python -m pip install --quiet --disable-pip-version-check build cyclonedx-bom
+	@touch $@
+
+.PHONY: release
+release: $(CLUSTER_TOOLS) .venv-release/.installed ## wheel, sdist, SBOM, images and charts of this version in dist/; REGISTRY=host/path pushes the last two [PUSH=0 SKIP_BUILD=1]
+	@rm -rf dist && mkdir dist
+	@.venv-release/bin/python -m build --outdir dist . >/dev/null
+	@# what a machine or the controller gets of it, as pinned
+	@$(PYTHON311) -m venv dist/.environment
+	@dist/.environment/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints.txt "$$(ls $(CURDIR)/dist/*.whl)[s3,cluster]"
+	@.venv-release/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+	  -o dist/selfalign.cdx.json dist/.environment/bin/python
+	@rm -rf dist/.environment
+	@IMAGE_TAG=$${IMAGE_TAG:-$$($(DEPLOY) version)}; DIGESTS=$(CURDIR)/dist/images.txt; \
+	  export IMAGE_TAG DIGESTS; $(call unless_skipped,images/build)
+	@$(DEPLOY) release --out dist/charts --digests dist/images.txt >/dev/null
+	@for chart in dist/charts/*; do $(HELM) package $$chart --destination dist >/dev/null; done
+	@rm -rf dist/charts
+	@$(if $(REGISTRY),$(if $(filter 0 false no,$(PUSH)),,for chart in dist/*.tgz; do \
+	  $(HELM) push $$chart oci://$(REGISTRY:%/=%)/charts $(HELM_PUSH_FLAGS); done))
+	@ls dist
 
 .PHONY: namespace
 namespace: $(CLUSTER_TOOLS) ## make NAMESPACE, enforcing Pod Security restricted; for a Secret that must be there before deploy

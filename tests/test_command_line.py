@@ -383,3 +383,27 @@ def test_a_configuration_that_lies_here_does_not_stop_a_look_at_another_store(
     )
     assert explicit.returncode == 2
     assert "missing.yaml" in explicit.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"), [(["sho"], "show"), (["show", "aligned"], "aligned_responses")], ids=str
+)
+def test_the_shell_completes_commands_and_artifacts(
+    tmp_path: Path, typed: list[str], expected: str
+) -> None:
+    program = tmp_path / "selfalign"
+    program.write_text(
+        f"#!{sys.executable}\nfrom selfalign.cli.main import main\nmain()\n", encoding="utf-8"
+    )
+    program.chmod(0o755)
+    script = (
+        'eval "$(_SELFALIGN_COMPLETE=bash_source selfalign)"\n'
+        f"COMP_WORDS=(selfalign {' '.join(typed)}); COMP_CWORD={len(typed)}\n"
+        '_selfalign_completion selfalign; echo "${COMPREPLY[@]}"\n'
+    )
+    path = f"{tmp_path}:/usr/bin:/bin"
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, check=True,
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(PROJECT)},
+    )  # fmt: skip
+    assert done.stdout.split() == [expected], done.stderr

@@ -12,7 +12,8 @@ from typing import Any
 import click
 import yaml
 
-from selfalign.deploy import cluster, images, releases, schema
+from selfalign import __version__
+from selfalign.deploy import cluster, images, release, releases, schema
 from selfalign.deploy.helm import run
 from selfalign.deploy.images import Variant
 from selfalign.errors import ConfigurationError
@@ -53,6 +54,12 @@ def schema_command(check: bool) -> None:
 def tag_command(variant: Variant) -> None:
     """Print the tag of this checkout's images."""
     click.echo(images.code_tag(ROOT, variant))
+
+
+@deploy.command("version")
+def version_command() -> None:
+    """Print the version that a release has."""
+    click.echo(__version__)
 
 
 @deploy.command("preflight")
@@ -134,6 +141,24 @@ def prepare_command(
     _write(out, releases.PLATFORM, platform)
     for name, merged in stages.items():
         _write(out, releases.release_name(name), merged)
+
+
+@deploy.command("release")
+@click.option("--out", type=_file, required=True, help="Directory of the charts.")
+@click.option("--registry", envvar="REGISTRY", default="", metavar="HOST/PATH")
+@click.option("--tag", envvar="IMAGE_TAG", default=__version__)
+@click.option("--digests", type=_file, required=True, help="Of pushed images, by images/build.")
+def release_command(out: Path, registry: str, tag: str, digests: Path) -> None:
+    """Write the charts of this version, which name its images by digest where they were pushed."""
+    written = release.write_charts(
+        ROOT,
+        out,
+        registry=registry.rstrip("/") or images.LOCAL_REGISTRY,
+        tag=tag or __version__,
+        digests=release.read_digests(digests) if digests.is_file() else {},
+    )
+    for chart in written:
+        click.echo(chart)
 
 
 def _write(directory: Path, release: str, values: Mapping[str, Any]) -> None:

@@ -124,6 +124,33 @@ def uninstall_command(ignore_not_found: bool, release: str, namespace: str) -> N
     click.echo(f'release "{release}" uninstalled')
 
 
+@helm.command("package")
+@_chart
+@click.option("--destination", "-d", type=click.Path(path_type=Path), default=".")
+def package_command(chart: Path, destination: Path) -> None:
+    """Pack CHART into an archive."""
+    sdk = _sdk()
+    try:
+        click.echo(f"packaged {sdk.package(chart, destination=destination)}")
+    except sdk.HelmError as e:
+        raise HelmFailed(f"helm package {chart}: {e}") from e
+
+
+@helm.command("push")
+@click.argument("archive", type=click.Path(path_type=Path, exists=True))
+@click.argument("remote", metavar="oci://HOST/PATH")
+@click.option("--plain-http", is_flag=True)
+def push_command(archive: Path, remote: str, plain_http: bool) -> None:
+    """Upload the chart in ARCHIVE, with the credentials of `helm registry login`."""
+    sdk = _sdk()
+    try:
+        with sdk.RegistryClient(plain_http=plain_http) as client:
+            client.push(archive, remote)
+    except sdk.HelmError as e:
+        raise HelmFailed(f"helm push {archive.name} {remote}: {e}") from e
+    click.echo(f"pushed {archive.name} to {remote}")
+
+
 def run(command: click.Command) -> None:
     """Run a command; an error ends the process with its message, remedy and exit code."""
     try:

@@ -11,12 +11,14 @@ import pytest
 
 from selfalign import __version__
 from selfalign.deploy import images
+from selfalign.deploy.release import read_digests
 from selfalign.errors import ConfigurationError
 from selfalign.pipeline import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = [*(stage.name for stage in STAGES), "controller"]
 BASES = {"generate": "generation", "evaluate": "generation", "train": "training", "cpu": "cpu"}
+DIGEST = "sha256:" + "a" * 64
 Build = Callable[..., tuple[int, list[str], str]]
 
 
@@ -58,7 +60,10 @@ def build(tmp_path: Path) -> Build:
     def call(*names: str, fails: str = "nothing", **variables: str) -> tuple[int, list[str], str]:
         for tool in ("docker", "podman", "buildah", "mybuild"):
             script = (
-                f'#!/bin/sh\necho "{tool} $*" >> {log}\ncase "$*" in *"{fails}"*) exit 1;; esac'
+                f'#!/bin/sh\necho "{tool} $*" >> {log}\ncase "$*" in *"{fails}"*) exit 1;; esac\n'
+                f'[ "$2" != --digestfile ] || echo {DIGEST} > "$3"\n'
+                f'case "$*" in *RepoDigests*) echo "localhost:5000/x/${{5##*/}}" | '
+                f'sed "s/:t$/@{DIGEST}/";; esac'
             )
             (tools / tool).write_text(script + "\n")
             (tools / tool).chmod(0o755)
@@ -139,6 +144,23 @@ def test_docker_builds_and_pushes_and_finds_a_base_again(build: Build) -> None:
     assert calls[3] == "docker push localhost:5000/x/promote:t"
     _, calls, _ = build("promote", fails="image inspect", PUSH="0", **settings)
     assert sum(call.startswith("docker build") for call in calls) == 2
+
+
+@pytest.mark.parametrize("builder", ["docker", "buildah", "podman"])
+def test_the_digests_of_pushed_images_are_written_for_the_charts(
+    build: Build, tmp_path: Path, builder: str
+) -> None:
+    digests = tmp_path / "digests"
+    settings = {"BUILDER": builder, "DIGESTS": str(digests)}
+    assert build("promote", "align", PUSH="0", **settings)[0] == 0
+    assert not digests.exists()
+    code, _, printed = build("promote", "align", REGISTRY="localhost:5000/x", **settings)
+    assert code == 0
+    assert printed.split()[-1] == "localhost:5000/x/align:t"
+    assert read_digests(digests) == {"promote": DIGEST, "align": DIGEST}
+    digests.write_text("promote\n")
+    with pytest.raises(ConfigurationError, match="'promote': expected NAME sha256:"):
+        read_digests(digests)
 
 
 def test_a_registry_without_credentials_is_refused_before_the_build(

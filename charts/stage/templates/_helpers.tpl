@@ -19,9 +19,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
 {{- define "selfalign-stage.image" -}}
-{{- $name := printf "%s/%s" .Values.image.registry (.Values.image.name | default (include "selfalign-stage.stage" .)) -}}
-{{- if .Values.image.digest -}}
-{{ $name }}@{{ .Values.image.digest }}
+{{- $image := .Values.image.name | default (include "selfalign-stage.stage" .) -}}
+{{- $name := printf "%s/%s" .Values.image.registry $image -}}
+{{- $released := empty .Values.image.tag | ternary (get .Values.image.digests $image) "" -}}
+{{- with .Values.image.digest | default $released -}}
+{{ $name }}@{{ . }}
 {{- else -}}
 {{ $name }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end -}}
