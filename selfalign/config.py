@@ -361,6 +361,14 @@ class EvaluateConfig(StageModel):
         description="answers to each held-out prompt, each with a seed of its own; more than one "
         "needs sampling.temperature above 0. Intervals count prompts, not answers",
     )
+    choosing_share: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of the held-out items, of each kind and side of refusal, that the "
+        "gate's rules see, drawn anew for each final model; scores are told from the others. "
+        "null: both are of all items",
+    )
     principled_sampling: SamplingConfig | None = Field(
         None, description="for base with principles in context; null: same as sampling"
     )

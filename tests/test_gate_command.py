@@ -61,6 +61,12 @@ def test_plan_counts_several_answers_as_what_they_are_worth(config: Path) -> Non
     assert "4 answers to an item counted as 1.6 items" in told.replace("\n", " ")
 
 
+def test_plan_counts_the_items_that_the_rules_see(config: Path) -> None:
+    share = "evaluate.choosing_share=0.5"
+    (row,) = json.loads(gate("plan", "--config", config, "--set", share, "--json"))
+    assert row["items"] == 2
+
+
 def test_plan_ends_on_a_rule_that_cannot_be_measured(config: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot be measured"):
         gate("plan", "--config", config, "--set", "promote.rules=null")

@@ -28,6 +28,7 @@ def surpasses_anchor(summary: EvaluationSummary, promotions: int) -> bool:
     Args:
         promotions: how many models were promoted since the anchor was set, with this one.
     """
+    summary = summary.deciding
     against = "anchor" if "anchor" in summary.models else "promoted"
     level = ALPHA * 6 / (math.pi * promotions) ** 2
     for metric in (ALIGNED, HHH, MC1):  # the first that was measured

@@ -96,13 +96,14 @@ def judge(summary: EvaluationSummary, config: PromoteConfig) -> Verdict:
         ConfigurationError: a rule names a metric that does not exist.
         DataError: the evaluation holds no comparison of two models it scored.
     """
+    reported, summary = summary, summary.deciding
     rules = rules_of(config, summary.tasks or _tasks(summary))
     reasons = tuple(
         _apply(rule, summary)
         for given in _held_to_promoted(rules, summary)
         for rule in _for_each_kind(given, summary)
     )
-    unchanged = unchanged_items(summary)
+    unchanged = unchanged_items(summary) if unchanged_items(reported) is not None else None
     if unchanged is not None and unchanged >= NO_CHANGE_ITEMS:
         return Verdict(
             promote=False,

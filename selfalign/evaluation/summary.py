@@ -109,7 +109,8 @@ class JudgeSummary(_Frozen):
 
 class EvaluationSummary(_Frozen):
     """What an evaluation found. `confidence` is that of every interval in it, `tasks` what the
-    configuration gave data for."""
+    configuration gave data for, `choosing` the same on the held-out items that the gate's rules
+    see, where these are others (`splits.py`)."""
 
     schema_version: Literal[1] = 1
     confidence: float
@@ -119,6 +120,12 @@ class EvaluationSummary(_Frozen):
     notes: tuple[str, ...]
     tasks: tuple[str, ...] = ()
     judge: JudgeSummary | None = None
+    choosing: EvaluationSummary | None = None
+
+    @property
+    def deciding(self) -> EvaluationSummary:
+        """What decides about the final model."""
+        return self.choosing or self
 
     def metric_names(self) -> tuple[str, ...]:
         """Everything measured, as a gate rule may name it, overall before its kinds."""

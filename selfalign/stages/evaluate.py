@@ -36,6 +36,7 @@ from selfalign.evaluation.multiple_choice import (
     truthfulqa_template,
 )
 from selfalign.evaluation.scores import JUDGE, ItemScore
+from selfalign.evaluation.splits import choosing_items, scores_of
 from selfalign.evaluation.summary import EvaluationSummary, summarise
 from selfalign.evaluation.versions import describe_data
 from selfalign.filters.responses import parse_thought
@@ -269,10 +270,24 @@ def _summarise(
     for name, part in judged.items():
         model = JUDGE if name == LABELLED else SUBJECT
         by_variant.setdefault(model, []).append(part)
-    return summarise(
-        {name: scores(group) for name, group in by_variant.items()},
+    fold = partial(
+        summarise,
         confidence=config.confidence,
         bootstrap_samples=config.bootstrap_samples,
         seed=context.config.seed,
         tasks=list(dict.fromkeys(evaluation.task for evaluation in evaluations)),
     )
+    if config.choosing_share is None or config.heldout is None:
+        return fold({name: scores(group) for name, group in by_variant.items()})
+    model = context.parents["final_model"].digest
+    chosen = choosing_items(load_heldout(config.heldout), config.choosing_share, model)
+    reported, choosing = (
+        fold(
+            {
+                name: scores_of(scores(group), chosen, choosing=side)
+                for name, group in by_variant.items()
+            }
+        )
+        for side in (False, True)
+    )
+    return reported.model_copy(update={"choosing": choosing})

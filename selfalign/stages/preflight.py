@@ -34,6 +34,7 @@ from selfalign.evaluation.scores import (
     REFUSAL_MUST_NOT,
     metric_name,
 )
+from selfalign.evaluation.splits import choosing_items
 from selfalign.evaluation.versions import unknown_versions
 from selfalign.identity import data_files
 from selfalign.inputs import cache_directory
@@ -166,7 +167,8 @@ def _check_training(config: TrainConfig, path: str, form: ChatForm) -> None:
 
 
 def evaluation_sizes(config: EvaluateConfig) -> dict[str, int]:
-    """Read every evaluation file that is named; items by metric and by metric/kind."""
+    """Read every evaluation file that is named; items that the gate's rules see, by metric and by
+    metric/kind."""
     sizes: Counter[str] = Counter()
 
     def count(metric: str, kind: str | None) -> None:
@@ -175,7 +177,11 @@ def evaluation_sizes(config: EvaluateConfig) -> dict[str, int]:
             sizes[metric_name(metric, kind)] += 1
 
     if config.heldout is not None:
-        for item in load_heldout(config.heldout):
+        items = load_heldout(config.heldout)
+        if config.choosing_share is not None:  # as many for every model
+            chosen = choosing_items(items, config.choosing_share, "")
+            items = tuple(item for item in items if item.id in chosen)
+        for item in items:
             for metric in (ALIGNED, LENGTH_WORDS, *(JUDGED if config.judge else ())):
                 count(metric, item.kind)
             if item.refusal is not None:

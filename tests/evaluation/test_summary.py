@@ -238,6 +238,7 @@ def test_the_stored_fields_are_pinned() -> None:
         "notes",
         "tasks",
         "judge",
+        "choosing",
     ]
     assert list(MetricSummary.model_fields) == [
         "model",

@@ -190,6 +190,20 @@ def test_several_answers_to_an_item_have_seeds_of_their_own_and_are_judged_each(
         night.config(None, "evaluate.samples=3")
 
 
+def test_the_rules_see_other_items_than_the_score_is_told_from(night: Night) -> None:
+    config = night.config(night.judge(engine=SAYS_A), "evaluate.choosing_share=0.5")
+    manifest = night.evaluate(config)
+    summary = read_file_as(night.store, manifest, "summary.json", EvaluationSummary)
+    assert summary.choosing is not None
+    for part in (summary, summary.choosing):
+        for name in (ALIGNED, f"{ALIGNED}/benign", f"{ALIGNED}/harmful", WIN_RATE):
+            found = part.comparison("final", "base", name)
+            assert found is not None
+            assert found.n == (1 if "/" in name else 2)
+    records = read_records(night.store, manifest, EvaluationRecord)
+    assert {r.item_id for r in records if r.metric == ALIGNED} == {f"h{n}" for n in range(4)}
+
+
 @pytest.mark.parametrize("copied", [False, True])
 def test_a_candidate_cannot_be_its_own_judge(night: Night, tmp_path: Path, copied: bool) -> None:
     path = night.models["monday"]
