@@ -499,6 +499,19 @@ class PromoteConfig(StageModel):
     )
 
 
+class NotifyConfig(Model):
+    """Where a notice goes when a run has ended."""
+
+    url_variable: str = Field(
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="name of the environment variable that holds the address, which is a secret",
+    )
+    format: Literal["cloudevents", "slack"] = Field(
+        "cloudevents",
+        description="CloudEvents 1.0 in JSON, or a message as Slack's webhooks take it",
+    )
+
+
 class RunConfig(Model):
     """Everything a run needs. Paths are relative to the configuration file."""
 
@@ -515,6 +528,18 @@ class RunConfig(Model):
     clone: CloneConfig = CloneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     promote: PromoteConfig = PromoteConfig()
+    notify: list[NotifyConfig] = Field(
+        default=[],
+        max_length=8,
+        description="who is told how a run ended; a run on a cluster may never set it",
+    )
+
+    @field_validator("notify")
+    @classmethod
+    def _each_address_once(cls, notify: list[NotifyConfig]) -> list[NotifyConfig]:
+        if len({target.url_variable for target in notify}) < len(notify):
+            raise ValueError("two targets name the same url_variable; give each its own")
+        return notify
 
     @model_validator(mode="after")
     def _judge_is_another_model(self) -> RunConfig:

@@ -10,7 +10,7 @@ import click
 from selfalign.cli.cluster import cluster_options, store_of_platform
 from selfalign.cli.options import json_option, open_from, print_json, store_options
 from selfalign.errors import printable
-from selfalign.report.answers import Pair
+from selfalign.evaluation.answers import Pair
 from selfalign.report.compare import RunDiff, compare
 from selfalign.report.view import view
 from selfalign.report.words import sentences

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
-from selfalign.config import RunConfig
+from selfalign.config import NotifyConfig, RunConfig
 from selfalign.pipeline import STAGES
 
 CHARTS = ("stage", "selfalign", "serving")
@@ -23,6 +23,7 @@ _SCALARS = [{"type": "string"}, {"type": "integer"}, {"type": "number"}, {"type"
 _NAMES = {"propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}}
 # https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/
 _QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
+_SECRET = ("name", "key")
 _DEFINITIONS: dict[str, Any] = {
     "Quantity": {"type": "string", "pattern": _QUANTITY},
     "Labels": {"type": "object", "additionalProperties": {"type": "string"}},
@@ -32,6 +33,24 @@ _DEFINITIONS: dict[str, Any] = {
         "items": {"type": "string", "pattern": r"^(\*|[a-z0-9_]+)(\.(\*|[a-z0-9_]+))*$"},
     },
     "Objects": {"type": "array", "items": {"type": "object"}},
+    "Notify": {
+        "type": "array",
+        "maxItems": 8,
+        "items": {
+            "type": "object",
+            "required": ["secretRef"],
+            "properties": {
+                "secretRef": {
+                    "type": "object",
+                    "required": ["name", "key"],
+                    "properties": {name: {"type": "string", "minLength": 1} for name in _SECRET},
+                    "additionalProperties": False,
+                },
+                "format": {"enum": list(get_args(NotifyConfig.model_fields["format"].annotation))},
+            },
+            "additionalProperties": False,
+        },
+    },
     "Ports": {
         "type": "array",
         "minItems": 1,

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfalign.errors import hide_secrets
+from selfalign.evaluation.answers import Answers, Item, changes
 from selfalign.evaluation.summary import Comparison, summarise
 from selfalign.pipeline import STAGES
 from selfalign.records import canonical_json
-from selfalign.report.answers import Answers, Item, changes
 from selfalign.report.view import RunView
 
 FINAL = "final"

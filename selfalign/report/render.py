@@ -11,11 +11,11 @@ from rich.filesize import decimal
 
 from selfalign import __version__
 from selfalign.errors import printable
+from selfalign.evaluation.answers import changes, marked
 from selfalign.evaluation.explanations import judged
 from selfalign.evaluation.scores import ALIGNED, GUARDS
 from selfalign.evaluation.summary import Comparison
 from selfalign.report import charts
-from selfalign.report.answers import changes, marked
 from selfalign.report.collect import PUBLISHED_ANNOTATION, ReportData
 from selfalign.report.rules import panels
 from selfalign.report.tables import (

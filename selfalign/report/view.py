@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 from pydantic import RootModel
 
+from selfalign.evaluation.answers import Item, items_of
 from selfalign.evaluation.gate import Verdict
 from selfalign.evaluation.scores import ItemScore
 from selfalign.evaluation.summary import EvaluationSummary
 from selfalign.records import EvaluationRecord
-from selfalign.report.answers import Item, items_of
 from selfalign.run.record import RunRecord, RunStatus, read_run, status_to_show
 from selfalign.store.artifact import read_file_as, read_manifest, read_records
 from selfalign.store.base import Store

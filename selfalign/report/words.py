@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from selfalign.evaluation.answers import Answers
 from selfalign.evaluation.summary import Comparison
-from selfalign.report.answers import Answers
 from selfalign.report.compare import RunDiff
 
 _NAMED = 4  # settings or kinds in one sentence

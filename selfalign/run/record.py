@@ -55,6 +55,7 @@ class Attempt(_Status):
         done, total: finished shards of an attempt that has shards.
         started_at, finished_at: ISO 8601; None until they are known.
         disrupted: one of the attempt's pods was evicted, preempted or drained.
+        gpus: that its pods hold at a time; None where that is not known.
     """
 
     stage: str
@@ -71,6 +72,7 @@ class Attempt(_Status):
     started_at: str | None = None
     finished_at: str | None = None
     disrupted: bool = False
+    gpus: int | None = None
 
     @property
     def identity(self) -> tuple[str, str, int]:
@@ -138,6 +140,7 @@ class RunStatus(_Status):
         verdict: None before the gate has judged.
         stage: under way, or where the run ended.
         progress: published stages of all stages, e.g. "3/8".
+        notified: who was told of what: a target's url_variable -> id of the last notice it took.
     """
 
     id: str
@@ -154,6 +157,13 @@ class RunStatus(_Status):
     completed_at: str | None = None
     stages: list[StageState] = Field(default_factory=list)
     attempts: list[Attempt] = Field(default_factory=list)
+    notified: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """GPUs times hours of every attempt that has ended; None where GPUs were not counted."""
+        counted = [a.gpus * a.seconds for a in self.attempts if a.gpus is not None]
+        return sum(counted) / 3600 if counted else None
 
     @property
     def finished(self) -> bool:

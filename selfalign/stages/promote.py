@@ -14,6 +14,7 @@ from selfalign.evaluation.gate import judge
 from selfalign.evaluation.summary import EvaluationSummary
 from selfalign.records import now
 from selfalign.stages.contract import StageContext, provenance
+from selfalign.stages.notice import NOTICE_NAME, verdict_notice
 from selfalign.stages.served import serve
 from selfalign.store.artifact import read_file_as
 from selfalign.store.base import PreconditionFailed
@@ -36,9 +37,10 @@ def promote(context: StageContext) -> Manifest:
     log.info("gate.judged", decision=verdict.decision, reasons=verdict.told())
     writer = context.writer()
     record = verdict.model_dump_json(indent=2).encode() + b"\n"
+    notice = verdict_notice(context.store, evaluation, verdict).to_bytes()
     return writer.publish(
         shards=[],
-        files=[writer.add_bytes(record, "verdict.json")],
+        files=[writer.add_bytes(record, "verdict.json"), writer.add_bytes(notice, NOTICE_NAME)],
         counts=Counts(),
         details={
             "promoted": verdict.promote,

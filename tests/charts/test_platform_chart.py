@@ -186,6 +186,29 @@ def test_configuration_and_policy_are_where_the_controller_looks() -> None:
     assert policy == {**lists, "maxActiveRuns": 4, "maxShards": 8, "maxConfigBytes": 65536}
 
 
+def test_the_addresses_of_notices_come_from_secrets_and_nobody_else_reaches_their_port() -> None:
+    config = {"store": "s3://bucket/x", "notify": [{"url_variable": "OWN", "format": "slack"}]}
+    secret = {"name": "hooks", "key": "events"}
+    notify = {"targets": [{"secretRef": secret}], "ports": [8443], "cidrs": ["192.0.2.0/24"]}
+    manifests = render_platform(config=config, notify=notify)
+    data = only(manifests, "ConfigMap", "selfalign-config")["data"]
+    named = "SELFALIGN_NOTIFY_URL_0"
+    assert yaml.safe_load(data["config.yaml"])["notify"] == [
+        *config["notify"],
+        {"url_variable": named, "format": "cloudevents"},
+    ]
+    pod = pod_of(only(manifests, "Deployment"))
+    assert pod is not None
+    assert environment(pod)[named] == {"secretKeyRef": {**secret, "optional": True}}
+    rule = {
+        "ports": [{"port": 8443, "protocol": "TCP"}],
+        "to": [{"ipBlock": {"cidr": "192.0.2.0/24"}}],
+    }
+    policies = of_kind(manifests, "NetworkPolicy")
+    allowed = {p["metadata"]["name"] for p in policies if rule in p["spec"].get("egress", [])}
+    assert allowed == {"selfalign-controller"}
+
+
 def _paths(schema: Manifest, definitions: Manifest, path: str = "") -> list[str]:
     """Dotted paths of every field of the run configuration."""
     target = next((s["$ref"] for s in [schema, *schema.get("anyOf", [])] if "$ref" in s), "#/")

@@ -79,7 +79,9 @@ def test_the_stage_is_process_one_and_its_image_adds_nothing_but_the_code(image:
 def test_light_images_install_no_heavy_stack() -> None:
     for name in ("base-cpu", "controller", "curate", "promote"):
         extras = re.findall(r"requirements\.py ([a-z0-9 -]+)", " ".join(_arguments(name, "RUN")))
-        assert set(" ".join(extras).split()) <= {"s3", "cluster", "signing", "store-signing"}
+        assert set(" ".join(extras).split()) <= {
+            *("s3", "cluster", "notify", "signing", "store-signing")
+        }
 
 
 def test_only_what_images_copy_is_sent_to_the_builder() -> None:

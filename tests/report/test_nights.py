@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from selfalign.cli.main import cli
-from selfalign.report.answers import changes, marked
+from selfalign.evaluation.answers import changes, marked
 from selfalign.report.collect import collect
 from selfalign.report.render import render_report
 from selfalign.report.words import sentences, signed

@@ -9,6 +9,7 @@ import pytest
 from selfalign.errors import DataError
 from selfalign.report.collect import collect
 from selfalign.run.record import (
+    Attempt,
     RunRecord,
     RunStatus,
     latest_run,
@@ -33,6 +34,18 @@ def store(tmp_path: Path) -> LocalStore:
     write(store, "b", "2026-01-02T00:00:00Z")
     write(store, "a", "2026-01-02T00:00:00+00:00")
     return store
+
+
+def test_gpu_hours_count_what_each_attempt_held_for_as_long_as_it_took() -> None:
+    def attempt(number: int, end: str | None, gpus: int | None) -> Attempt:
+        times = {"started_at": "2026-01-01T00:00:00Z", "finished_at": end}
+        known = {"stage": "align", "key": "k", "number": number, "condition": "Complete"}
+        return Attempt.model_validate({**known, **times, "gpus": gpus})
+
+    ended = [attempt(1, "2026-01-01T00:30:00Z", 8), attempt(2, "2026-01-01T02:00:00Z", 1)]
+    open_or_uncounted = [attempt(3, None, 8), attempt(4, "2026-01-02T00:00:00Z", None)]
+    assert RunStatus(id="a", attempts=[*ended, *open_or_uncounted]).gpu_hours == 6.0
+    assert RunStatus(id="a", attempts=open_or_uncounted[1:]).gpu_hours is None
 
 
 def test_the_latest_run_is_the_newest_and_not_the_last_of_the_alphabet(store: LocalStore) -> None:

@@ -19,6 +19,7 @@ from selfalign.report.tables import funnel
 from selfalign.run.plan import Planned, plan_from_store
 from selfalign.run.stage import run_stage
 from selfalign.serving.directory import read_served
+from selfalign.stages.notice import read_notice
 from selfalign.stages.rollback import roll_back
 from selfalign.store.artifact import read_file, read_records
 from selfalign.store.files import file_sha256
@@ -61,6 +62,9 @@ def test_the_whole_method_ends_in_a_promoted_model_and_runs_only_once(world: Pat
     manifests = run_through(config, "promote")
     assert set(manifests) == {stage.writes for stage in STAGES}
     assert manifests["promotion"].details["promoted"] is True
+    notice = read_notice(store, manifests["promotion"].key)
+    assert notice is not None
+    assert (notice.against, notice.compared, notice.failed_rules) == ("base", 4, [])
     current = read_pointer(store)
     assert current is not None
     assert current.pointer.model.digest == manifests["final_model"].digest

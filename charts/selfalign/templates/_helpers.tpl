@@ -91,6 +91,17 @@ imagePullSecrets:
     sizeLimit: 256Mi
 {{- end -}}
 
+{{- /* The run configuration, with the targets of `notify` under the names of their variables. */ -}}
+{{- define "selfalign.config" -}}
+{{- $targets := .Values.config.notify | default list -}}
+{{- range $index, $target := .Values.notify.targets -}}
+{{- $name := printf "SELFALIGN_NOTIFY_URL_%d" $index -}}
+{{- $format := $target.format | default "cloudevents" -}}
+{{- $targets = append $targets (dict "url_variable" $name "format" $format) -}}
+{{- end -}}
+{{- $targets | empty | ternary .Values.config (merge (dict "notify" $targets) .Values.config) | toYaml -}}
+{{- end -}}
+
 {{- /* What reaches the store, as an egress rule. */ -}}
 {{- define "selfalign.storeEgress" -}}
 - ports:

@@ -151,9 +151,9 @@ class Client:
                 return _Failure("failed", "the answer is no JSON")
         message = f"HTTP status {status}: {self._told(response)}"
         if status in _OVERLOADED:
-            return _Failure("overloaded", message, _retry_after(response))
+            return _Failure("overloaded", message, retry_after(response))
         if status >= 500 or status in _TRY_AGAIN:
-            return _Failure("failed", message, _retry_after(response))
+            return _Failure("failed", message, retry_after(response))
         if status in (401, 403):
             variable = self._server.key_variable
             raise ConfigurationError(
@@ -202,7 +202,7 @@ def _key(server: ServerConfig) -> str | None:
     return key
 
 
-def _retry_after(response: httpx2.Response) -> float:
+def retry_after(response: httpx2.Response) -> float:
     """Seconds that the server asks to wait; 0 where it does not."""
     value = response.headers.get("Retry-After", "")
     try:

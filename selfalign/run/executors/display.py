@@ -107,6 +107,9 @@ class RunDisplay:
         what = "failed, will be tried again" if again else "failed"
         self._line(stage, f"attempt {attempt} {what}: {message}", style="red")
 
+    def not_told(self, target: str, why: str) -> None:
+        self._line("notify", f"{target}: no notice was taken: {why}", style="red")
+
     def waiting(self, message: str) -> None:
         self._line("waiting", message)
 

@@ -7,6 +7,7 @@ second `selfalign run` plans anew and finds what is published.
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from selfalign.records import now
 from selfalign.run.drive import Backoff, Driver, failed
 from selfalign.run.executors.display import RunDisplay
 from selfalign.run.executors.workers import WorkerResult, run_workers, stage_command
+from selfalign.run.notify import NotDelivered, new_notice, send_until
 from selfalign.run.plan import Planned, StagePlan, heed_gc, plan_from_store
 from selfalign.run.record import Attempt, Cause, RunStatus, write_status
 from selfalign.store.base import Store
@@ -35,6 +37,7 @@ from selfalign.store.claims import Condemned
 from selfalign.store.files import explain_os_error
 
 _STATUS_INTERVAL_SECONDS = 5.0
+_NOTICE_SECONDS = 30.0  # for each target of `notify`; then the process ends
 _CONDEMNED_SECONDS = 15.0  # between two looks while gc deletes what this run would have used
 _BACKOFF = Backoff(first_seconds=2.0, factor=2.0, limit_seconds=60.0)
 
@@ -124,7 +127,7 @@ class LocalRun:
         """
         self._status = RunStatus(id=self.run_id, started_at=now())
         try:
-            return self._drive()
+            status = self._drive()
         except SelfAlignError as error:
             self._end(error)
             raise
@@ -135,6 +138,8 @@ class LocalRun:
         except BaseException:
             self._end(Interrupted(2))
             raise
+        self._notify()
+        return status
 
     def _drive(self) -> RunStatus:
         config_path = self.directory / "config.yaml"
@@ -225,8 +230,33 @@ class LocalRun:
                 exit_code=getattr(error, "exit_code", 1),
                 moment=moment,
             )
+        self._status = status
         with contextlib.suppress(SelfAlignError, OSError):
             write_status(self.store, status)
+        if status.finished:
+            self._notify()
+
+    def _notify(self) -> None:
+        """Tell each target of `notify` how the run ended. A failure is only shown."""
+        if not self.config.notify:
+            return
+        notice = new_notice(
+            self.store,
+            self._status,
+            unique=f"{self.store.url} {self.run_id}",
+            source=f"/runs/{self.run_id}",
+            report=f"selfalign report {self.run_id} --store {shlex.quote(self.store.url)}",
+        )
+        for target in self.config.notify:
+            try:
+                send_until(_NOTICE_SECONDS, notice, target, self.sleep)
+            except NotDelivered as error:
+                self.display.not_told(target.url_variable, str(error))
+                continue
+            told = {**self._status.notified, target.url_variable: notice.id}
+            self._status = self._status.model_copy(update={"notified": told})
+            with contextlib.suppress(SelfAlignError, OSError):
+                write_status(self.store, self._status)
 
 
 def _attempt(planned: Planned, number: int, results: list[WorkerResult], started: str) -> Attempt:

@@ -25,6 +25,13 @@ def _as_in_the_controller() -> Iterator[None]:
     sys.setrecursionlimit(before)
 
 
+def test_no_policy_lets_a_run_say_whom_the_controller_sends_what() -> None:
+    world = World(policy={"overrides": ["*", "notify"]})
+    world.submit(config={"notify": [{"url_variable": "AWS_SECRET_ACCESS_KEY"}]})
+    world.step()
+    assert "spec.config.notify: a run may not set this" in world.status()["message"]
+
+
 def test_no_policy_lets_a_run_choose_the_server_that_gets_prompts_and_key() -> None:
     world = World(policy={"overrides": ["*", "*.engine", "engine.server", "align"]})
     server = {"url": "http://elsewhere.example/v1", "key_variable": "AWS_SECRET_ACCESS_KEY"}

@@ -31,6 +31,7 @@ from selfalign.run.executors.kubernetes.reconcile import Reconciler
 from selfalign.run.plan import Blocked, plan_from_store
 from selfalign.run.record import Attempt, RunStatus, StageState
 from selfalign.seeds import SEED_FILES
+from selfalign.stages.notice import NOTICE_NAME, ChangedAnswer, VerdictNotice
 from selfalign.store.artifact import ArtifactWriter
 from selfalign.store.base import Entry, NotFound, PreconditionFailed, Store
 from selfalign.store.manifest import Counts, Manifest, Provenance
@@ -39,6 +40,17 @@ from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_p
 from .memory import MemoryCluster
 
 PROJECT = Path(__file__).resolve().parents[3]
+NOTICE = VerdictNotice(
+    against="promoted",
+    compared=400,
+    better=3,
+    most_changed=[
+        ChangedAnswer(
+            item="h1", kind="opinion", change="better", prompt="<!channel> why?", before="No.",
+            after="@here \x1b[31m&",
+        )
+    ],
+)  # fmt: skip
 START = datetime(2026, 11, 1, 1, 0, tzinfo=UTC)
 
 
@@ -209,6 +221,7 @@ def full_status(name: str) -> RunStatus:
         started_at=moment,
         finished_at=moment,
         disrupted=True,
+        gpus=8,
     )
     stage = StageState(
         name="align",
@@ -236,6 +249,7 @@ def full_status(name: str) -> RunStatus:
         completed_at=moment,
         stages=[stage],
         attempts=[attempt],
+        notified={"SELFALIGN_NOTIFY_URL_0": "id"},
     )
 
 
@@ -362,7 +376,10 @@ def publish(cluster: Cluster, store: Store, job_name: str) -> Manifest:
     when = "2026-11-01T01:00:00+00:00"
     return writer.publish(
         shards=[],
-        files=[writer.add_bytes(planned.key.encode(), "content")],
+        files=[
+            writer.add_bytes(planned.key.encode(), "content"),
+            *([writer.add_bytes(NOTICE.to_bytes(), NOTICE_NAME)] if stage == "promote" else []),
+        ],
         counts=Counts(read=1, kept=1),
         details={"promoted": True, "decision": "promoted", "reasons": ["better than the base"]}
         if stage == "promote"

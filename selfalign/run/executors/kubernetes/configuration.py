@@ -137,9 +137,7 @@ def check_allowed(spec: crd.AlignmentRunSpec, policy: Policy, platform: dict[str
                 continue
             raise ConfigurationError(
                 f"spec.config.{path[:200]}: a run may not set this here",
-                remedy="only the platform's configuration names servers and the judge"
-                if never
-                else widen,
+                remedy="only the platform's configuration says it" if never else widen,
             )
 
 
@@ -342,10 +340,14 @@ def _leaves(config: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _is_the_platforms(path: str) -> bool:
-    """Whether the path says where an engine sends prompts and the key, or who judges a model:
-    what no policy opens."""
+    """Whether no policy opens the path: it says where an engine sends prompts and the key, who
+    judges a model, or whom the controller sends what."""
     parts = path.split(".")
-    return ("engine", "server") in pairwise(parts) or parts[:2] == ["evaluate", "judge"]
+    return (
+        ("engine", "server") in pairwise(parts)
+        or parts[:2] == ["evaluate", "judge"]
+        or parts[0] == "notify"
+    )
 
 
 def _matches(path: str, pattern: str) -> bool:

@@ -2,7 +2,8 @@
 
     watches -> names that are due -> Reconciler.reconcile(name)
 
-What is served is one more name that is due, where a Deployment serves the promoted model.
+What is served is one more name that is due, where a Deployment serves the promoted model. Notices
+have a thread of their own, because receivers may be slow.
 A watch only says which run is due. Each watch ends after `resync_seconds` and begins with a fresh
 list, so an event that is lost costs time and nothing else.
 """
@@ -26,9 +27,11 @@ from selfalign.run.executors.kubernetes.cluster import (
     name_of,
 )
 from selfalign.run.executors.kubernetes.findings import findings_of, finished_at
+from selfalign.run.executors.kubernetes.notices import Notices
 from selfalign.run.executors.kubernetes.reconcile import Reconciler
 from selfalign.run.executors.kubernetes.server import Metrics
 from selfalign.run.executors.kubernetes.serving import STEP_SECONDS, Serving
+from selfalign.run.notify import POST_SECONDS
 from selfalign.store.base import Store
 from selfalign.store.open import open_store
 from selfalign.telemetry import log
@@ -83,7 +86,10 @@ class Controller:
         self._beat = time.monotonic()
         self._stopping = threading.Event()
         self.metrics = Metrics(lambda: Counter(self._phases.values()), self._depth)
-        self._reconciler = Reconciler(cluster, opener, on_attempt_ended=self.metrics.count_attempt)
+        self._notices = Notices(cluster, opener)
+        self._reconciler = Reconciler(
+            cluster, opener, on_attempt_ended=self.metrics.count_attempt, is_owed=self._notices.owes
+        )
         self._serving = None if serving is None else Serving(cluster, opener, serving)
 
     def run(self) -> None:
@@ -102,8 +108,12 @@ class Controller:
         if self._serving is not None:
             self.add(_SERVING)
         worker = threading.Thread(target=self._work, name="reconcile")
+        notices = threading.Thread(target=self._notices.run, args=(self._stopping,), daemon=True)
         worker.start()
+        notices.start()
         worker.join()
+        self._notices.wake()
+        notices.join(POST_SECONDS + 1)  # so that what was taken is written down
         log.info("controller.stopped")
 
     def stop(self) -> None:
@@ -243,6 +253,7 @@ class Controller:
                 self.metrics.succeeded(completed)
             if was not in (None, "Succeeded", "Failed"):
                 self._wake()
+                self._notices.wake()
                 if self._serving is not None:
                     self.add(_SERVING)  # it may have promoted
             if (run.get("spec") or {}).get("ttlSecondsAfterFinished") is None:

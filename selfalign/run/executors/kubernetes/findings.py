@@ -1,6 +1,6 @@
 """What the newest finished run found, for /metrics: verdict, scores, tokens and GPU seconds.
 
-Read once for each run, from its status, its Jobs and small objects of the store. What is larger
+Read once for each run, from its status and small objects of the store. What is larger
 than MAX_OBJECT_BYTES is not read, and no more than MAX_SCORES scores are kept, so that neither a
 store nor a configuration can fill the controller's memory or Prometheus'.
 """
@@ -15,9 +15,8 @@ from pydantic import BaseModel
 
 from selfalign.errors import DataError
 from selfalign.run.executors.kubernetes import configuration, crd
-from selfalign.run.executors.kubernetes.cluster import Cluster, Resource, is_owned_by, name_of
-from selfalign.run.executors.kubernetes.outcome import attempt_of
-from selfalign.run.record import StageState
+from selfalign.run.executors.kubernetes.cluster import Cluster, Resource
+from selfalign.run.record import Attempt, StageState
 from selfalign.store.artifact import artifact_prefix, read_file_as, read_manifest
 from selfalign.store.base import Store
 from selfalign.store.manifest import Manifest
@@ -53,8 +52,8 @@ class Findings(NamedTuple):
         scores: overall means; those of single kinds, and of variants without a principle, are in
             the report.
         tokens_per_second: by stage, as its manifest says.
-        gpu_seconds: by stage, of the Jobs of this run: how long each took, times the GPUs of its
-            pods. A stage that was reused has none.
+        gpu_seconds: by stage, of the attempts of this run: how long each took, times the GPUs of
+            its pods. A stage that was reused has none.
         seconds: by stage, of all attempts.
     """
 
@@ -85,7 +84,7 @@ def findings_of(cluster: Cluster, open_store: Callable[[str], Store], run: Resou
             for name, manifest in made.items()
             if (rate := manifest.provenance.tokens_per_second) is not None
         },
-        gpu_seconds=_gpu_seconds(cluster, run),
+        gpu_seconds=_gpu_seconds(status.attempts),
         seconds={stage.name: stage.seconds for stage in status.stages if stage.seconds},
     )
 
@@ -145,22 +144,10 @@ def _is_small(store: Store, key: str) -> bool:
     return found.bytes <= MAX_OBJECT_BYTES
 
 
-def _gpu_seconds(cluster: Cluster, run: Resource) -> dict[str, float]:
+def _gpu_seconds(attempts: list[Attempt]) -> dict[str, float]:
     spent: dict[str, float] = {}
-    for job in cluster.list("jobs", crd.of_run(name_of(run))):
-        attempt = attempt_of(job, []) if is_owned_by(job, run) else None
-        if attempt is not None:
-            used = attempt.seconds * int(job["spec"].get("parallelism") or 1) * _gpus(job)
+    for attempt in attempts:
+        if attempt.gpus is not None:
+            used = attempt.seconds * attempt.gpus
             spent[attempt.stage] = spent.get(attempt.stage, 0.0) + used
     return spent
-
-
-def _gpus(job: Resource) -> int:
-    """GPUs of one of the Job's pods: extended resources that are called so (nvidia.com/gpu,
-    amd.com/gpu, nvidia.com/mig-1g.10gb)."""
-    return sum(
-        int(amount)
-        for container in job["spec"]["template"]["spec"]["containers"]
-        for name, amount in ((container.get("resources") or {}).get("limits") or {}).items()
-        if "/gpu" in name or "/mig-" in name
-    )

@@ -78,6 +78,7 @@ def attempt_of(job: Resource, pods: list[Resource], *, disrupted: bool = False) 
         total=int(job["spec"].get("completions") or 1) if sharded else None,
         started_at=status.get("startTime") or job["metadata"]["creationTimestamp"],
         disrupted=disrupted or any(is_disrupted(pod) for pod in pods),
+        gpus=_gpus(job),
     )
     ended = job_end(job)
     if ended is None:
@@ -97,6 +98,18 @@ def attempt_of(job: Resource, pods: list[Resource], *, disrupted: bool = False) 
             "remedy": remedy[:_MESSAGE_LIMIT] or None,
         }
     return attempt.model_copy(update=changes)
+
+
+def _gpus(job: Resource) -> int:
+    """GPUs that a Job's pods hold while all that may run at once do: extended resources that are
+    called so (nvidia.com/gpu, amd.com/gpu, nvidia.com/mig-1g.10gb)."""
+    each = sum(
+        int(amount)
+        for container in job["spec"].get("template", {}).get("spec", {}).get("containers") or []
+        for name, amount in ((container.get("resources") or {}).get("limits") or {}).items()
+        if ("/gpu" in name or "/mig-" in name) and str(amount).isdigit()
+    )
+    return each * int(job["spec"].get("parallelism") or 1)
 
 
 def job_end(job: Resource) -> Resource | None:

@@ -46,6 +46,7 @@ from selfalign.store.manifest import Manifest
 from selfalign.store.pointer import read_pointer
 from selfalign.telemetry import log
 
+OWED_SECONDS = 30.0  # between two looks at a run that may be deleted once its notice is taken
 QUEUED_SECONDS = 10.0  # between two looks of a run that waits for its turn
 _AT_ONCE_SECONDS = 0.2
 # After this long a manifest is read again, so that an artifact deleted on purpose is noticed.
@@ -70,6 +71,7 @@ class Reconciler:
         clock: the time; a fixed one in tests.
         monotonic: seconds, for what is remembered.
         on_attempt_ended: called with each attempt that was seen to end.
+        is_owed: whether somebody is still to be told how a run ended, before it may be deleted.
     """
 
     cluster: Cluster
@@ -77,6 +79,7 @@ class Reconciler:
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     monotonic: Callable[[], float] = time.monotonic
     on_attempt_ended: Callable[[Attempt], None] = lambda _attempt: None
+    is_owed: Callable[[Resource], bool] = lambda _run: False
     _stores: dict[str, Store] = field(default_factory=dict)
     _manifests: dict[tuple[str, str, str], tuple[float, Manifest]] = field(default_factory=dict)
     _recorded: dict[str, tuple[Store, RunStatus]] = field(default_factory=dict)  # by run's name
@@ -170,6 +173,8 @@ class Reconciler:
         left = ttl - (self.clock() - datetime.fromisoformat(completed)).total_seconds()
         if left > 0:
             return left
+        if self.is_owed(run):
+            return OWED_SECONDS
         log.info("run.expired", run=name_of(run))
         self.cluster.delete(crd.PLURAL, name_of(run), uid=run["metadata"]["uid"])
         return None
