@@ -86,15 +86,25 @@ def store_of_platform(
 )
 @click.option(
     "--serving",
-    metavar="DEPLOYMENT",
-    help="Roll this Deployment (charts/serving) whenever another model is promoted.  "
-    "[default: none]",
+    type=click.Choice(["vllm", "kserve", "none"]),
+    default="none",
+    show_default=True,
+    help="What follows the promoted model: vllm is the Deployment of charts/serving, kserve an "
+    "InferenceService.",
+)
+@click.option(
+    "--serving-name",
+    metavar="NAME",
+    default="selfalign-serving",
+    show_default=True,
+    help="Of the Deployment or InferenceService.",
 )
 @cluster_options
 def controller_command(
     resync_seconds: int,
     metrics_port: int,
-    serving: str | None,
+    serving: str,
+    serving_name: str,
     namespace: str | None,
     context: str | None,
     kubeconfig: str | None,
@@ -105,15 +115,19 @@ def controller_command(
     step at hand.
     """
     from selfalign.run.executors.kubernetes.controller import Controller, open_shared_store
+    from selfalign.run.executors.kubernetes.deployment import DeploymentTarget
+    from selfalign.run.executors.kubernetes.kserve import InferenceServiceTarget
     from selfalign.run.executors.kubernetes.server import Server
     from selfalign.store.open import open_store
 
     in_a_pod = "KUBERNETES_SERVICE_HOST" in os.environ
+    cluster = connect_to(namespace, context, kubeconfig)
+    targets = {"vllm": DeploymentTarget, "kserve": InferenceServiceTarget}
     controller = Controller(
-        connect_to(namespace, context, kubeconfig),
+        cluster,
         open_shared_store if in_a_pod else open_store,
         resync_seconds=resync_seconds,
-        serving=serving,
+        serving=None if serving == "none" else targets[serving](cluster, serving_name),
     )
     server = Server(metrics_port, controller.metrics, controller.problems, controller.missing)
     for number in (signal.SIGTERM, signal.SIGINT):

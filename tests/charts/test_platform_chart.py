@@ -65,7 +65,7 @@ def test_no_role_has_a_permission_to_spare(role: str) -> None:
 
 
 def test_the_controller_may_change_one_deployment_and_only_where_it_is_to_roll_it() -> None:
-    manifests = render_platform(serving={"enabled": True})
+    manifests = render_platform(serving={"kind": "vllm"})
     rules = only(manifests, "Role", "selfalign-controller")["rules"]
     assert [rule for rule in rules if rule["apiGroups"] == ["apps"]] == [
         {
@@ -77,7 +77,24 @@ def test_the_controller_may_change_one_deployment_and_only_where_it_is_to_roll_i
     ]
     pod = pod_of(only(manifests, "Deployment"))
     assert pod is not None
-    assert pod["containers"][0]["args"] == ["--serving=selfalign-serving"]
+    assert pod["containers"][0]["args"] == ["--serving=vllm"]
+
+
+def test_the_controller_may_change_the_one_inference_service_that_is_named() -> None:
+    manifests = render_platform(serving={"kind": "kserve", "kserve": {"name": "aligned"}})
+    rules = only(manifests, "Role", "selfalign-controller")["rules"]
+    served = [r for r in rules if {"apps", "serving.kserve.io"} & set(r["apiGroups"])]
+    assert served == [
+        {
+            "apiGroups": ["serving.kserve.io"],
+            "resources": ["inferenceservices"],
+            "resourceNames": ["aligned"],
+            "verbs": ["get", "patch"],
+        }
+    ]
+    pod = pod_of(only(manifests, "Deployment"))
+    assert pod is not None
+    assert pod["containers"][0]["args"] == ["--serving=kserve", "--serving-name=aligned"]
 
 
 def test_only_controller_and_submission_are_bound_and_each_account_has_its_own_identity() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from selfalign.deploy import releases
 from selfalign.deploy.images import VARIANTS
-from selfalign.run.executors.kubernetes.serving import DEPLOYMENT, DIGEST_ANNOTATION
+from selfalign.run.executors.kubernetes.deployment import DEPLOYMENT, DIGEST_ANNOTATION
 from tests.charts.conftest import ROOT, Manifest, check, only, render
 
 

@@ -120,7 +120,7 @@ class Site:
             "environment": environment,
             "networkPolicy": {"storePorts": [port]},
             "runs": {"overrides": OVERRIDES},
-            "serving": {"enabled": serving},
+            "serving": {"kind": "vllm" if serving else "none"},
             "nightly": {"schedule": nightly or "0 1 * * *", "suspend": nightly is None},
         }
         stages = {"networkPolicy": {"storePorts": [port]}, **self.stage_values}

@@ -12,12 +12,12 @@ import pytest
 from selfalign.run.executors.kubernetes import crd
 from selfalign.run.executors.kubernetes.cluster import Resource
 from selfalign.run.executors.kubernetes.controller import Controller
-from selfalign.run.executors.kubernetes.serving import (
+from selfalign.run.executors.kubernetes.deployment import (
     DEPLOYMENT,
     DIGEST_ANNOTATION,
-    Serving,
-    Standing,
+    DeploymentTarget,
 )
+from selfalign.run.executors.kubernetes.serving import Serving, Standing, Target
 from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
 
 from .unreliable import Killed, Unreliable
@@ -51,9 +51,13 @@ class Site:
 
     def restart(self, cluster: Any = None) -> None:
         """A controller that knows nothing."""
+        cluster = cluster or self.cluster
         self.serving = Serving(
-            cluster or self.cluster, lambda _url: self.world.store, clock=lambda: self.world.now
+            cluster, lambda _url: self.world.store, self.target(cluster), lambda: self.world.now
         )
+
+    def target(self, cluster: Any) -> Target:
+        return DeploymentTarget(cluster)
 
     def promote(self, digest: str, run: str | None, directory: str | None = "models/x") -> None:
         """`promote` or, without a run, `rollback` moves the pointer."""
@@ -320,10 +324,21 @@ def test_a_running_run_keeps_the_condition_when_its_status_is_written() -> None:
     assert site.world.condition("Succeeded", "toy")["status"] == "True"
 
 
+def test_without_a_target_the_pointer_is_read_and_nothing_is_written(site: Site) -> None:
+    unreliable = Unreliable(site.cluster)
+    metrics = Controller(unreliable, lambda _url: site.world.store).metrics
+    metrics.standing = Serving(unreliable, lambda _url: site.world.store, None).step()
+    assert metrics.standing is not None
+    assert (metrics.standing.reason, metrics.standing.digest) == ("NotFollowed", OLD)
+    assert [verb for verb, *_ in unreliable.calls] == ["get"]  # the platform's configuration
+    assert metrics.registry.get_sample_value("selfalign_model_current", {"digest": OLD}) == 1
+    assert metrics.registry.get_sample_value("selfalign_model_served", {"digest": OLD}) is None
+
+
 def test_serving_that_fails_stops_no_run_and_goes_on_by_itself() -> None:
     site = Site()
-    controller = Controller(site.cluster, lambda _url: site.world.store, serving=DEPLOYMENT)
-    assert controller._serving is not None
+    target = DeploymentTarget(site.cluster)
+    controller = Controller(site.cluster, lambda _url: site.world.store, serving=target)
     site.run("first", OLD)
     site.promote(OLD, "first")
 
@@ -339,7 +354,7 @@ def test_serving_that_fails_stops_no_run_and_goes_on_by_itself() -> None:
     controller._serving = Broken()  # type: ignore[assignment]
     controller._serve()
     assert 'selfalign_reconcile_errors_total{error="KeyError"} 1.0' in gauge()
-    assert "deployment/serving" in controller._due
+    assert "serving/current" in controller._due
 
 
 class Broken:

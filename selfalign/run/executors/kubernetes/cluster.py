@@ -46,7 +46,8 @@ class ClusterRejected(ConfigurationError):
 class Cluster(Protocol):
     """One namespace of a cluster.
 
-    Kinds are plural names: alignmentruns, jobs, pods, cronjobs, configmaps, events, deployments.
+    Kinds are plural names: alignmentruns, jobs, pods, cronjobs, configmaps, events, deployments,
+    inferenceservices.
     Every method raises ClusterUnavailable or ClusterDenied where that is the cause.
     """
 

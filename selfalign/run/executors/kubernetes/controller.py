@@ -30,7 +30,7 @@ from selfalign.run.executors.kubernetes.findings import findings_of, finished_at
 from selfalign.run.executors.kubernetes.notices import Notices
 from selfalign.run.executors.kubernetes.reconcile import Reconciler
 from selfalign.run.executors.kubernetes.server import Metrics
-from selfalign.run.executors.kubernetes.serving import STEP_SECONDS, Serving
+from selfalign.run.executors.kubernetes.serving import STEP_SECONDS, Serving, Target
 from selfalign.run.notify import POST_SECONDS
 from selfalign.store.base import Store
 from selfalign.store.open import open_store
@@ -43,7 +43,7 @@ _SHORT_WATCH_SECONDS = 30.0
 _FIND_SECONDS = 5.0  # between two looks for a run that has ended
 # The API server accepts objects nested 10,000 deep, and one such run must not hide the others.
 _RECURSION_LIMIT, _STACK_BYTES = 50_000, 64 * 1024 * 1024
-_SERVING = "deployment/serving"  # no run can have this name
+_SERVING = "serving/current"  # no run can have this name
 _WAITING = ("Queued", "NotDeployed", "ArtifactBusy")  # what another run or a release may end
 
 
@@ -62,7 +62,7 @@ class Controller:
 
     Args:
         resync_seconds: after which everything is listed anew.
-        serving: name of the Deployment that follows `current`; None leaves serving alone.
+        serving: what follows `current`; None leaves serving alone.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Controller:
         opener: Callable[[str], Store],
         *,
         resync_seconds: int = 300,
-        serving: str | None = None,
+        serving: Target | None = None,
     ) -> None:
         self._cluster = cluster
         self._opener = opener
@@ -90,7 +90,7 @@ class Controller:
         self._reconciler = Reconciler(
             cluster, opener, on_attempt_ended=self.metrics.count_attempt, is_owed=self._notices.owes
         )
-        self._serving = None if serving is None else Serving(cluster, opener, serving)
+        self._serving = Serving(cluster, opener, serving)
 
     def run(self) -> None:
         """Reconcile until `stop` is called; a step that has begun is finished first."""
@@ -105,8 +105,7 @@ class Controller:
         for arguments in watches:
             threading.Thread(target=self._watch, args=arguments, daemon=True).start()
         threading.Thread(target=self._find, daemon=True).start()
-        if self._serving is not None:
-            self.add(_SERVING)
+        self.add(_SERVING)
         worker = threading.Thread(target=self._work, name="reconcile")
         notices = threading.Thread(target=self._notices.run, args=(self._stopping,), daemon=True)
         worker.start()
@@ -178,7 +177,6 @@ class Controller:
 
     def _serve(self) -> None:
         """One step of serving. Whatever goes wrong in it is no run's business."""
-        assert self._serving is not None
         try:
             self.metrics.standing = self._serving.step()
         except Exception as error:  # noqa: BLE001 - it must not stop the runs
@@ -254,8 +252,7 @@ class Controller:
             if was not in (None, "Succeeded", "Failed"):
                 self._wake()
                 self._notices.wake()
-                if self._serving is not None:
-                    self.add(_SERVING)  # it may have promoted
+                self.add(_SERVING)  # it may have promoted
             if (run.get("spec") or {}).get("ttlSecondsAfterFinished") is None:
                 return
         version = (metadata["uid"], metadata.get("generation", 0), is_terminating(run))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +27,7 @@ class Metrics:
         depth: how many runs are due.
 
     Attributes:
-        standing: how the promoted model stands, where a Deployment serves it.
+        standing: how the current model stands; None while none was promoted.
         findings: what the newest finished run found.
     """
 
@@ -97,18 +98,20 @@ class Metrics:
             name = "selfalign_last_success_timestamp_seconds"
             yield Gauge(name, "When the last run succeeded (while none has: the first run)", last)
         if (standing := self.standing) is not None:
-            served = Gauge(
-                "selfalign_model_served",
-                "Whether the promoted model, and no other, is served",
-                labels=["digest"],
-            )
-            served.add_metric([standing.digest], float(standing.served))
-            yield served
-            name = "selfalign_last_promotion_timestamp_seconds"
-            moment = datetime.fromisoformat(standing.promoted_at).timestamp()
-            yield Gauge(
-                name, "When the current model became current, by promotion or rollback", moment
-            )
+            current = Gauge("selfalign_model_current", "1 for the current model", labels=["digest"])
+            current.add_metric([standing.digest], 1)
+            yield current
+            if standing.reason != "NotFollowed":
+                name = "selfalign_model_served"
+                told = "Whether the current model, and no other, is served"
+                served = Gauge(name, told, labels=["digest"])
+                served.add_metric([standing.digest], float(standing.served))
+                yield served
+            with contextlib.suppress(ValueError):  # whoever may write the store may write anything
+                moment = datetime.fromisoformat(standing.promoted_at).timestamp()
+                name = "selfalign_last_promotion_timestamp_seconds"
+                told = "When the current model became current, by promotion or rollback"
+                yield Gauge(name, told, moment)
         if self.findings is not None:
             yield from _of_newest_run(self.findings)
 

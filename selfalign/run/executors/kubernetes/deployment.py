@@ -1,0 +1,132 @@
+"""serving.kind vllm: the Deployment of charts/serving is rolled to the current model.
+
+    current.json -> the Deployment's annotation selfalign.io/model-digest -> Kubernetes rolls it
+
+Kubernetes keeps the old pods until the new ones have answered their probe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from selfalign.run.executors.kubernetes import crd
+from selfalign.run.executors.kubernetes.cluster import (
+    Cluster,
+    Gone,
+    Resource,
+    annotations_of,
+    is_terminating,
+    name_of,
+)
+from selfalign.run.executors.kubernetes.serving import Reason, Wanted
+from selfalign.telemetry import log
+
+DEPLOYMENT = "selfalign-serving"
+DIGEST_ANNOTATION = f"{crd.GROUP}/model-digest"
+_SAID_LIMIT = 400  # characters of what a pod says
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentTarget:
+    """Rolls one Deployment. Its pods' annotation says which model they serve."""
+
+    cluster: Cluster
+    name: str = DEPLOYMENT
+
+    def follow(self, wanted: Wanted, _was: Resource | None) -> tuple[Reason, str]:
+        """Roll the Deployment where it serves another model; how it stands."""
+        try:
+            found = self.cluster.get("deployments", self.name)
+            if _digest_of(found["spec"]["template"]) != wanted.digest:
+                found = self._roll(wanted.digest)
+        except Gone:
+            return "NotDeployed", (
+                f"there is no Deployment {self.name}; remedy: make deploy-serving"
+            )
+        return self._progress(found, wanted.digest)
+
+    def _roll(self, digest: str) -> Resource:
+        """Change the annotation and nothing else; Kubernetes does the rest."""
+        template = {"metadata": {"annotations": {DIGEST_ANNOTATION: digest}}}
+        log.info("serving.rolled", deployment=self.name, model=digest)
+        return self.cluster.patch("deployments", self.name, {"spec": {"template": template}})
+
+    def _progress(self, deployment: Resource, digest: str) -> tuple[Reason, str]:
+        """Whether every pod is of the current model and ready; else what holds it up."""
+        wanted = int(deployment["spec"].get("replicas", 1))
+        status = deployment.get("status") or {}
+        seen = int(status.get("observedGeneration") or 0) >= deployment["metadata"]["generation"]
+        counts = {
+            name: int(status.get(name) or 0) if seen else 0
+            for name in ("replicas", "updatedReplicas", "availableReplicas")
+        }
+        if seen and wanted and set(counts.values()) == {wanted}:
+            return "Served", f"model {digest}"
+        if not wanted:
+            return "NotReady", f"Deployment {self.name} is scaled to 0"
+        trouble = self._trouble(deployment, digest)
+        if not trouble and _gave_up(status):
+            trouble = f"no progress within {deployment['spec'].get('progressDeadlineSeconds')} s"
+        if trouble:
+            told = f"model {digest[:12]}: {trouble}; what was served before goes on"
+            return "NotReady", f"{told}; remedy: kubectl describe pods, or selfalign rollback"
+        return "RollingOut", f"model {digest[:12]}: its servers are starting"
+
+    def _trouble(self, deployment: Resource, digest: str) -> str:
+        """What the new model's pods complain of; empty when they do not."""
+        labels = deployment["spec"]["selector"]["matchLabels"]
+        selector = ",".join(f"{name}={value}" for name, value in sorted(labels.items()))
+        for pod in self.cluster.list("pods", selector):
+            if annotations_of(pod).get(DIGEST_ANNOTATION) != digest or is_terminating(pod):
+                continue
+            said = _container_says(pod) or self._event_says(pod)
+            if said:
+                return said[:_SAID_LIMIT]
+        return ""
+
+    def _event_says(self, pod: Resource) -> str:
+        """The latest warning on a pod, such as its failed probe."""
+        events = self.cluster.list("events", fields=f"involvedObject.name={name_of(pod)}")
+        warnings = [
+            event
+            for event in events
+            if event.get("type") == "Warning" and not _only_starting(str(event.get("message")))
+        ]
+        if not warnings:
+            return ""
+        latest = max(warnings, key=lambda event: str(event.get("lastTimestamp") or ""))
+        return f"{latest.get('reason')}: {' '.join(str(latest.get('message')).split())}"
+
+
+def _digest_of(template: Resource) -> str | None:
+    return ((template.get("metadata") or {}).get("annotations") or {}).get(DIGEST_ANNOTATION)
+
+
+def _gave_up(status: Resource) -> bool:
+    return any(
+        c.get("type") == "Progressing" and c.get("reason") == "ProgressDeadlineExceeded"
+        for c in status.get("conditions") or []
+    )
+
+
+def _container_says(pod: Resource) -> str:
+    """What a container of a pod that does not start ended with, or waits for."""
+    status = pod.get("status") or {}
+    for container in [
+        *(status.get("initContainerStatuses") or []),
+        *(status.get("containerStatuses") or []),
+    ]:
+        for state in (container.get("state") or {}, container.get("lastState") or {}):
+            ended = state.get("terminated") or {}
+            if ended.get("exitCode"):
+                said = " ".join(str(ended.get("message") or ended.get("reason")).split())
+                return f"{container.get('name')} ended with {ended['exitCode']}: {said}"
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") not in (None, "PodInitializing", "ContainerCreating"):
+            return f"{container.get('name')}: {waiting['reason']}: {waiting.get('message', '')}"
+    return ""
+
+
+def _only_starting(message: str) -> bool:
+    """Whether a failed probe says no more than that the server does not listen yet."""
+    return "refused" in message
