@@ -82,7 +82,10 @@ class Nights:
         )
         return writer.publish(
             shards=[],
-            files=[writer.add_bytes(data or key.encode(), "summary.json")],
+            files=[
+                writer.add_bytes(data or key.encode(), "summary.json"),
+                writer.add_bytes(b"{}", "prompts.json"),
+            ],
             counts=Counts(),
             details={},
             provenance=Provenance(started_at="now", finished_at="now"),
