@@ -86,11 +86,11 @@ def store_of_platform(
 )
 @click.option(
     "--serving",
-    type=click.Choice(["vllm", "kserve", "none"]),
+    type=click.Choice(["vllm", "kserve", "webhook", "none"]),
     default="none",
     show_default=True,
     help="What follows the promoted model: vllm is the Deployment of charts/serving, kserve an "
-    "InferenceService.",
+    "InferenceService, webhook whoever answers at $SELFALIGN_WEBHOOK_URL.",
 )
 @click.option(
     "--serving-name",
@@ -118,16 +118,22 @@ def controller_command(
     from selfalign.run.executors.kubernetes.deployment import DeploymentTarget
     from selfalign.run.executors.kubernetes.kserve import InferenceServiceTarget
     from selfalign.run.executors.kubernetes.server import Server
+    from selfalign.run.executors.kubernetes.serving import Target
+    from selfalign.run.executors.kubernetes.webhook import WebhookTarget
     from selfalign.store.open import open_store
 
     in_a_pod = "KUBERNETES_SERVICE_HOST" in os.environ
     cluster = connect_to(namespace, context, kubeconfig)
-    targets = {"vllm": DeploymentTarget, "kserve": InferenceServiceTarget}
+    targets: dict[str, Callable[[], Target]] = {
+        "vllm": lambda: DeploymentTarget(cluster, serving_name),
+        "kserve": lambda: InferenceServiceTarget(cluster, serving_name),
+        "webhook": WebhookTarget,
+    }
     controller = Controller(
         cluster,
         open_shared_store if in_a_pod else open_store,
         resync_seconds=resync_seconds,
-        serving=None if serving == "none" else targets[serving](cluster, serving_name),
+        serving=None if serving == "none" else targets[serving](),
     )
     server = Server(metrics_port, controller.metrics, controller.problems, controller.missing)
     for number in (signal.SIGTERM, signal.SIGINT):

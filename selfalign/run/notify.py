@@ -171,7 +171,7 @@ def send(notice: Notice, target: NotifyConfig, environment: Mapping[str, str] = 
     kind = "application/json" if slack else "application/cloudevents+json"
     headers = {"Content-Type": f"{kind}; charset=utf-8", "Idempotency-Key": notice.id}
     data = json.dumps(body, ensure_ascii=False).encode(errors="backslashreplace")
-    asyncio.run(_post(address(target, environment), data, headers))
+    post(address(target, environment), data, headers)
 
 
 def address(target: NotifyConfig, environment: Mapping[str, str] = os.environ) -> str:
@@ -187,6 +187,11 @@ def address(target: NotifyConfig, environment: Mapping[str, str] = os.environ) -
     if not usable:
         raise NotDelivered(f"the environment variable {target.url_variable} holds no http address")
     return found
+
+
+def post(url: str, data: bytes, headers: dict[str, str]) -> None:
+    """One attempt to deliver, within POST_SECONDS. Raises NotDelivered, without the address."""
+    asyncio.run(_post(url, data, headers))
 
 
 async def _post(url: str, data: bytes, headers: dict[str, str]) -> None:

@@ -97,6 +97,24 @@ def test_the_controller_may_change_the_one_inference_service_that_is_named() -> 
     assert pod["containers"][0]["args"] == ["--serving=kserve", "--serving-name=aligned"]
 
 
+def test_the_webhooks_address_and_key_come_from_a_secret_and_are_reached() -> None:
+    webhook = {"secretName": "hook", "ports": [8443], "cidrs": ["192.0.2.0/24"]}
+    manifests = render_platform(serving={"kind": "webhook", "webhook": webhook})
+    pod = pod_of(only(manifests, "Deployment"))
+    assert pod is not None
+    found = environment(pod)
+    for name, key in (("URL", "url"), ("KEY", "key")):
+        secret = {"name": "hook", "key": key, "optional": True}
+        assert found[f"SELFALIGN_WEBHOOK_{name}"] == {"secretKeyRef": secret}
+    policy = only(manifests, "NetworkPolicy", "selfalign-controller")["spec"]
+    assert policy["egress"][-1] == {
+        "ports": [{"port": 8443, "protocol": "TCP"}],
+        "to": [{"ipBlock": {"cidr": "192.0.2.0/24"}}],
+    }
+    rules = only(manifests, "Role", "selfalign-controller")["rules"]
+    assert not [rule for rule in rules if "secrets" in rule["resources"]]
+
+
 def test_only_controller_and_submission_are_bound_and_each_account_has_its_own_identity() -> None:
     identity = {"annotations": {"example.com/id": "x"}}
     manifests = render_platform(serviceAccounts={"stage": identity})

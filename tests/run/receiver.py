@@ -23,6 +23,7 @@ class Answer:
 class Request:
     headers: dict[str, str]
     body: dict[str, Any]
+    raw: bytes
 
 
 class Receiver:
@@ -57,10 +58,11 @@ def _handler(receiver: Receiver) -> type[BaseHTTPRequestHandler]:
             return
 
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            raw = self.rfile.read(int(self.headers["Content-Length"]))
+            body = json.loads(raw)
             headers = dict(self.headers)
             answer = receiver.answers.popleft() if receiver.answers else Answer()
-            receiver.requests.append(Request(headers, body))
+            receiver.requests.append(Request(headers, body, raw))
             if answer.status < 300:
                 receiver.taken.setdefault(headers["Idempotency-Key"], body)
             if answer.slow:
