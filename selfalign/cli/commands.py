@@ -22,6 +22,7 @@ serving     serving:serving_group       Fetch the promoted model, serve it, prob
 rollback    inspect:rollback_command    Point `current` back at an earlier promoted model.
 gc          gc:gc_command               Delete from the store what nothing needs any more.
 gate        gate:gate_group             What the gate's rules can see; try them on past nights.
+ablate      ablate:ablate_command       Which behaviours depend on which principle or exemplar.
 config      inspect:config_command      Show every value of the configuration and where it is from.
 seeds       inspect:seeds_group         Check the human-written lines; count them.
 store       inspect:store_group         Check the object store.

@@ -159,6 +159,19 @@ class Seeds:
         rest = tuple(rule for rule in self.principles if rule.number != number)
         return replace(kept, principles=rest)
 
+    def without_exemplar(self, number: int) -> Seeds:
+        """The seeds without one dialogue, counted from 1 in the order of exemplars.txt.
+
+        Raises ConfigurationError where there is no such dialogue.
+        """
+        if not 1 <= number <= len(self.exemplars):
+            raise ConfigurationError(
+                f"cannot leave out exemplar {number}: there are {len(self.exemplars)}",
+                remedy="name one by its place in exemplars.txt, from 1",
+            )
+        rest = (*self.exemplars[: number - 1], *self.exemplars[number:])
+        return replace(self, exemplars=rest)
+
     def without_exemplars_citing(self, number: int) -> Seeds:
         """The seeds without the dialogues that cite rule `number`; every rule stays.
 

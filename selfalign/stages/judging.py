@@ -29,7 +29,7 @@ from selfalign.inputs import is_stored, read_input
 from selfalign.records import EvaluationRecord
 from selfalign.stages.contract import Chunk, EngineHandle, PartOutcome, StageContext, commit_parts
 from selfalign.stages.models import WEIGHTS, judge_engine
-from selfalign.stages.scored import scored_part
+from selfalign.stages.scoring import scored_part
 from selfalign.store.artifact import ShardWriter
 from selfalign.store.files import file_sha256
 from selfalign.store.manifest import Manifest, Part
@@ -82,16 +82,16 @@ def _holds(context: StageContext, path: str, manifest: Manifest) -> bool:
 
 
 def judge_answers(
-    context: StageContext, judge: JudgeConfig, shard: ShardWriter, parts: Mapping[str, Part]
+    context: StageContext, judge: JudgeConfig, shard: ShardWriter, answers: Mapping[str, Part]
 ) -> dict[str, Part]:
     """Judge what is not judged yet: parts by name, with scores of `final`, or of `judge` where it
     is compared with people.
 
     Args:
-        parts: of this evaluation so far.
+        answers: the part of each model with its answers to held-out prompts.
     """
     config = context.config.evaluate
-    work = dict(_duels(config, shard, parts))
+    work = dict(_duels(config, shard, answers))
     if judge.labelled is not None:
         work[LABELLED] = _labelled(judge.labelled)
     template = pairwise_template(judge.template)
@@ -102,9 +102,9 @@ def judge_answers(
         for chunk in chunks:
             (each,) = chunk.items
             pairs = list(each.pairs.values())
-            answers = handle.get().score(pairwise_requests(pairs, template))
+            scores = handle.get().score(pairwise_requests(pairs, template))
             found: list[ItemScore | Quarantined] = []
-            for verdict in pairwise_verdicts(pairs, answers):
+            for verdict in pairwise_verdicts(pairs, scores):
                 found += [verdict] if isinstance(verdict, Quarantined) else each.scores(verdict)
             yield chunk.name, scored_part(each.model, chunk.name, found)
             progress.advance(1)
@@ -119,14 +119,14 @@ def judge_answers(
 
 
 def _duels(
-    config: EvaluateConfig, shard: ShardWriter, parts: Mapping[str, Part]
+    config: EvaluateConfig, shard: ShardWriter, answers: Mapping[str, Part]
 ) -> Iterator[tuple[str, _Work]]:
     """The final model's answers beside those of each opponent that was evaluated."""
     assert config.heldout is not None
     items = {item.id: item for item in load_heldout(config.heldout)}
-    ours = _answers(shard, parts[f"{SUBJECT}-heldout"])
+    ours = _answers(shard, answers[SUBJECT])
     for opponent in OPPONENTS:
-        if (part := parts.get(f"{opponent}-heldout")) is None:
+        if (part := answers.get(opponent)) is None:
             continue
         theirs = _answers(shard, part)
         places = {

@@ -1,0 +1,237 @@
+"""How variants are scored: what each is asked, and one committed part for each variant and task."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import chain, groupby
+from pathlib import Path
+
+from selfalign.engines.base import (
+    Completion,
+    Engine,
+    EngineInfo,
+    GenerationRequest,
+    Quarantined,
+    Sampling,
+    ScoreRequest,
+    blank,
+)
+from selfalign.evaluation.datasets import load_heldout, load_hhh, load_truthfulqa
+from selfalign.evaluation.generation import answer_ids, heldout_scores
+from selfalign.evaluation.multiple_choice import (
+    hhh_requests,
+    hhh_scores,
+    hhh_template,
+    truthfulqa_requests,
+    truthfulqa_scores,
+    truthfulqa_template,
+)
+from selfalign.evaluation.scores import ItemScore
+from selfalign.filters.responses import parse_thought
+from selfalign.prompts import render_align, render_principles, stop_strings
+from selfalign.records import EvaluationRecord, record_seed
+from selfalign.stages.asking import asking
+from selfalign.stages.contract import Chunk, PartOutcome, StageContext, commit_parts
+from selfalign.stages.models import artifact_engine, base_engine
+from selfalign.stages.preflight import require_evaluation_data
+from selfalign.stages.variants import Variant, model_manifest
+from selfalign.store.artifact import ShardWriter
+from selfalign.store.manifest import Part
+from selfalign.telemetry import Progress
+
+_SCORED = {"hhh", "truthfulqa"}  # tasks that ask for log-likelihoods
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What every variant is scored on: how many answers, and how."""
+
+    num_items: int
+    scores: Callable[[Engine, Variant], Iterator[ItemScore | Quarantined]]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What was scored: the parts of each variant by task, and the engine that was used last, None
+    where an earlier attempt had done everything."""
+
+    parts: dict[tuple[str, str], Part]
+    engine: EngineInfo | None
+
+    def of(self, variant: str) -> list[Part]:
+        """All parts of a variant."""
+        return [part for (name, _), part in self.parts.items() if name == variant]
+
+
+def score_variants(
+    context: StageContext, shard: ShardWriter, variants: Sequence[Variant], tasks: dict[str, Task]
+) -> Scored:
+    """Score every variant at every task, as far as it is not committed yet.
+
+    Args:
+        variants: those of one model side by side; each model is loaded once.
+    """
+    evaluations = {
+        f"{variant.name}-{task}": (variant, task)
+        for variant in variants
+        for task in tasks
+        if task == "heldout" or not variant.again  # nothing is drawn in the others
+    }
+    progress = Progress("evaluations", len(evaluations))
+    engines: list[EngineInfo] = []
+
+    def work(chunks: Iterator[Chunk[tuple[Variant, str]]]) -> Iterator[tuple[str, PartOutcome]]:
+        for model, group in groupby(chunks, key=lambda chunk: chunk.items[0][0].model):
+            with _engine(context, model) as engine:
+                engines.append(engine.info)
+                if tasks.keys() & _SCORED:
+                    deque(engine.score([]), 0)  # an engine that cannot score says so now
+                for chunk in group:
+                    ((variant, task),) = chunk.items
+                    scores = tasks[task].scores(engine, variant)
+                    yield chunk.name, scored_part(variant.name, task, scores)
+                    progress.advance(1)
+
+    def check(part: Part) -> None:
+        items = tasks[evaluations[part.name][1]].num_items
+        context.quarantine_limit(items, f"{context.name}: {part.name}").add(part)
+
+    chunks = (Chunk(name, [each]) for name, each in evaluations.items())
+    parts = commit_parts(shard, chunks, work, progress, check=check)
+    by_variant = {(v.name, task): parts[name] for name, (v, task) in evaluations.items()}
+    return Scored(by_variant, engines[-1] if engines else None)
+
+
+def scores_in(shard: ShardWriter, parts: Iterable[Part]) -> Iterator[ItemScore]:
+    """The scores that parts hold."""
+    for part in parts:
+        for record in shard.read_part(part, EvaluationRecord):
+            yield ItemScore(**record.model_dump(exclude={"id", "model"}))
+
+
+def scored_part(model: str, task: str, found: Iterable[ItemScore | Quarantined]) -> PartOutcome:
+    """The records of a model at a task, by metric and item, and the rows that were set aside."""
+    outcome = PartOutcome()
+    scores: list[ItemScore] = []
+    bad: list[Quarantined] = []
+    for each in found:
+        bad.append(each) if isinstance(each, Quarantined) else scores.append(each)
+    for score in sorted(scores, key=lambda score: (score.metric, score.item_id, score.sample)):
+        names = (model, score.metric, score.against, score.item_id, score.sample or None)
+        name = "/".join(str(part) for part in names if part is not None)
+        outcome.keep(EvaluationRecord(id=name, model=model, **asdict(score)))
+    for row in sorted(bad, key=lambda row: row.id):
+        outcome.quarantine(row, f"{model}/{task}/{row.id}")
+    return outcome
+
+
+def _engine(context: StageContext, model: str) -> Engine:
+    engine = context.config.evaluate.engine
+    if model == "base":
+        return base_engine(context.store, context.config, engine)
+    return artifact_engine(context.store, model_manifest(context, model), context.config, engine)
+
+
+def tasks_of(context: StageContext) -> dict[str, Task]:
+    """The tasks that the configuration gives data for, by name."""
+    config = context.config.evaluate
+    require_evaluation_data(config)
+    tasks: dict[str, Task] = {}
+    if config.heldout is not None:
+        tasks["heldout"] = heldout_task(context, config.heldout)
+    if config.hhh is not None:
+        hhh_items, hhh = load_hhh(config.hhh), hhh_template(config.hhh_template)
+        tasks["hhh"] = Task(
+            len(hhh_items),
+            lambda engine, variant: hhh_scores(
+                hhh_items, engine.score(_in_context(variant, hhh_requests(hhh_items, hhh)))
+            ),
+        )
+    if config.truthfulqa is not None:
+        qa_items = load_truthfulqa(config.truthfulqa)
+        qa = truthfulqa_template(config.truthfulqa_template)
+        tasks["truthfulqa"] = Task(
+            len(qa_items),
+            lambda engine, variant: truthfulqa_scores(
+                qa_items, engine.score(_in_context(variant, truthfulqa_requests(qa_items, qa)))
+            ),
+        )
+    return tasks
+
+
+def heldout_task(context: StageContext, path: Path) -> Task:
+    """Answering the held-out prompts."""
+    items = load_heldout(path)
+    config = context.config.evaluate
+
+    def scores(engine: Engine, variant: Variant) -> Iterator[ItemScore | Quarantined]:
+        chosen = (config.principled_sampling if variant.principled else None) or config.sampling
+        render, stop = _prompts_of(context, variant)
+        sampling = Sampling(**chosen.model_dump(), stop=stop)
+        samples = config.samples if sampling.temperature > 0 else 1
+        again = ("again",) if variant.again else ()
+
+        named = [
+            (item, sample, name)
+            for item in items
+            for sample, name in enumerate(answer_ids(item.id, samples))
+        ]
+        empty = [bad for item, _, name in named if (bad := blank(name, item.prompt))]
+        requests = (
+            GenerationRequest(
+                name,
+                render(item.prompt),
+                sampling,
+                # the same seed for every model: the comparison is paired
+                record_seed(context.config.seed, "evaluate", item.id, *again, *_nth(sample)),
+            )
+            for item, sample, name in named
+            if item.prompt.strip()
+        )
+        completions = chain(empty, engine.generate(requests))
+        answers = (_answer(each, variant) for each in completions)
+        return heldout_scores(items, answers, context.seeds.labels.all, samples)
+
+    return Task(len(items) * config.samples, scores)
+
+
+def _nth(sample: int) -> tuple[str, ...]:
+    """What the seed of a further answer to an item is named by; the first has the item's own."""
+    return (str(sample),) if sample else ()
+
+
+def _prompts_of(
+    context: StageContext, variant: Variant
+) -> tuple[Callable[[str], str], tuple[str, ...]]:
+    """How a question becomes the variant's prompt, and the strings that end its answer."""
+    if variant.principled:
+        return partial(render_align, variant.seeds), stop_strings(variant.seeds.labels)
+    manifest = None if variant.model == "base" else model_manifest(context, variant.model)
+    found = asking(context.store, manifest, variant.seeds)
+    return found.question, found.stop
+
+
+def _answer(completion: Completion | Quarantined, variant: Variant) -> Completion | Quarantined:
+    """The answer alone: under the principles it comes after a thought."""
+    if isinstance(completion, Quarantined):
+        return completion
+    text = completion.text
+    if variant.principled:
+        text = parse_thought(text, variant.seeds.labels).response_or_empty
+    return Completion(
+        completion.id,
+        text.strip(),
+        completion.finish_reason,
+        completion.num_prompt_tokens,
+        completion.num_new_tokens,
+    )
+
+
+def _in_context(variant: Variant, requests: Iterable[ScoreRequest]) -> Iterator[ScoreRequest]:
+    """Put the principles before a multiple-choice question where the variant has them."""
+    rules = render_principles(variant.seeds.principles) + "\n\n" if variant.principled else ""
+    for request in requests:
+        yield replace(request, prompt=rules + request.prompt)
