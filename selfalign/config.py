@@ -497,6 +497,11 @@ class PromoteConfig(StageModel):
         description="key, or its beginning, of a promoted model that bounds how far later ones "
         "may fall; null: the last one that was better for sure than the anchor before it",
     )
+    approval: Literal["automatic", "manual"] = Field(
+        "automatic",
+        description="manual: what the gate passes is promoted once a person approves it "
+        "(`selfalign approve`); a run on a cluster may never set it",
+    )
 
 
 class NotifyConfig(Model):

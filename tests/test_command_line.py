@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from selfalign.cli.main import cli
-from selfalign.errors import DataError
+from selfalign.errors import ConfigurationError, DataError
 from selfalign.pipeline import STAGES, Stage
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -103,6 +103,38 @@ def test_a_run_from_the_command_line_to_its_report_and_back(world: Path, tmp_pat
     refused = selfalign("rollback", "--config", world)
     assert refused.returncode == 2
     assert "first ever promoted" in refused.stderr
+
+
+def test_a_model_waits_for_a_person_who_approves_it_from_the_command_line(
+    world: Path, tmp_path: Path
+) -> None:
+    manual = ("--config", world, "--set", "promote.approval=manual")
+    ran = selfalign("run", *manual, "--run-id", "first", "--json")
+    assert ran.returncode == 10, ran.stderr
+    told = json.loads(ran.stdout)
+    assert told["reason"] == "AwaitingApproval"
+    assert "selfalign approve first" in told["next_action"]
+    status = json.loads(selfalign("status", "--config", world, "--json").stdout)
+    assert (status["current"], status["verdict"]) == (None, None)
+    report = tmp_path / "report.html"
+    assert selfalign("report", "--config", world, "--out", report).returncode == 0
+    assert "Passed the gate, awaits approval" in report.read_text()
+
+    def decide(*arguments: str) -> Result:
+        return CliRunner().invoke(cli, [*arguments, "--config", str(world)])
+
+    assert decide("approve", "first", "--as", " ").exit_code == 2
+    assert decide("reject", "first").exit_code == 2  # without a reason
+    assert decide("approve", "first", "--as", "anna").output.startswith(
+        "run first: Approved by anna"
+    )
+    refused = decide("reject", "first", "--reason", "changed my mind").exception
+    assert isinstance(refused, ConfigurationError)
+    assert "decided already: Approved by anna" in refused.message
+    again = selfalign("run", *manual)
+    assert again.returncode == 0, again.stderr
+    assert "Approved by anna at" in again.stdout
+    assert json.loads(selfalign("status", "--config", world, "--json").stdout)["current"]
 
 
 def test_after_a_rollback_run_and_report_say_what_is_current(world: Path, tmp_path: Path) -> None:

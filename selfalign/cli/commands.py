@@ -19,6 +19,8 @@ show        show:show_command           An artifact: counts, filters' losses, re
 chat        chat:chat_command           Ask a model of the pipeline.
 export      export:export_command       Copy a model out of the store, verified.
 serving     serving:serving_group       Fetch the promoted model, serve it, probe the server.
+approve     approve:approve_command     Let a model be promoted that passed the gate and waits.
+reject      approve:reject_command      Refuse a model that passed the gate and waits.
 rollback    inspect:rollback_command    Point `current` back at an earlier promoted model.
 gc          gc:gc_command               Delete from the store what nothing needs any more.
 gate        gate:gate_group             What the gate's rules can see; try them on past nights.

@@ -28,6 +28,7 @@ Exit codes:
   2    configuration, seeds or command line are wrong     (never retried)
   3    an artifact, model or data file is wrong            (never retried)
   4    the store or the file system refuses access         (never retried)
+  10   `selfalign run`: the gate passed, a person decides   (selfalign approve)
   69   the store cannot be reached                         (retried)
   70   the engine failed                                   (retried)
   71   the engine ran out of memory                        (retried)

@@ -23,6 +23,7 @@ from selfalign.run.drive import reasons_of
 from selfalign.run.executors.display import RunConsole, RunDisplay
 from selfalign.run.executors.local import LocalRun
 from selfalign.run.record import RunRecord, RunStatus, check_run_name, new_run_id, write_run
+from selfalign.run.view import next_action
 from selfalign.seeds import annotation_budget, load_seeds
 from selfalign.stages.preflight import check_run
 from selfalign.store.artifact import read_manifest
@@ -30,6 +31,8 @@ from selfalign.store.base import PreconditionFailed, Store
 from selfalign.store.open import open_store
 from selfalign.store.pointer import read_pointer, standing
 from selfalign.telemetry import drop_output
+
+AWAITS_APPROVAL = 10  # exit code: the gate passed, a person is to decide
 
 
 @click.command("run")
@@ -96,9 +99,12 @@ def run_command(
         _print_json(status, None if current is None else current.pointer.model.model_dump())
     elif status.phase == "Failed":
         _show_failure(console, status)
+    elif status.awaits_approval:
+        console.print("[bold]awaits approval[/bold]: " + escape(status.message), highlight=False)
+        console.print(f"next: {next_action(status)}", soft_wrap=True, markup=False)
     else:
         _show_success(console, store, status)
-    return status.exit_code or 0
+    return AWAITS_APPROVAL if status.awaits_approval else status.exit_code or 0
 
 
 def _print_json(status: RunStatus, current: dict[str, Any] | None) -> None:
@@ -112,6 +118,8 @@ def _print_json(status: RunStatus, current: dict[str, Any] | None) -> None:
             "remedy": status.remedy,
             "exit_code": status.exit_code,
         }
+    elif status.awaits_approval:
+        result |= {"reason": status.reason, "next_action": next_action(status)}
     else:
         # `promoted` is the gate's verdict; what is current may be another model since
         result |= {
@@ -144,9 +152,9 @@ def _show_success(console: Console, store: Store, status: RunStatus) -> None:
         verdict = (
             standing(manifest.parent_digest("final_model"), read_pointer(store))
             if manifest.details.get("promoted")
-            else "no change"
-            if manifest.details.get("decision") == "no_change"
-            else "not promoted"
+            else {"no_change": "no change", "rejected": "rejected"}.get(
+                str(manifest.details.get("decision")), "not promoted"
+            )
         )
         console.print(f"[bold]{verdict}[/bold]", highlight=False, soft_wrap=True)
         for reason in reasons_of(manifest):

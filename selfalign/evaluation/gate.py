@@ -44,7 +44,8 @@ NO_CHANGE_ITEMS = 50
 MISSING_SHARE = 0.02  # of the opponent's items may lack an answer of the final model
 
 Outcome = Literal["passed", "failed", "skipped"]
-Decision = Literal["promoted", "refused", "no_change"]
+# rejected: by a person, what the gate had passed (`promote.approval: manual`)
+Decision = Literal["promoted", "refused", "no_change", "rejected"]
 
 
 class _Frozen(BaseModel):

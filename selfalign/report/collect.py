@@ -98,7 +98,7 @@ def collect(store: Store, run_id: str) -> ReportData:
     data = ReportData(**{name: getattr(seen, name) for name in RunView.__slots__})
     current = read_pointer(store)
     data.current = None if current is None else current.pointer.model
-    if data.verdict is not None and data.verdict.promote:
+    if data.verdict is not None and data.verdict.promote and data.request is None:
         final = data.manifests["promotion"].parent_digest("final_model")
         data.standing = standing(final, current)
     data.citations = _citations(store, data.manifests)

@@ -69,10 +69,14 @@ def _headline(data: ReportData) -> tuple[str, str]:
     if data.verdict is None:
         failed = data.status.phase == "Failed"
         return ("Failed before a verdict", "no") if failed else ("No verdict yet", "")
+    if data.request is not None:
+        return "Passed the gate, awaits approval", ""
     if data.verdict.promote:
         return data.standing[0].upper() + data.standing[1:], (
             "yes" if data.standing == "promoted" else ""
         )
+    if data.verdict.decision == "rejected":
+        return "Rejected", "no"
     return ("No change", "") if data.verdict.decision == "no_change" else ("Not promoted", "no")
 
 

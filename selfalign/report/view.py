@@ -12,6 +12,7 @@ from selfalign.evaluation.scores import ItemScore
 from selfalign.evaluation.summary import EvaluationSummary
 from selfalign.records import EvaluationRecord
 from selfalign.run.record import RunRecord, RunStatus, read_run, status_to_show
+from selfalign.stages.approval import ApprovalRequest, read_request
 from selfalign.store.artifact import read_file_as, read_manifest, read_records
 from selfalign.store.base import Store
 from selfalign.store.manifest import Manifest
@@ -24,6 +25,7 @@ class RunView:
     Attributes:
         items: held-out prompts and every variant's answers.
         scores: variant -> its values of `heldout.aligned`.
+        request: what a person is to decide, where the gate's yes is not carried out yet.
     """
 
     run: RunRecord
@@ -33,6 +35,7 @@ class RunView:
     verdict: Verdict | None = None
     items: list[Item] = field(default_factory=list)
     scores: dict[str, list[ItemScore]] = field(default_factory=dict)
+    request: ApprovalRequest | None = None
 
 
 def view(store: Store, run_id: str) -> RunView:
@@ -48,6 +51,10 @@ def view(store: Store, run_id: str) -> RunView:
         found.items, found.scores = items_of(records, prompts)
     if promotion is not None:
         found.verdict = read_file_as(store, promotion, "verdict.json", Verdict)
+    elif (key := status.key_of("promote")) is not None:
+        found.request = read_request(store, key)
+        if found.request is not None:
+            found.verdict = Verdict.model_validate(found.request.verdict)
     return found
 
 

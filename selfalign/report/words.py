@@ -9,7 +9,12 @@ from selfalign.evaluation.summary import Comparison
 from selfalign.report.compare import RunDiff
 
 _NAMED = 4  # settings or kinds in one sentence
-VERDICTS = {"Promoted": "promoted", "NotPromoted": "not promoted", "NoChange": "no change"}
+VERDICTS = {
+    "Promoted": "promoted",
+    "NotPromoted": "not promoted",
+    "NoChange": "no change",
+    "Rejected": "rejected",
+}
 _WAS = {"complies": "complied", "partly": "complied in part", "refuses": "refused"}
 _NOW = {"complies": "comply", "partly": "comply in part", "refuses": "refuse"}
 

@@ -36,7 +36,14 @@ class Fail:
     exit_code: int | None = None
 
 
-Action = Start | Succeed | Fail
+@dataclass(frozen=True, slots=True)
+class Await:
+    """A person is to decide on the final model before this stage is started again."""
+
+    planned: Planned
+
+
+Action = Start | Succeed | Fail | Await
 
 
 def decide(
@@ -51,7 +58,8 @@ def decide(
 
     A stage is finished when its artifact is published, whatever became of the attempt that
     published it. An attempt that is Complete without a published artifact counts as a temporary
-    failure. A permanent failure of a stage that is not published fails the run at once.
+    failure, unless it asked for approval. A permanent failure of a stage that is not published
+    fails the run at once.
     """
     if all(planned.manifest is not None for planned in plan):
         return [Succeed()]
@@ -59,6 +67,9 @@ def decide(
     actions: list[Action] = []
     for planned in plan:
         if isinstance(planned, Blocked) or planned.manifest is not None:
+            continue
+        if planned.approval == "awaited":
+            actions.append(Await(planned))
             continue
         of_stage = [a for a in known if a.stage == planned.stage.name]
         action = _decide_stage(planned, of_stage, max_attempts)
@@ -84,6 +95,9 @@ def _decide_stage(
         worst = max(permanent, key=lambda a: a.number)
         return Fail(stage, "PermanentFailure", worst.message, worst.remedy, worst.exit_code)
     charged = {attempt.number for attempt in mine if attempt.cause != "disrupted"}
+    if planned.approval == "given":  # the first that ended well did what it could: it asked
+        asked = (attempt.number for attempt in mine if attempt.condition == "Complete")
+        charged.discard(min(asked, default=0))
     if len(charged) >= max_attempts:
         last = max(mine, key=lambda a: a.number)
         message = last.message or "the attempt ended without publishing its artifact"

@@ -18,12 +18,22 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Literal, Protocol
 
-from selfalign.run.decide import Action, Fail, Start, Succeed, decide
+from selfalign.errors import TemporaryError
+from selfalign.run.decide import Action, Await, Fail, Start, Succeed, decide
 from selfalign.run.plan import Blocked, Planned, StagePlan
-from selfalign.run.record import Attempt, RunStatus, StagePhase, StageState, of_stage, to_remember
+from selfalign.run.record import (
+    AWAITING_APPROVAL,
+    Attempt,
+    RunStatus,
+    StagePhase,
+    StageState,
+    of_stage,
+    to_remember,
+)
 from selfalign.store.manifest import Manifest
 
 ACTIVE_SECONDS = 20.0  # between two steps while an attempt is Active
+APPROVAL_SECONDS = 20.0  # likewise while a person is to decide
 # After a disruption the next attempt starts at once, unless one follows the other.
 _DISRUPTED_SECONDS, _DISRUPTED_LIMIT_SECONDS = 2.0, 60.0
 
@@ -91,7 +101,9 @@ class Driver:
         attempts = self.observed = self.executor.attempts(status.attempts)
         # After the attempts: one that was seen Complete has published before manifests are read.
         status, plan = self._named(status, self.plan(), attempts)
-        actions = decide(plan, attempts, max_attempts=self.max_attempts)
+        actions = _superseded(status, plan) or decide(
+            plan, attempts, max_attempts=self.max_attempts
+        )
         due, delays = ([], {}) if suspended else self._due(actions, attempts)
         known = {attempt.identity for attempt in attempts}
         pending = [
@@ -116,8 +128,11 @@ class Driver:
         for start in due:
             self.executor.start(start.planned, start.number)
         waits = [(moment - self.clock()).total_seconds() for moment in delays.values()]
-        active = due or any(a.condition == "Active" for a in attempts)
-        return after, min([*waits, *([ACTIVE_SECONDS] if active else [])], default=None)
+        if due or any(a.condition == "Active" for a in attempts):
+            waits.append(ACTIVE_SECONDS)
+        if any(isinstance(action, Await) for action in actions):
+            waits.append(APPROVAL_SECONDS)
+        return after, min(waits, default=None)
 
     def _named(
         self, status: RunStatus, plan: list[StagePlan], attempts: list[Attempt]
@@ -220,6 +235,9 @@ def next_status(
         )
     if succeeds:
         return _succeeded(after, plan[-1], moment)
+    if any(isinstance(action, Await) for action in actions):
+        told = "the gate passed the final model; a person decides whether it is promoted"
+        return after.model_copy(update={"reason": AWAITING_APPROVAL, "message": told})
     return after.model_copy(update=_progress(current, attempts))
 
 
@@ -260,10 +278,22 @@ def iso(moment: datetime) -> str:
     return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-_VERDICTS: dict[str, Literal["Promoted", "NotPromoted", "NoChange"]] = {
+def _superseded(status: RunStatus, plan: list[StagePlan]) -> list[Action]:
+    """The end of a run that waited for approval while the model that it was judged against was
+    replaced: to be judged anew is a new run's work, not that of each one that still waits."""
+    evaluated = [p.key for p in plan if isinstance(p, Planned) and p.stage.name == "evaluate"]
+    if not status.awaits_approval or evaluated in ([], [status.key_of("evaluate")]):
+        return []
+    told = "another model was promoted, or rolled back to, while this one waited for approval"
+    remedy = "run again: this model is then judged against the one that is current now"
+    return [Fail("promote", "Superseded", told, remedy, TemporaryError.exit_code)]
+
+
+_VERDICTS: dict[str, Literal["Promoted", "NotPromoted", "NoChange", "Rejected"]] = {
     "promoted": "Promoted",
     "refused": "NotPromoted",
     "no_change": "NoChange",
+    "rejected": "Rejected",
 }
 
 

@@ -24,6 +24,7 @@ from selfalign.errors import SelfAlignError, printable
 from selfalign.records import digest
 from selfalign.run.record import RunStatus
 from selfalign.run.view import REMEDIES
+from selfalign.stages.approval import read_request
 from selfalign.stages.notice import VerdictNotice, read_notice
 from selfalign.store.base import Store
 
@@ -48,12 +49,13 @@ class NotDelivered(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """How a run ended.
+    """How a run ended, or that a person is to decide.
 
     Attributes:
         id: the same for each attempt to send it, another for another verdict of the same run.
         source: which of all runs it is: a URI reference.
-        verdict: Promoted, NotPromoted, NoChange or Failed; `reason` is the status's.
+        verdict: Promoted, NotPromoted, NoChange, Rejected, AwaitingApproval or Failed.
+        reason: the status's.
         report: the command that shows the report.
         time: when the run ended, ISO 8601.
         answers: of the verdict, where there is one.
@@ -80,17 +82,19 @@ def notice_id(unique: str, status: RunStatus) -> str:
     Args:
         unique: what tells the run from every other: its uid, or its store and id.
     """
-    return digest([unique, status.phase, status.reason, _promotion(status)])[:32]
+    return digest([unique, status.phase, status.reason, status.key_of("promote")])[:32]
 
 
 def new_notice(
     store: Store | None, status: RunStatus, *, unique: str, source: str, report: str
 ) -> Notice:
-    """The notice of a run that has ended. What cannot be read of its verdict is left out."""
-    answers, promotion = VerdictNotice(), _promotion(status)
+    """The notice of a run that has ended or waits for a person, without what cannot be read."""
+    answers, promotion = VerdictNotice(), status.key_of("promote")
     if store is not None and promotion is not None:
         with contextlib.suppress(SelfAlignError):
-            answers = read_notice(store, promotion) or answers
+            request = read_request(store, promotion) if status.awaits_approval else None
+            found = request.notice if request else read_notice(store, promotion)
+            answers = found or answers
     remedy = status.remedy
     if status.phase == "Failed":
         remedy = remedy or REMEDIES.get(status.exit_code or 0)
@@ -98,7 +102,7 @@ def new_notice(
         id=notice_id(unique, status),
         source=source,
         run=status.id,
-        verdict=status.verdict or status.phase,
+        verdict=status.reason if status.awaits_approval else status.verdict or status.phase,
         reason=status.reason,
         message=status.message,
         remedy=remedy,
@@ -109,10 +113,6 @@ def new_notice(
         time=status.completed_at or status.updated_at,
         answers=answers,
     )
-
-
-def _promotion(status: RunStatus) -> str | None:
-    return next((stage.key for stage in status.stages if stage.name == "promote"), None)
 
 
 def cloud_event(notice: Notice) -> dict[str, Any]:

@@ -7,7 +7,7 @@ manifests and the pointer, through two functions, so that it can be tested witho
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +15,7 @@ from selfalign.config import RunConfig
 from selfalign.errors import ConfigurationError
 from selfalign.identity import Inputs, identity_key, stage_identity
 from selfalign.pipeline import STAGES, Stage
+from selfalign.stages.approval import ApprovalState, approval_state
 from selfalign.store.artifact import read_manifest
 from selfalign.store.base import Store
 from selfalign.store.claims import artifact_unit, refuse_condemned
@@ -49,6 +50,7 @@ class Planned:
         manifest: of the artifact; None while it is not published.
         promoted: the model that the final one is compared with; None for other stages.
         anchor: the anchor, where it is another model than the promoted one.
+        approval: whether a person is still to decide, or has, where the gate has passed the model.
     """
 
     stage: Stage
@@ -58,6 +60,7 @@ class Planned:
     manifest: Manifest | None
     promoted: PromotedModel | None = None
     anchor: PromotedModel | None = None
+    approval: ApprovalState | None = None
 
     @property
     def unit(self) -> str:
@@ -74,15 +77,26 @@ StagePlan = Blocked | Planned
 
 
 def plan_run(
-    config: RunConfig, inputs: Inputs, lookup: ManifestLookup, pointer: Pointer | None
+    config: RunConfig,
+    inputs: Inputs,
+    lookup: ManifestLookup,
+    pointer: Pointer | None,
+    approvals: Callable[[str], ApprovalState | None] = lambda _promotion: None,
 ) -> list[StagePlan]:
-    """Plan every stage, in order."""
+    """Plan every stage, in order.
+
+    Args:
+        approvals: of a promotion that is not published, by its key; asked where approval is manual.
+    """
     published: dict[str, Manifest] = {}
+    manual = config.promote.approval == "manual"
     plan: list[StagePlan] = []
     for stage in STAGES:
         planned = _plan_stage(stage, config, inputs, lookup, published, pointer)
         if planned.manifest is not None:
             published[stage.writes] = planned.manifest
+        elif isinstance(planned, Planned) and stage.name == "promote" and manual:
+            planned = replace(planned, approval=approvals(planned.key))
         plan.append(planned)
     return plan
 
@@ -95,6 +109,7 @@ def plan_from_store(config: RunConfig, inputs: Inputs, store: Store) -> list[Sta
         inputs,
         lambda artifact, key: read_manifest(store, artifact, key),
         None if current is None else current.pointer,
+        lambda promotion: approval_state(store, promotion),
     )
 
 

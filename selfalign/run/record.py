@@ -31,6 +31,7 @@ RunPhase = Literal["Running", "Succeeded", "Failed", "Interrupted"]
 # A Job's name is a label value of its pods, at most 63 characters, and an Indexed Job's pod is
 # called `<job>-<index>`: 40 leave room for `-elaborate-9999-9999`. The CRD has the same rule.
 _RUN_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")
+AWAITING_APPROVAL = "AwaitingApproval"  # reason of a run whose model a person is to decide on
 KEPT_DISRUPTIONS = 5  # attempts of a stage that cost nothing; older ones are forgotten
 
 
@@ -133,7 +134,8 @@ class RunStatus(_Status):
     """How a run stands.
 
     Attributes:
-        reason: one word for programs: Running, Waiting, Suspended, a verdict, an error's name.
+        reason: one word for programs: Running, Waiting, Suspended, AwaitingApproval, a verdict, an
+            error's name.
         message: the cause, for people.
         remedy: what to do about it; None where the message needs no action.
         exit_code: of the stage or error that ended the run; None unless it failed.
@@ -149,7 +151,7 @@ class RunStatus(_Status):
     message: str = ""
     remedy: str | None = None
     exit_code: int | None = None
-    verdict: Literal["Promoted", "NotPromoted", "NoChange"] | None = None
+    verdict: Literal["Promoted", "NotPromoted", "NoChange", "Rejected"] | None = None
     stage: str = ""
     progress: str = ""
     started_at: str | None = None
@@ -169,6 +171,15 @@ class RunStatus(_Status):
     def finished(self) -> bool:
         """Whether the run has ended, well or not."""
         return self.phase in ("Succeeded", "Failed")
+
+    @property
+    def awaits_approval(self) -> bool:
+        """Whether a person is to decide on the final model."""
+        return not self.finished and self.reason == AWAITING_APPROVAL
+
+    def key_of(self, stage: str) -> str | None:
+        """Key of the artifact that a stage makes; None while it is not known."""
+        return next((state.key for state in self.stages if state.name == stage), None)
 
 
 class RunRecord(StoredModel):

@@ -33,6 +33,7 @@ _STYLES = {
     "Succeeded": "green",
     "Interrupted": "yellow",
     "Waiting": "yellow",
+    "AwaitingApproval": "yellow",
 }
 
 
@@ -68,6 +69,12 @@ def next_action(status: RunStatus, namespace: str | None = None) -> str:
     if status.phase == "Failed":
         remedy = status.remedy or REMEDIES.get(status.exit_code or 0, "see the log of its stage")
         return f"{remedy}; then {again}"
+    if status.awaits_approval:
+        then = "" if namespace else "; then `selfalign run` again, which carries it out"
+        return (
+            f"selfalign report {run}{where}; selfalign approve {run}{where}, or selfalign reject "
+            f"{run}{where} --reason WHY{then}"
+        )
     if status.remedy:
         return status.remedy
     if not namespace:

@@ -3,18 +3,20 @@
 Reads evaluation and final_model. When the gate says so, completes `models/<digest>/`, moves
 `current` to it by compare-and-swap, and then publishes the promotion record. A worker killed
 between these continues the directory, or finds the pointer already on its own promotion and only
-publishes.
+publishes. With `promote.approval: manual` the gate's yes is put up as a request and nothing else
+happens, until a person has decided (`approval.py`).
 """
 
 from __future__ import annotations
 
 from selfalign.errors import TemporaryError
 from selfalign.evaluation.anchor import surpasses_anchor
-from selfalign.evaluation.gate import judge
+from selfalign.evaluation.gate import Verdict, judge
 from selfalign.evaluation.summary import EvaluationSummary
 from selfalign.records import now
+from selfalign.stages.approval import Approval, ApprovalRequest, ask
 from selfalign.stages.contract import StageContext, provenance
-from selfalign.stages.notice import NOTICE_NAME, verdict_notice
+from selfalign.stages.notice import NOTICE_NAME, VerdictNotice, verdict_notice
 from selfalign.stages.served import serve
 from selfalign.store.artifact import read_file_as
 from selfalign.store.base import PreconditionFailed
@@ -25,29 +27,76 @@ from selfalign.telemetry import log
 HISTORY_LENGTH = 30  # promoted models a rollback can reach
 
 
-def promote(context: StageContext) -> Manifest:
-    """Judge, move the pointer if the gate passes, publish the promotion record."""
+def promote(context: StageContext) -> Manifest | None:
+    """Judge, move the pointer if the gate passes, publish the promotion record; None while a
+    person is to decide."""
     started = now()
     evaluation = context.parent("evaluation")
     final = context.parent("final_model")
     summary = read_file_as(context.store, evaluation, "summary.json", EvaluationSummary)
     verdict = judge(summary, context.config.promote)
+    found = verdict_notice(context.store, evaluation, verdict)
+    approval = None
+    if verdict.promote and _needs_approval(context, final):
+        approval = ask(context.store, _request(context, evaluation, final, verdict, found))
+        if approval is None:
+            log.info("approval.awaited", promotion=context.key, model=final.digest)
+            return None
+        verdict = _as_decided(verdict, approval)
     if verdict.promote:
         _move(context, evaluation, final, summary)
     log.info("gate.judged", decision=verdict.decision, reasons=verdict.told())
     writer = context.writer()
     record = verdict.model_dump_json(indent=2).encode() + b"\n"
-    notice = verdict_notice(context.store, evaluation, verdict).to_bytes()
     return writer.publish(
         shards=[],
-        files=[writer.add_bytes(record, "verdict.json"), writer.add_bytes(notice, NOTICE_NAME)],
+        files=[
+            writer.add_bytes(record, "verdict.json"),
+            writer.add_bytes(found.to_bytes(), NOTICE_NAME),
+        ],
         counts=Counts(),
         details={
             "promoted": verdict.promote,
             "decision": verdict.decision,
             "reasons": verdict.told(),
+            **({} if approval is None else {"approval": approval.model_dump(mode="json")}),
         },
         provenance=provenance(started),
+    )
+
+
+def _needs_approval(context: StageContext, final: Manifest) -> bool:
+    """Whether a person is asked: a model that is current already was promoted before."""
+    current = read_pointer(context.store)
+    is_current = current is not None and current.pointer.model.digest == final.digest
+    return context.config.promote.approval == "manual" and not is_current
+
+
+def _request(
+    context: StageContext,
+    evaluation: Manifest,
+    final: Manifest,
+    verdict: Verdict,
+    notice: VerdictNotice,
+) -> ApprovalRequest:
+    return ApprovalRequest(
+        promotion=context.key,
+        run=context.run,
+        model=final.digest,
+        against=evaluation.identity.get("promoted"),
+        asked_at=now(),
+        verdict=verdict.model_dump(mode="json"),
+        notice=notice,
+    )
+
+
+def _as_decided(verdict: Verdict, approval: Approval) -> Verdict:
+    """The verdict with what a person decided on it."""
+    if approval.approved:
+        return verdict.model_copy(update={"explanation": f"{verdict.explanation} {approval}."})
+    told = f"{approval}. The gate had passed it. {verdict.explanation}"
+    return verdict.model_copy(
+        update={"promote": False, "decision": "rejected", "explanation": told}
     )
 
 

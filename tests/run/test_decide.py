@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfalign.pipeline import STAGES
-from selfalign.run.decide import Fail, Start, Succeed, decide
+from selfalign.run.decide import Await, Fail, Start, Succeed, decide
 from selfalign.run.plan import Blocked, Planned, StagePlan
 from selfalign.run.record import Attempt, Cause
 from selfalign.store.manifest import Counts, Manifest, Provenance
@@ -176,3 +176,13 @@ def test_every_history_ends_right_in_any_order_of_observation(script, max_attemp
     per_stage = {stage: [n for s, n in world.started if s == stage] for stage in NAMES}
     for numbers in per_stage.values():
         assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_nothing_is_started_while_a_person_decides_and_the_attempt_that_asked_is_free() -> None:
+    asked = attempt(1, "Complete")
+    waits = replace(planned(FIRST), approval="awaited")
+    assert decide([waits, *plan(0)[1:]], [asked], max_attempts=1) == [Await(waits)]
+    given_ = replace(planned(FIRST), approval="given")
+    assert decide([given_], [asked], max_attempts=1) == [Start(given_, 2)]
+    again = decide([given_], [asked, attempt(2, "Complete")], max_attempts=1)
+    assert isinstance(again[0], Fail)

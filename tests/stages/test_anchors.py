@@ -30,6 +30,16 @@ class Nights:
 
     def promote(self, number: int, pinned: str | None) -> Pointer:
         """The pointer after night `number`, whose final model is `model-<number>`."""
+        assert self.judge(number, pinned) is not None
+        after = read_pointer(self.store)
+        assert after is not None
+        assert after.pointer.model.key == f"model-{number}"
+        return after.pointer
+
+    def judge(
+        self, number: int, pinned: str | None = None, approval: str = "automatic"
+    ) -> Manifest | None:
+        """What the stage publishes as promotion `p-<number>`."""
         before = read_pointer(self.store)
         promoted = None if before is None else before.pointer.model.digest
         anchor = None
@@ -49,10 +59,10 @@ class Nights:
                 "base_model": {"path": str(self.work)},
                 "store": self.store.url,
                 "seeds": {"directory": str(SEEDS)},
-                "promote": {"rules": rules, "guards": None, "anchor": pinned},
+                "promote": {"rules": rules, "guards": None, "anchor": pinned, "approval": approval},
             }
         )
-        promote(
+        return promote(
             StageContext(
                 config=config,
                 store=self.store,
@@ -69,10 +79,6 @@ class Nights:
                 work=self.work,
             )
         )
-        after = read_pointer(self.store)
-        assert after is not None
-        assert after.pointer.model.key == f"model-{number}"
-        return after.pointer
 
     def _publish(
         self, artifact: str, stage: str, key: str, identity: dict[str, Any], data: bytes

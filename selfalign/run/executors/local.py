@@ -175,7 +175,7 @@ class LocalRun:
                 self.display.waiting(error.message)
                 self.sleep(_CONDEMNED_SECONDS)
                 continue
-            if status.finished:
+            if status.finished or status.awaits_approval:
                 return status
             if status.reason == "Waiting" and wait_seconds:
                 self.sleep(wait_seconds)

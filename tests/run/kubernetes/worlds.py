@@ -31,6 +31,7 @@ from selfalign.run.executors.kubernetes.reconcile import Reconciler
 from selfalign.run.plan import Blocked, plan_from_store
 from selfalign.run.record import Attempt, RunStatus, StageState
 from selfalign.seeds import SEED_FILES
+from selfalign.stages.approval import Approval, ApprovalRequest, ask
 from selfalign.stages.notice import NOTICE_NAME, ChangedAnswer, VerdictNotice
 from selfalign.store.artifact import ArtifactWriter
 from selfalign.store.base import Entry, NotFound, PreconditionFailed, Store
@@ -346,8 +347,9 @@ class Refused(Exception):
         self.code = code
 
 
-def publish(cluster: Cluster, store: Store, job_name: str) -> Manifest:
-    """Publish what this Job's stage makes, from the configuration that its pods would mount.
+def publish(cluster: Cluster, store: Store, job_name: str) -> Manifest | None:
+    """Publish what this Job's stage makes, from the configuration that its pods would mount; None
+    where `promote` asks for approval instead.
 
     Raises Refused where the stage's process would end with an error.
     """
@@ -371,8 +373,19 @@ def publish(cluster: Cluster, store: Store, job_name: str) -> Manifest:
         identity=planned.identity,
         parents=planned.parents,
     )
+    details: dict[str, Any] = {}
     if stage == "promote":
-        _promote(store, plan[5].manifest, plan[6].manifest, planned.key)
+        evaluation, final = plan[6].manifest, plan[5].manifest
+        approval = None
+        if config.promote.approval == "manual":
+            approval = _ask(store, final, evaluation, planned.key)
+            if approval is None:
+                return None
+        details = {"promoted": True, "decision": "promoted", "reasons": ["better than the base"]}
+        if approval is not None and not approval.approved:
+            details = {"promoted": False, "decision": "rejected", "reasons": [str(approval)]}
+        else:
+            _promote(store, final, evaluation, planned.key)
     when = "2026-11-01T01:00:00+00:00"
     return writer.publish(
         shards=[],
@@ -381,11 +394,26 @@ def publish(cluster: Cluster, store: Store, job_name: str) -> Manifest:
             *([writer.add_bytes(NOTICE.to_bytes(), NOTICE_NAME)] if stage == "promote" else []),
         ],
         counts=Counts(read=1, kept=1),
-        details={"promoted": True, "decision": "promoted", "reasons": ["better than the base"]}
-        if stage == "promote"
-        else {},
+        details=details,
         provenance=Provenance(started_at=when, finished_at=when),
     )
+
+
+def _ask(
+    store: Store, final: Manifest | None, evaluation: Manifest | None, key: str
+) -> Approval | None:
+    assert final is not None
+    assert evaluation is not None
+    request = ApprovalRequest(
+        promotion=key,
+        run=None,
+        model=final.digest,
+        against=evaluation.identity["promoted"],
+        asked_at="now",
+        verdict={},
+        notice=NOTICE,
+    )
+    return ask(store, request)
 
 
 def _promote(store: Store, final: Manifest | None, evaluation: Manifest | None, key: str) -> None:

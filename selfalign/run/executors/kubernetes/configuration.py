@@ -341,11 +341,11 @@ def _leaves(config: dict[str, Any]) -> list[tuple[str, Any]]:
 
 def _is_the_platforms(path: str) -> bool:
     """Whether no policy opens the path: it says where an engine sends prompts and the key, who
-    judges a model, or whom the controller sends what."""
+    judges or approves a model, or whom the controller sends what."""
     parts = path.split(".")
     return (
         ("engine", "server") in pairwise(parts)
-        or parts[:2] == ["evaluate", "judge"]
+        or parts[:2] in (["evaluate", "judge"], ["promote", "approval"])
         or parts[0] == "notify"
     )
 

@@ -32,6 +32,7 @@ from selfalign.run.executors.kubernetes.reconcile import Reconciler
 from selfalign.run.executors.kubernetes.server import Metrics
 from selfalign.run.executors.kubernetes.serving import STEP_SECONDS, Serving, Target
 from selfalign.run.notify import POST_SECONDS
+from selfalign.run.record import AWAITING_APPROVAL
 from selfalign.store.base import Store
 from selfalign.store.open import open_store
 from selfalign.telemetry import log
@@ -242,6 +243,9 @@ class Controller:
             self._wake()
             return
         was, self._phases[name] = self._phases.get(name), crd.phase_of(run)
+        if self._phases[name] == AWAITING_APPROVAL != was:
+            self._notices.wake()
+            self._wake()
         self.metrics.created(metadata["creationTimestamp"])
         if crd.is_finished(run):
             if self._is_newest(run):

@@ -24,7 +24,7 @@ from selfalign.telemetry import log
 
 MAX_OBJECT_BYTES = 8 << 20  # a manifest of 10,000 parts has 6 MiB
 MAX_SCORES = 300  # metrics times models: 14 of each of the usual models are 98
-VERDICTS = ("Promoted", "NotPromoted", "NoChange", "None")
+VERDICTS = ("Promoted", "NotPromoted", "NoChange", "Rejected", "None")
 _LABEL_LIMIT = 80  # characters of a name that the store holds
 
 

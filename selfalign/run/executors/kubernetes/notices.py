@@ -1,4 +1,5 @@
-"""Notices of runs that have ended, in a thread of their own: no run waits for a receiver.
+"""Notices of runs that have ended or wait for a person, in a thread of their own, because receivers
+may be slow.
 
     every AlignmentRun that has ended x every target of the platform's `notify` -> one request
     taken -> status.notified of the run, under the version that was read
@@ -85,7 +86,7 @@ class Notices:
             self._woken.wait(wait)
 
     def wake(self) -> None:
-        """A run has ended, or the process is to stop."""
+        """A run has ended or waits for a person, or the process is to stop."""
         self._woken.set()
 
     def step(self) -> float:
@@ -116,7 +117,7 @@ class Notices:
 
     def _owes(self, run: Resource, target: NotifyConfig) -> bool:
         status = crd.status_of(run)
-        if not status.finished or is_terminating(run):
+        if not (status.finished or status.awaits_approval) or is_terminating(run):
             return False
         if status.notified.get(target.url_variable) == _id(run):
             return False

@@ -31,6 +31,7 @@ from selfalign.run.executors.kubernetes.cluster import (
 from selfalign.run.executors.kubernetes.job import JobExecutor
 from selfalign.run.plan import Planned, StagePlan, heed_gc, plan_run
 from selfalign.run.record import (
+    AWAITING_APPROVAL,
     Attempt,
     RunRecord,
     RunStatus,
@@ -40,6 +41,7 @@ from selfalign.run.record import (
     write_run,
     write_status,
 )
+from selfalign.stages.approval import approval_state
 from selfalign.store.artifact import read_manifest
 from selfalign.store.base import PreconditionFailed, Store
 from selfalign.store.manifest import Manifest
@@ -121,7 +123,13 @@ class Reconciler:
         current = read_pointer(store)
         pointer = None if current is None else current.pointer
         inputs = configuration.declared_inputs(config, store)
-        return plan_run(config, inputs, lambda a, key: self._manifest(store, a, key), pointer)
+        return plan_run(
+            config,
+            inputs,
+            lambda artifact, key: self._manifest(store, artifact, key),
+            pointer,
+            lambda promotion: approval_state(store, promotion),
+        )
 
     def heed(self, config: RunConfig, named: list[Planned]) -> None:
         """Forget what is remembered of these artifacts; they are read again. Raises Condemned."""
@@ -296,7 +304,7 @@ class _Step:
     def _ahead(self) -> str:
         """Why this run may not begin yet; empty when it may. Nightly runs begin first."""
         others = self.by.cluster.list(crd.PLURAL)
-        unfinished = [run for run in others if not crd.is_finished(run) and not _suspended(run)]
+        unfinished = [run for run in others if not crd.is_finished(run) and not _rests(run)]
         started = [run for run in unfinished if (run.get("status") or {}).get("startedAt")]
         policy = configuration.policy_in(configuration.read_platform(self.by.cluster))
         free = policy.max_active_runs - len(started)
@@ -348,6 +356,8 @@ class _Step:
             if attempt.condition == "Failed":
                 message = f"{attempt.stage}: attempt {attempt.number}: {attempt.message}"
                 self.by.emit(self.run, "AttemptFailed", message, warning=True)
+        if after.reason == AWAITING_APPROVAL != before.reason:
+            self.by.emit(self.run, after.reason, after.message)
         if after.finished:
             log.info("run.finished", run=name, phase=after.phase, reason=after.reason)
             well = after.phase == "Succeeded"
@@ -363,7 +373,7 @@ def running_nightly(cluster: Cluster, besides: Resource | None = None) -> Resour
             created, the accepted one goes first, of two new ones the earlier.
     """
     for other in cluster.list(crd.PLURAL, crd.NIGHTLY_LABEL):
-        if crd.is_finished(other) or is_terminating(other) or _suspended(other):
+        if crd.is_finished(other) or is_terminating(other) or _rests(other):
             continue
         if besides is None:
             return other
@@ -389,8 +399,9 @@ def _turn(run: Resource) -> tuple[bool, str, str]:
     return (not nightly, metadata["creationTimestamp"], metadata["name"])
 
 
-def _suspended(run: Resource) -> bool:
-    return (run.get("spec") or {}).get("suspend") is True
+def _rests(run: Resource) -> bool:
+    """Whether only a person can lead it on, so that it holds up no other run."""
+    return (run.get("spec") or {}).get("suspend") is True or crd.phase_of(run) == AWAITING_APPROVAL
 
 
 def _ensure_run_record(store: Store, run: Resource, config: RunConfig) -> None:

@@ -1,0 +1,101 @@
+"""`selfalign approve` and `selfalign reject`: a person decides on a model that passed the gate."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from selfalign.cli.cluster import cluster_options, store_of_platform
+from selfalign.cli.options import json_option, open_from, print_json, store_options
+from selfalign.errors import printable
+from selfalign.run.record import read_run, status_to_show
+from selfalign.stages.approval import decide_on
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _this_user() -> str | None:
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except (OSError, KeyError):  # a user id without a name
+        return None
+
+
+def _not_blank(_context: click.Context, parameter: click.Parameter, value: str | None) -> str:
+    if value is None or not value.strip():
+        raise click.BadParameter("expected a text that is not blank", param=parameter)
+    return value.strip()
+
+
+def _options(function: _Function) -> _Function:
+    function = json_option(cluster_options(store_options(function)))
+    function = click.option(
+        "--as",
+        "by",
+        default=_this_user,
+        show_default="this user @ this machine",
+        callback=_not_blank,
+        metavar="NAME",
+        help="Who decides. It is written down, not proved.",
+    )(function)
+    return click.argument("run_id", metavar="RUN")(function)
+
+
+@click.command("approve")
+@_options
+@click.option("--reason", default="", metavar="TEXT", help="Why; it is written down.")
+def approve_command(**options: Any) -> None:
+    """Let the final model of RUN be promoted, which passed the gate and waits for this.
+
+    With `promote.approval: manual`. Look at `selfalign report RUN` first. Refused where somebody
+    has decided already, or another model was promoted since the gate judged. Needs the right to
+    write below approvals/ in the store.
+    """
+    _decide(approved=True, **options)
+
+
+@click.command("reject")
+@_options
+@click.option("--reason", required=True, callback=_not_blank, metavar="TEXT", help="Why.")
+def reject_command(**options: Any) -> None:
+    """Refuse the final model of RUN, which passed the gate and waits for a decision.
+
+    The run then ends with the verdict Rejected. A decision is final: a run with another seed makes
+    another model.
+    """
+    _decide(approved=False, **options)
+
+
+def _decide(
+    *,
+    approved: bool,
+    run_id: str,
+    by: str,
+    reason: str,
+    config_path: Path,
+    overrides: tuple[str, ...],
+    store_url: str | None,
+    namespace: str | None,
+    context: str | None,
+    kubeconfig: str | None,
+    as_json: bool,
+) -> None:
+    on_cluster = store_url is None and bool(namespace or context or kubeconfig)
+    store_url = store_of_platform(store_url, namespace, context, kubeconfig)
+    store = open_from(config_path, overrides, store_url).store
+    read_run(store, run_id)
+    key = status_to_show(store, run_id).key_of("promote")
+    decision = decide_on(store, run_id, key, approved=approved, by=by, reason=reason)
+    if as_json:
+        print_json({"run": run_id, "promotion": key, **decision.model_dump(mode="json")})
+        return
+    click.echo(printable(f"run {run_id}: {decision}"))
+    if on_cluster:
+        click.echo("next: the controller carries it out within a minute: selfalign status")
+    else:
+        click.echo("next: the controller, or `selfalign run` here once more, carries it out")
