@@ -22,6 +22,7 @@ from selfalign.records import now
 from selfalign.run.drive import reasons_of
 from selfalign.run.executors.display import RunConsole, RunDisplay
 from selfalign.run.executors.local import LocalRun
+from selfalign.run.notify import check_targets
 from selfalign.run.record import RunRecord, RunStatus, check_run_name, new_run_id, write_run
 from selfalign.run.view import next_action
 from selfalign.seeds import annotation_budget, load_seeds
@@ -70,6 +71,7 @@ def run_command(
     config = localise(config, store)
     seeds = load_seeds(config.seeds)
     check_run(config, seeds, until=until)
+    check_targets(config.notify)
     inputs = collect_inputs(config)
     run_id = run_id or new_run_id()
     check_run_name(run_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 
 from pydantic import RootModel
@@ -15,6 +16,7 @@ from selfalign.run.record import RunRecord, RunStatus, read_run, status_to_show
 from selfalign.stages.approval import ApprovalRequest, read_request
 from selfalign.store.artifact import read_file_as, read_manifest, read_records
 from selfalign.store.base import Store
+from selfalign.store.documents import parse_document
 from selfalign.store.manifest import Manifest
 
 
@@ -54,7 +56,8 @@ def view(store: Store, run_id: str) -> RunView:
     elif (key := status.key_of("promote")) is not None:
         found.request = read_request(store, key)
         if found.request is not None:
-            found.verdict = Verdict.model_validate(found.request.verdict)
+            verdict = json.dumps(found.request.verdict).encode()
+            found.verdict = parse_document(f"{store.url}: request of {key}", verdict, Verdict)
     return found
 
 

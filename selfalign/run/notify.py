@@ -14,18 +14,19 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
 from selfalign.config import NotifyConfig
-from selfalign.errors import SelfAlignError, printable
+from selfalign.errors import ConfigurationError, SelfAlignError, printable
 from selfalign.records import digest
 from selfalign.run.record import RunStatus
 from selfalign.run.view import REMEDIES
 from selfalign.stages.approval import read_request
-from selfalign.stages.notice import VerdictNotice, read_notice
+from selfalign.stages.notice import VerdictNotice, is_small, read_notice
 from selfalign.store.base import Store
 
 POST_SECONDS = 10.0  # for one request, from the name's resolution to the answer's headers
@@ -33,6 +34,7 @@ FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 2.0, 300.0  # between attempts; doubl
 LONGEST_RETRY_AFTER_SECONDS = 3600.0
 _TYPE = "io.selfalign.run"
 _ZERO_WIDTH_SPACE = "\u200b"
+_SAME = 60  # characters that tell one rule's explanation from another's
 
 
 class NotDelivered(Exception):
@@ -92,9 +94,7 @@ def new_notice(
     answers, promotion = VerdictNotice(), status.key_of("promote")
     if store is not None and promotion is not None:
         with contextlib.suppress(SelfAlignError):
-            request = read_request(store, promotion) if status.awaits_approval else None
-            found = request.notice if request else read_notice(store, promotion)
-            answers = found or answers
+            answers = _answers(store, status, promotion) or answers
     remedy = status.remedy
     if status.phase == "Failed":
         remedy = remedy or REMEDIES.get(status.exit_code or 0)
@@ -113,6 +113,31 @@ def new_notice(
         time=status.completed_at or status.updated_at,
         answers=answers,
     )
+
+
+def _answers(store: Store, status: RunStatus, promotion: str) -> VerdictNotice | None:
+    if not status.awaits_approval:
+        return read_notice(store, promotion)
+    request = read_request(store, promotion) if is_small(store, promotion) else None
+    return None if request is None else request.notice
+
+
+def check_targets(
+    targets: Sequence[NotifyConfig], environment: Mapping[str, str] = os.environ
+) -> None:
+    """Raise ConfigurationError where a target could not be told: better now than after the run."""
+    for index, target in enumerate(targets):
+        try:
+            address(target, environment)
+        except NotDelivered as error:
+            raise ConfigurationError(
+                f"notify[{index}].url_variable: {error}",
+                remedy=f"export {target.url_variable} with the address, or remove the target",
+            ) from None
+    if targets and find_spec("httpx2") is None:
+        raise ConfigurationError(
+            "notify needs httpx2, which is not installed", remedy="pip install 'selfalign[notify]'"
+        )
 
 
 def cloud_event(notice: Notice) -> dict[str, Any]:
@@ -137,8 +162,8 @@ def slack_message(notice: Notice) -> dict[str, Any]:
     answers = notice.answers
     lines = [f"selfalign run {notice.run}: {notice.verdict}", notice.message]
     lines += [f"remedy: {notice.remedy}"] if notice.remedy else []
-    # the message begins with these two
-    lines += [f"- {rule}" for rule in answers.failed_rules if rule not in notice.message]
+    told = notice.message  # it ends with failed rules, as far as they have room there
+    lines += [f"- {rule}" for rule in answers.failed_rules if rule[:_SAME] not in told]
     if answers.compared:
         lines.append(
             f"{answers.compared} held-out answers against the {answers.against} model's: "

@@ -82,13 +82,18 @@ def read_notice(store: Store, promotion: str) -> VerdictNotice | None:
 
     Raises DataError for one that is none.
     """
-    sizes = {e.key: e.bytes for e in store.entries(artifact_prefix("promotion", promotion))}
-    if max(sizes.values(), default=0) > MAX_BYTES:
+    if not is_small(store, promotion):
         return None
     manifest = read_manifest(store, "promotion", promotion)
     if manifest is None or all(e.name != f"files/{NOTICE_NAME}" for e in manifest.files):
         return None
     return read_file_as(store, manifest, NOTICE_NAME, VerdictNotice)
+
+
+def is_small(store: Store, promotion: str) -> bool:
+    """Whether a promotion can be read into the controller's memory."""
+    entries = store.entries(artifact_prefix("promotion", promotion))
+    return all(entry.bytes <= MAX_BYTES for entry in entries)
 
 
 def _most_changed(found: Answers) -> list[ChangedAnswer]:

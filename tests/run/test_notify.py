@@ -11,13 +11,20 @@ import pytest
 from rich.console import Console
 
 from selfalign.config import NotifyConfig
-from selfalign.errors import DataError
+from selfalign.errors import ConfigurationError, DataError
 from selfalign.identity import Inputs
 from selfalign.load import load_config
 from selfalign.run import notify
 from selfalign.run.executors.display import RunDisplay
 from selfalign.run.executors.local import LocalRun
-from selfalign.run.notify import NotDelivered, new_notice, send, slack_message, wait_seconds
+from selfalign.run.notify import (
+    NotDelivered,
+    check_targets,
+    new_notice,
+    send,
+    slack_message,
+    wait_seconds,
+)
 from selfalign.run.record import RunStatus, StageState, read_status
 from selfalign.store.local import LocalStore
 from tests.run.receiver import Answer, Receiver
@@ -73,6 +80,12 @@ def test_a_wrong_address_is_told_by_its_variable_alone(url: str, why: str) -> No
         send(notice(), HOOK, {"HOOK": url})
     assert "secret" not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+def test_a_target_that_cannot_be_told_is_told_before_the_run() -> None:
+    check_targets([HOOK], {"HOOK": "https://hooks.example/x"})
+    with pytest.raises(ConfigurationError, match=r"notify\[1\]\.url_variable: .* CHAT is not set"):
+        check_targets([HOOK, NotifyConfig(url_variable="CHAT")], {"HOOK": "https://h.example"})
 
 
 def test_a_redirection_is_not_followed(receiver: Receiver) -> None:
