@@ -20,6 +20,8 @@ from selfalign.evaluation.scores import (
     CONTINUOUS,
     JUDGE,
     JUDGED,
+    LENGTH_WORDS,
+    WIN_RATE,
     ItemScore,
     metric_name,
     split_metric_name,
@@ -195,7 +197,12 @@ def summarise(
     for (subject, against), values in judged.items():
         ours = _index(subject, values)
         theirs = _index(against, (replace(score, value=1 - score.value) for score in values))
-        compared += tuple(fold.compare(subject, against, key, ours, theirs) for key in _keys(ours))
+        for key in _keys(ours):
+            row = fold.compare(subject, against, key, ours, theirs)
+            if key[0] == WIN_RATE:  # answers that the judge could not be shown count as missing
+                answered = models[against].get((LENGTH_WORDS, key[1]), {})
+                row = row.model_copy(update={"only_against": len(answered.keys() - ours[key])})
+            compared += (row,)
     orders = tuple(order_bias(against, values) for (_, against), values in judged.items())
     return EvaluationSummary(
         confidence=confidence,

@@ -195,6 +195,17 @@ def test_a_rule_bounds_the_win_rate(rule: dict[str, Any], decision: str, said: s
     assert said in " ".join(reason.explanation for reason in verdict.reasons)
 
 
+def test_pairs_that_no_judge_could_be_shown_fail_a_rule_and_are_said() -> None:
+    pairs = [Pair(f"p{n}", "q", f"first {n}", f"second {n}") for n in range(60)]
+    verdicts = [PairVerdict(pair.id, "first", "AB", 2, 2) for pair in pairs[:50]]
+    summary = duel(pairs, verdicts)
+    config = PromoteConfig.model_validate({"rules": [RULE], "guards": None})
+    (reason,) = judge(summary, config).reasons
+    assert reason.outcome == "failed"
+    assert "So many missing answers fail a rule." in reason.explanation
+    assert any(note.startswith("judge.win_rate: 10 items") for note in summary.notes)
+
+
 @pytest.mark.parametrize("metric", [*JUDGED, AGREEMENT])
 def test_a_rule_without_a_judge_to_measure_it_fails(metric: str) -> None:
     bounds = {"at_least": 0.0} if metric == AGREEMENT else {"against": "promoted"}

@@ -97,10 +97,10 @@ class OpenAIEngine:
     def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Score | Quarantined]:
         if self._cannot_score:
             raise ConfigurationError(
-                f"engine.server {self._settings.url} cannot score, which evaluate.hhh and "
-                f"evaluate.truthfulqa need: {self._cannot_score}",
-                remedy="set evaluate.engine to another kind, serve the model with vLLM, or leave "
-                "these two out",
+                f"engine.server {self._settings.url} cannot score, which evaluate.hhh, "
+                f"evaluate.truthfulqa and evaluate.judge need: {self._cannot_score}",
+                remedy="set their engine to another kind, serve the model with vLLM, or leave "
+                "these out",
             )
         for each in self._stream(requests, self._score_jobs):
             if isinstance(each, Quarantined):
