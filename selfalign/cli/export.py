@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
+from selfalign.cli.mlflow_registry import register
 from selfalign.cli.options import json_option, open_from, print_json, store_options
 from selfalign.cli.show import find_artifact
+from selfalign.cli.tensorboard import write_events
+from selfalign.errors import printable
 from selfalign.serving.export import export
 from selfalign.serving.signing import VERIFY_KEY
 from selfalign.stages.models import current_model
@@ -19,7 +22,6 @@ from selfalign.stages.models import current_model
 @click.option(
     "--to",
     "target",
-    required=True,
     metavar="DIR|s3://BUCKET/PREFIX",
     help="Where the files go; made where it does not exist.",
 )
@@ -45,14 +47,38 @@ from selfalign.stages.models import current_model
     show_envvar=True,
     help="A PEM public key: copy nothing that its key did not sign.",
 )
+@click.option(
+    "--mlflow",
+    "registry",
+    metavar="URI",
+    help="Register the promoted model in MLflow's model registry, once, and move the alias "
+    "`current` to it. Nothing is copied: its source is the store.",
+)
+@click.option(
+    "--mlflow-name",
+    metavar="NAME",
+    default="selfalign",
+    show_default=True,
+    help="Of the registered model.",
+)
+@click.option(
+    "--tensorboard",
+    "events",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write the model's loss curve for TensorBoard.",
+)
 @store_options
 @json_option
 def export_command(
     key: str | None,
-    target: str,
+    target: str | None,
     form: Literal["merged", "adapter"],
     artifact: str,
     public_key: Path | None,
+    registry: str | None,
+    mlflow_name: str,
+    events: Path | None,
     config_path: Path,
     overrides: tuple[str, ...],
     store_url: str | None,
@@ -61,15 +87,35 @@ def export_command(
     """Copy the promoted model, or the one whose key begins with KEY, out of the store.
 
     Every file is verified. Stopped, it continues where it was; run again, it copies nothing.
+
+    \b
+    selfalign export --to model                      a directory that servers load
+    selfalign export --mlflow https://HOST           a version in MLflow's registry
+    selfalign export --tensorboard runs              the loss curve
     """
+    if target is None and registry is None and events is None:
+        raise click.UsageError("nothing to do: give --to, --mlflow or --tensorboard")
+    if registry is not None and key is not None:
+        raise click.UsageError("--mlflow registers the promoted model: leave KEY out")
     opened = open_from(config_path, overrides, store_url)
     model = current_model(opened.store) if key is None else find_artifact(opened, artifact, key)
-    done = export(opened.store, model, form, target, public_key=public_key)
-    size = sum(entry.bytes for entry in done.files)
+    told: dict[str, Any] = {}
+    if target is not None:
+        done = export(opened.store, model, form, target, public_key=public_key)
+        size = sum(entry.bytes for entry in done.files)
+        told |= {"to": target, "bytes": size, **done.model_dump(mode="json")}
+        if not as_json:
+            click.echo(
+                f"{done.artifact} {done.key} ({form}): {len(done.files)} files, {size:,} bytes, "
+                f"verified, in {target}"
+            )
+    if registry is not None:
+        told["mlflow_version"] = register(opened.store, registry, mlflow_name)
+        if not as_json:
+            click.echo(f"{mlflow_name} version {told['mlflow_version']}: {model.digest[:12]}")
+    if events is not None:
+        told["tensorboard"] = str(write_events(opened.store, model, events))
+        if not as_json:
+            click.echo(printable(f"wrote {told['tensorboard']}"))
     if as_json:
-        print_json({"to": target, "bytes": size, **done.model_dump(mode="json")})
-    else:
-        click.echo(
-            f"{done.artifact} {done.key} ({form}): {len(done.files)} files, {size:,} bytes, "
-            f"verified, in {target}"
-        )
+        print_json(told)
