@@ -68,6 +68,7 @@ class Notices:
     deliver: Callable[[Notice, NotifyConfig], None] = send
     _woken: threading.Event = field(default_factory=threading.Event, init=False)
     _tries: dict[tuple[str, str], _Try] = field(default_factory=dict, init=False)
+    _taken: set[tuple[str, str]] = field(default_factory=set, init=False)
     _store: tuple[str, Store] | None = field(default=None, init=False)
 
     def run(self, stopping: threading.Event) -> None:
@@ -120,6 +121,7 @@ class Notices:
         if not (status.finished or status.awaits_approval) or is_terminating(run):
             return False
         if status.notified.get(target.url_variable) == _id(run):
+            self._taken.discard((_id(run), target.url_variable))
             return False
         ended = datetime.fromisoformat(status.completed_at) if status.completed_at else self.clock()
         if self.clock() - ended <= GIVE_UP:
@@ -138,14 +140,18 @@ class Notices:
             return left
         told = {"run": name_of(run), "target": target.url_variable}
         try:
-            self.deliver(self._notice(run, store), target)
+            # a status that cannot hold it, under an older CRD, is no reason to tell it twice
+            if place not in self._taken:
+                self.deliver(self._notice(run, store), target)
         except NotDelivered as error:
             wait = wait_seconds(before.failures + 1, error)
             self._tries[place] = _Try(before.failures + 1, self.monotonic() + wait)
             log.warning("notice.failed", **told, error=str(error), retry_seconds=wait)
             return wait
         self._tries.pop(place, None)
-        log.info("notice.taken", **told)
+        if place not in self._taken:
+            self._taken.add(place)
+            log.info("notice.taken", **told)
         with contextlib.suppress(Gone):
             self._remember(run, target, place[0])
         return STEP_SECONDS
