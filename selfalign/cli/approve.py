@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import socket
 from collections.abc import Callable
@@ -12,24 +13,33 @@ import click
 
 from selfalign.cli.cluster import cluster_options, store_of_platform
 from selfalign.cli.options import json_option, open_from, print_json, store_options
-from selfalign.errors import printable
+from selfalign.errors import SelfAlignError, printable
 from selfalign.run.record import read_run, status_to_show
 from selfalign.stages.approval import decide_on
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def _this_user() -> str | None:
+def _this_user(namespace: str | None, context: str | None, kubeconfig: str | None) -> str:
+    """The cluster's name for this person where one was named, and else this machine's."""
+    if namespace or context or kubeconfig:
+        from selfalign.run.executors.kubernetes.api import connect
+
+        with contextlib.suppress(SelfAlignError):
+            if name := connect(namespace, context=context, kubeconfig=kubeconfig).user():
+                return name
     try:
         return f"{getpass.getuser()}@{socket.gethostname()}"
     except (OSError, KeyError):  # a user id without a name
-        return None
+        raise click.UsageError("this user has no name here: say who decides with --as") from None
 
 
-def _not_blank(_context: click.Context, parameter: click.Parameter, value: str | None) -> str:
-    if value is None or not value.strip():
+def _not_blank(
+    _context: click.Context, parameter: click.Parameter, value: str | None
+) -> str | None:
+    if value is not None and not value.strip():
         raise click.BadParameter("expected a text that is not blank", param=parameter)
-    return value.strip()
+    return None if value is None else value.strip()
 
 
 def _options(function: _Function) -> _Function:
@@ -37,11 +47,10 @@ def _options(function: _Function) -> _Function:
     function = click.option(
         "--as",
         "by",
-        default=_this_user,
-        show_default="this user @ this machine",
         callback=_not_blank,
         metavar="NAME",
-        help="Who decides. It is written down, not proved.",
+        help="Who decides; it is written down, not proved.  [default: the cluster's user where one "
+        "is named, else this user @ this machine]",
     )(function)
     return click.argument("run_id", metavar="RUN")(function)
 
@@ -75,7 +84,7 @@ def _decide(
     *,
     approved: bool,
     run_id: str,
-    by: str,
+    by: str | None,
     reason: str,
     config_path: Path,
     overrides: tuple[str, ...],
@@ -90,6 +99,7 @@ def _decide(
     store = open_from(config_path, overrides, store_url).store
     read_run(store, run_id)
     key = status_to_show(store, run_id).key_of("promote")
+    by = by or _this_user(namespace, context, kubeconfig)
     decision = decide_on(store, run_id, key, approved=approved, by=by, reason=reason)
     if as_json:
         print_json({"run": run_id, "promotion": key, **decision.model_dump(mode="json")})

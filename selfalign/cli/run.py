@@ -102,7 +102,8 @@ def run_command(
     elif status.phase == "Failed":
         _show_failure(console, status)
     elif status.awaits_approval:
-        console.print("[bold]awaits approval[/bold]: " + escape(status.message), highlight=False)
+        told = f"[bold]awaits approval[/bold]: {escape(status.message)}"
+        console.print(told, highlight=False, soft_wrap=True)
         console.print(f"next: {next_action(status)}", soft_wrap=True, markup=False)
     else:
         _show_success(console, store, status)

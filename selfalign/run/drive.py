@@ -365,7 +365,7 @@ def _stage(status: RunStatus, planned: StagePlan, attempts: list[Attempt]) -> St
 def _phase(planned: Planned, last: Attempt | None) -> StagePhase:
     if planned.manifest is not None:
         return "Reused" if last is None else "Done"
-    if last is None:
+    if last is None or (planned.approval is not None and last.condition == "Complete"):
         return "Pending"
     return "Running" if last.condition in ("Pending", "Active") else "Failed"
 

@@ -58,6 +58,7 @@ class Notice:
         source: which of all runs it is: a URI reference.
         verdict: Promoted, NotPromoted, NoChange, Rejected, AwaitingApproval or Failed.
         reason: the status's.
+        remedy: what to do; None where nothing is.
         report: the command that shows the report.
         time: when the run ended, ISO 8601.
         answers: of the verdict, where there is one.
@@ -88,9 +89,13 @@ def notice_id(unique: str, status: RunStatus) -> str:
 
 
 def new_notice(
-    store: Store | None, status: RunStatus, *, unique: str, source: str, report: str
+    store: Store | None, status: RunStatus, *, unique: str, source: str, where: str
 ) -> Notice:
-    """The notice of a run that has ended or waits for a person, without what cannot be read."""
+    """The notice of a run that has ended or waits for a person, without what cannot be read.
+
+    Args:
+        where: the options by which commands find the run.
+    """
     answers, promotion = VerdictNotice(), status.key_of("promote")
     if store is not None and promotion is not None:
         with contextlib.suppress(SelfAlignError):
@@ -98,6 +103,9 @@ def new_notice(
     remedy = status.remedy
     if status.phase == "Failed":
         remedy = remedy or REMEDIES.get(status.exit_code or 0)
+    if status.awaits_approval:
+        at = f"{status.id} {where}"
+        remedy = f"selfalign approve {at}, or selfalign reject {at} --reason WHY"
     return Notice(
         id=notice_id(unique, status),
         source=source,
@@ -109,7 +117,7 @@ def new_notice(
         stage=status.stage,
         exit_code=status.exit_code,
         gpu_hours=None if status.gpu_hours is None else round(status.gpu_hours, 2),
-        report=report,
+        report=f"selfalign report {status.id} {where}",
         time=status.completed_at or status.updated_at,
         answers=answers,
     )
@@ -161,7 +169,7 @@ def slack_message(notice: Notice) -> dict[str, Any]:
     link, nor format (https://docs.slack.dev/messaging/formatting-message-text)."""
     answers = notice.answers
     lines = [f"selfalign run {notice.run}: {notice.verdict}", notice.message]
-    lines += [f"remedy: {notice.remedy}"] if notice.remedy else []
+    lines += [f"next: {notice.remedy}"] if notice.remedy else []
     told = notice.message  # it ends with failed rules, as far as they have room there
     lines += [f"- {rule}" for rule in answers.failed_rules if rule[:_SAME] not in told]
     if answers.compared:

@@ -49,7 +49,7 @@ def receiver() -> Iterator[Receiver]:
 
 
 def notice(status: RunStatus = REFUSED) -> notify.Notice:
-    return new_notice(None, status, unique="u", source="/runs/toy", report="selfalign report toy")
+    return new_notice(None, status, unique="u", source="/runs/toy", where="-n x")
 
 
 def test_models_text_mentions_nobody_links_nowhere_and_steers_no_terminal() -> None:
@@ -126,5 +126,5 @@ def test_a_local_run_that_fails_is_told_and_marked(
     assert list(receiver.taken) == [status.notified["HOOK"]]
     text = receiver.requests[-1].body["text"]
     assert "torn" in text
-    assert "remedy: mend it" in text
+    assert "next: mend it" in text
     assert "a-secret-path" not in told.getvalue() + json.dumps(status.model_dump())

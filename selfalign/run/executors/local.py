@@ -245,7 +245,7 @@ class LocalRun:
             self._status,
             unique=f"{self.store.url} {self.run_id}",
             source=f"/runs/{self.run_id}",
-            report=f"selfalign report {self.run_id} --store {shlex.quote(self.store.url)}",
+            where=f"--store {shlex.quote(self.store.url)}",
         )
         for target in self.config.notify:
             try:

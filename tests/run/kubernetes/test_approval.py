@@ -46,6 +46,7 @@ def test_a_run_waits_without_serving_anything_and_is_promoted_once_approved(worl
     assert world.jobs()[-1] == "toy-promote-1"
     assert read_pointer(world.store) is None
     assert "verdict" not in world.status()
+    assert world.stage("promote")["phase"] == "Pending"
     told = [message for reason, message in world.events() if reason == "AwaitingApproval"]
     assert told == ["the gate passed the final model; a person decides whether it is promoted"]
     decide(world)
@@ -108,5 +109,9 @@ def test_waiting_and_the_end_are_told_apart(world: World) -> None:
     world.to_the_end()
     notices.step()
     assert [notice.verdict for notice in sent] == ["AwaitingApproval", "Promoted"]
+    decided = (
+        "selfalign approve toy -n selfalign, or selfalign reject toy -n selfalign --reason WHY"
+    )
+    assert (sent[0].remedy, sent[1].remedy) == (decided, None)
     assert sent[0].answers.most_changed[0].item == "h1"  # of the request
     assert sent[0].id != sent[1].id

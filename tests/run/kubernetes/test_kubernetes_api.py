@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,17 @@ from .api_server import Answer, ApiServer
 
 def config_map(name: str) -> Resource:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {}}
+
+
+def test_the_api_server_says_who_this_is(
+    api_server: ApiServer, http_cluster: KubernetesCluster
+) -> None:
+    review = {"kind": "SelfSubjectReview", "status": {"userInfo": {"username": "anna"}}}
+    path = "/apis/authentication.k8s.io/v1/selfsubjectreviews?"
+    api_server.answers.append(Answer("POST", path, 201, raw=json.dumps(review)))
+    assert http_cluster.user() == "anna"
+    api_server.answers.append(Answer("POST", path, 201, raw="{}"))
+    assert http_cluster.user() is None
 
 
 def test_a_list_is_read_page_by_page(

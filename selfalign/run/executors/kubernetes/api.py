@@ -35,7 +35,9 @@ _API_GROUPS = {
     "pods": "api/v1",
     "configmaps": "api/v1",
     "events": "api/v1",
+    "selfsubjectreviews": "apis/authentication.k8s.io/v1",
 }
+_CLUSTER_WIDE = ("selfsubjectreviews",)
 _PAGE_SIZE = 500  # client-go's default page
 _CONNECT_SECONDS, _READ_SECONDS = 5.0, 20.0
 _WATCH_SLACK_SECONDS = 30.0  # beyond the server's own timeout before a watch counts as dead
@@ -158,6 +160,13 @@ class KubernetesCluster:
         with _network_errors(), contextlib.closing(response):
             yield from (line for line in iter_resp_lines(response) if line)
 
+    def user(self) -> str | None:
+        """Whom the API server takes this client for; None where it does not say."""
+        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+        answer = self._call("create", "selfsubjectreviews", body=body)
+        name = ((answer.get("status") or {}).get("userInfo") or {}).get("username")
+        return str(name) if name else None
+
     def _list(self, kind: str, selector: str, fields: str) -> tuple[Resources, str]:
         query: Query = {"limit": _PAGE_SIZE, "labelSelector": selector, "fieldSelector": fields}
         query = {name: value for name, value in query.items() if value}
@@ -215,7 +224,8 @@ class KubernetesCluster:
         if method in ("POST", "PATCH"):
             query = {**query, "fieldManager": crd.MANAGER}
         plural, _, subresource = kind.partition("/")
-        parts = [_API_GROUPS[plural], "namespaces", self.namespace, plural, name, subresource]
+        place = [] if plural in _CLUSTER_WIDE else ["namespaces", self.namespace]
+        parts = [_API_GROUPS[plural], *place, plural, name, subresource]
         merge = "merge-patch+json" if method == "PATCH" else "json"
         headers = {"Accept": "application/json", "Content-Type": f"application/{merge}"}
         with _network_errors():

@@ -183,7 +183,7 @@ class Notices:
             crd.status_of(run),
             unique=run["metadata"]["uid"],
             source=f"/namespaces/{namespace}/{crd.PLURAL}/{name}",
-            report=f"selfalign report {name} -n {namespace}",
+            where=f"-n {namespace}",
         )
 
 
