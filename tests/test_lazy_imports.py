@@ -8,6 +8,7 @@ import sys
 import pytest
 
 HEAVY = ("torch", "transformers", "vllm", "peft", "scipy", "numpy", "pandas", "datasets", "boto3")
+HEAVY += ("pyarrow", "mlflow", "tensorboardX")
 CLIENTS = ("kubernetes", "prometheus_client", "urllib3", "jinja2")
 LIGHT = ("pydantic", "yaml")
 
@@ -22,9 +23,11 @@ LIGHT = ("pydantic", "yaml")
         ),
         ("import selfalign.cli.status", (*HEAVY, *CLIENTS)),
         ("import selfalign.cli.logs", (*HEAVY, *CLIENTS)),
+        ("import selfalign.cli.parquet", ("pyarrow",)),
+        ("import selfalign.cli.export", ("mlflow", "tensorboardX")),
         ("import selfalign.run.executors.kubernetes.controller", (*HEAVY, *CLIENTS)),
     ],
-    ids=["--help", "status", "logs", "controller"],
+    ids=["--help", "status", "logs", "parquet", "export", "controller"],
 )
 def test_heavy_modules_are_imported_where_they_are_used(
     program: str, forbidden: tuple[str, ...]
