@@ -95,7 +95,9 @@ class EngineConfig(Model):
         None, description="tokens of prompt and completion together; null is the model's own"
     )
     options: dict[str, Any] = Field(
-        default_factory=dict, description="passed through to the engine's constructor"
+        default_factory=dict,
+        description="of the engine's own, for speed, memory and precision; a wrong one is refused "
+        "with those there are (openai: fields of each request)",
     )
     tensor_parallel_size: PositiveInt = Field(
         1, description="GPUs per engine (vllm)", json_schema_extra=_execution

@@ -24,13 +24,16 @@ _NAMES = {"propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}}
 # https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/
 _QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 _SECRET = ("name", "key")
+_PATH = r"^(\*|[a-z0-9_]+)(\.(\*|[a-z0-9_]+))*$"
 _DEFINITIONS: dict[str, Any] = {
     "Quantity": {"type": "string", "pattern": _QUANTITY},
     "Labels": {"type": "object", "additionalProperties": {"type": "string"}},
     "Names": {"type": "array", "items": {"type": "string", "minLength": 1}},
-    "Paths": {
-        "type": "array",
-        "items": {"type": "string", "pattern": r"^(\*|[a-z0-9_]+)(\.(\*|[a-z0-9_]+))*$"},
+    "Paths": {"type": "array", "items": {"type": "string", "pattern": _PATH}},
+    "Limits": {
+        "type": "object",
+        "propertyNames": {"pattern": _PATH},
+        "additionalProperties": {"type": "number"},
     },
     "Objects": {"type": "array", "items": {"type": "object"}},
     "Notify": {

@@ -89,7 +89,7 @@ class _Job(Generic[R]):
 class VllmEngine:
     """A causal language model in vLLM behind the Engine protocol.
 
-    `engine.options` goes to vLLM's EngineArgs (max_num_seqs, quantization, enforce_eager, ...).
+    `engine.options` goes to vLLM's EngineArgs (`engines.open.OPTIONS` lists what it may hold).
     Several threads may generate at once; their requests share the engine.
 
     Args:
@@ -246,7 +246,7 @@ class VllmEngine:
 
 
 def _arguments(config: EngineConfig, directory: Path) -> Any:
-    """vLLM's EngineArgs. `engine.options` wins, but holds nothing that open.NOT_OPTIONS names."""
+    """vLLM's EngineArgs. `engine.options` wins, but holds only what open.OPTIONS names."""
     import vllm
     from vllm.platforms import current_platform
 

@@ -217,6 +217,7 @@ def test_configuration_and_policy_are_where_the_controller_looks() -> None:
     assert yaml.safe_load(data["config.yaml"]) == config
     policy = yaml.safe_load(data["policy.yaml"])
     assert policy.pop("overrides")
+    assert float(policy.pop("limits")["*.max_steps"]) == 1_000_000
     lists = {"baseModels": [], "priorityClasses": [], "queues": ["nights"]}
     assert policy == {**lists, "maxActiveRuns": 4, "maxShards": 8, "maxConfigBytes": 65536}
 
@@ -265,7 +266,8 @@ def _covers(pattern: str, path: str) -> bool:
 
 def test_runs_may_change_sizes_and_sampling_and_never_where_things_are() -> None:
     data = only(render_platform(), "ConfigMap", "selfalign-config")["data"]
-    overrides = yaml.safe_load(data["policy.yaml"])["overrides"]
+    policy = yaml.safe_load(data["policy.yaml"])
+    overrides = policy["overrides"]
     schema = RunConfig.model_json_schema()
     paths = _paths(schema, schema["$defs"])
     assert all(any(_covers(pattern, path) for path in paths) for pattern in overrides)
@@ -276,6 +278,10 @@ def test_runs_may_change_sizes_and_sampling_and_never_where_things_are() -> None
     forbidden |= {f"evaluate.{file}" for file in ("engine", "heldout", "hhh", "truthfulqa")}
     forbidden |= {"clone.deepspeed", "engrave.deepspeed", "engrave.num_processes"}
     assert [path for path in allowed if path.startswith(tuple(forbidden))] == []
+    assert all(any(_covers(limit, path) for path in allowed) for limit in policy["limits"])
+    large = {"instruct.general_requests", "engrave.max_steps", "clone.epochs", "clone.lora.r"}
+    large |= {"align.sampling.max_new_tokens", "instruct.topics_per_type"}
+    assert all(any(_covers(limit, path) for limit in policy["limits"]) for path in large)
 
 
 def test_store_settings_reach_stages_and_controller_by_one_map() -> None:

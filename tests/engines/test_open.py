@@ -185,12 +185,23 @@ def test_code_that_comes_with_a_model_is_neither_run_nor_asked_about(
     assert not asked
 
 
+SET_ITSELF = ["model", "revision", "seed", "trust_remote_code", "dtype"]
+RUNS_CODE = ["worker_cls", "worker_extension_cls", "scheduler_cls", "logits_processors"]
+READS_ELSEWHERE = ["load_format", "download_dir", "speculative_config", "spec_model"]
+
+
 @pytest.mark.parametrize("kind", ["transformers", "vllm"])
-@pytest.mark.parametrize("option", ["model", "revision", "seed", "trust_remote_code", "dtype"])
-def test_an_option_that_selfalign_sets_itself_is_refused(kind: str, option: str) -> None:
+@pytest.mark.parametrize("option", [*SET_ITSELF, *RUNS_CODE, *READS_ELSEWHERE, "adapter_kwargs"])
+def test_an_option_that_chooses_model_file_or_code_is_refused(kind: str, option: str) -> None:
     config = EngineConfig.model_validate({"kind": kind, "options": {option: "x"}})
-    with pytest.raises(ConfigurationError, match=rf"engine\.options\.{option}: "):
+    with pytest.raises(ConfigurationError, match=rf"engine\.options\.{option}: .* takes "):
         open_engine(config, "model")
+
+
+def test_attention_that_would_be_downloaded_is_refused(llama: Path) -> None:
+    found = error(llama, options={"attn_implementation": "somebody/kernel"})
+    assert isinstance(found, ConfigurationError)
+    assert "'somebody/kernel', expected one of eager, sdpa" in str(found)
 
 
 def test_weights_that_lack_a_tensor_are_refused(copy: Path) -> None:

@@ -111,6 +111,10 @@ def test_local_paths_are_refused_before_anything_is_read(section: str, path: str
         ({"base_model": {"path": "evil/model", "revision": "0"}}, "spec.config.base_model."),
         ({"seeds": {"directory": "store:inputs/seeds/0"}}, "spec.config.seeds.directory"),
         ({"instruct": {"num_shards": 65}}, "instruct.num_shards is 65, expected at most 64"),
+        ({"engrave": {"deepspeed": {}}}, "spec.config.engrave.deepspeed"),
+        ({"align": {"engine": {}}}, "spec.config.align.engine"),
+        ({"engrave": {"max_steps": 1e15}}, "engrave.max_steps is 1000000000000000.0, expected at"),
+        ({"instruct": {"general_requests": 10**18}}, "expected at most 1000000"),
         (nested(5000), "nested more than 20 deep"),
         ({"align": [nested(5000)]}, "nested more than 20 deep"),
         ({"seed": "x" * 1_200_000}, "spec.config holds 1200"),
@@ -120,7 +124,9 @@ def test_local_paths_are_refused_before_anything_is_read(section: str, path: str
 def test_what_the_policy_does_not_allow_ends_the_run_and_is_named(
     config: dict[str, Any], named: str
 ) -> None:
-    world = World(policy={"overrides": ["seed", "*.num_shards"]})
+    sizes = ["*.num_shards", "*.max_steps", "instruct.general_requests"]
+    limits = {"*.max_steps": 10**6, "instruct.general_requests": 10**6}
+    world = World(policy={"overrides": ["seed", *sizes], "limits": limits})
     world.submit(config=config)
     assert world.step() is None
     status = world.status()

@@ -61,6 +61,7 @@ class Policy(BaseModel):
         queues: Kueue LocalQueues that a run may name.
         max_active_runs: runs at work at once; the others wait.
         max_shards: of any stage.
+        limits: dotted path, `*` as above -> the largest number that a run may set there.
         max_config_bytes: of spec.config.
     """
 
@@ -74,6 +75,7 @@ class Policy(BaseModel):
     queues: list[str] = Field(default_factory=list)
     max_active_runs: int = Field(4, ge=1)
     max_shards: int = Field(64, ge=1)
+    limits: dict[str, float] = Field(default_factory=dict)
     max_config_bytes: int = Field(65_536, ge=1)
 
 
@@ -139,6 +141,12 @@ def check_allowed(spec: crd.AlignmentRunSpec, policy: Policy, platform: dict[str
                 f"spec.config.{path[:200]}: a run may not set this here",
                 remedy="only the platform's configuration says it" if never else widen,
             )
+        for pattern, limit in policy.limits.items():
+            if isinstance(value, int | float) and value > limit and _matches(path, pattern):
+                raise ConfigurationError(
+                    f"spec.config.{path[:200]} is {str(value)[:50]}, expected at most {limit:.15g}",
+                    remedy=f"ask for less, or {widen}",
+                )
 
 
 def config_in(platform: Resource) -> dict[str, Any]:
@@ -317,8 +325,9 @@ def _parse(config_map: Resource, file: str) -> dict[str, Any]:
 
 
 def _leaves(config: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Dotted paths and values; a list is one value. Iterative, because a spec may be nested
-    thousands deep, which is refused here."""
+    """Dotted paths and values; a list is one value, and so is an empty mapping, which in the place
+    of null makes a section of defaults. Iterative, because a spec may be nested thousands deep,
+    which is refused here."""
     leaves: list[tuple[str, Any]] = []
     open_nodes: list[tuple[str, Any, int, bool]] = [("", config, 0, False)]
     while open_nodes:
@@ -334,7 +343,7 @@ def _leaves(config: dict[str, Any]) -> list[tuple[str, Any]]:
             open_nodes += [(name, child, depth + 1, below) for name, child in names.items()]
         elif isinstance(value, list):
             open_nodes += [(path, child, depth + 1, below) for child in value]
-        if not in_list and path and not isinstance(value, dict):
+        if not in_list and path and not (isinstance(value, dict) and value):
             leaves.append((path, value))
     return leaves
 
