@@ -165,6 +165,15 @@ class Site:
             cwd=PROJECT, env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
 
+    def s3_client(self) -> Any:
+        """boto3's client of the bucket's server."""
+        import boto3
+
+        return boto3.client(
+            "s3", endpoint_url=self.s3.url, region_name="us-east-1",
+            aws_access_key_id="test", aws_secret_access_key=SECRET,
+        )  # fmt: skip
+
     def create_run(self, name: str, **spec: Any) -> None:
         """`kubectl create` of an AlignmentRun."""
         body = {

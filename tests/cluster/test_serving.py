@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.request
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -26,28 +27,30 @@ from selfalign.run.executors.kubernetes.api import connect
 from selfalign.serving.directory import MARKER, ServedModel, directory_of
 from selfalign.serving.probe import PROBE_NAME, Probe
 from selfalign.store.files import file_sha256
-from tests.pipeline_world import write_world
 
 from .site import BUCKET, S3, Site, kubectl, until
 
 pytestmark = pytest.mark.cluster
 ROLL_SECONDS = 120.0
 ASKED_PER_SECOND = 10
-QUESTION = "How do I vacuum the sofa?"
+QUESTIONS = 12
 PATIENCE_SECONDS = 300.0
+
+Answers = dict[str, str]  # question: answer
 
 
 @dataclass
 class Client:
-    """Asks ten times a second, whatever becomes of the requests before.
+    """Asks ten times a second, in turn, whatever becomes of the requests before.
 
     Attributes:
-        answers: what was answered, in the order of asking; None while that is not known.
+        answers: question and answer, in the order of asking; None while that is not known.
         failures: what went wrong.
     """
 
     url: str
-    answers: list[str | None] = field(default_factory=list)
+    questions: list[str]
+    answers: list[tuple[str, str] | None] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -67,18 +70,32 @@ class Client:
                 pool.submit(self._ask, len(self.answers) - 1)
 
     def _ask(self, number: int) -> None:
+        question = self.questions[number % len(self.questions)]
         try:
-            self.answers[number] = ask(self.url)
+            self.answers[number] = (question, ask(self.url, question))
         except Exception as error:  # noqa: BLE001 - whatever it was, the request is lost
             self.failures.append(f"request {number}: {type(error).__name__}: {error}")
 
+    def seen(self, *models: Answers) -> Counter[int]:
+        """How many answers tell each model from the others; raises for one that is of none."""
+        assert self.failures == []
+        told = [answer for answer in self.answers if answer is not None]
+        assert len(told) == len(self.answers)
+        found: Counter[int] = Counter()
+        for question, answer in told:
+            of = [number for number, model in enumerate(models) if model[question] == answer]
+            assert of, f"{question!r} was answered {answer!r}, by none of {models}"
+            if len(of) == 1:
+                found[of[0]] += 1
+        return found
 
-def ask(url: str) -> str:
+
+def ask(url: str, question: str) -> str:
     """One answer of what is served."""
     body = {
         "model": "selfalign",
-        "messages": [{"role": "user", "content": QUESTION}],
-        "max_tokens": 8,
+        "messages": [{"role": "user", "content": question}],
+        "max_tokens": 12,
         "temperature": 0,
     }
     request = urllib.request.Request(
@@ -94,6 +111,14 @@ class Served:
 
     site: Site
     config: Path
+    questions: list[str]
+
+    def client(self) -> Client:
+        return Client(self.url(), self.questions)
+
+    def answers(self) -> Answers:
+        """What the served model says."""
+        return {question: ask(self.url(), question) for question in self.questions}
 
     def promote(self, *overrides: str) -> tuple[str, str]:
         """`selfalign run` with this store; the run's name and the digest of the promoted model."""
@@ -108,24 +133,16 @@ class Served:
         return found
 
     def read(self, key: str) -> bytes:
-        data: bytes = self._client().get_object(Bucket=BUCKET, Key=self._key(key))["Body"].read()
+        data: bytes = (
+            self.site.s3_client().get_object(Bucket=BUCKET, Key=self._key(key))["Body"].read()
+        )
         return data
 
     def write(self, key: str, data: bytes) -> None:
-        self._client().put_object(Bucket=BUCKET, Key=self._key(key), Body=data)
+        self.site.s3_client().put_object(Bucket=BUCKET, Key=self._key(key), Body=data)
 
     def _key(self, key: str) -> str:
         return f"{self.site.namespace}/{key}"
-
-    def _client(self) -> Any:
-        import boto3
-
-        from .site import SECRET
-
-        return boto3.client(
-            "s3", endpoint_url=self.site.s3.url, region_name="us-east-1",
-            aws_access_key_id="test", aws_secret_access_key=SECRET,
-        )  # fmt: skip
 
     def rollback(self, *arguments: str) -> None:
         done = self.site.cli("rollback", "--config", str(self.config), *arguments)
@@ -169,29 +186,21 @@ class Served:
 
 
 @pytest.fixture
-def served(image_tag: str, s3: S3, tiny_base_model: Path, tmp_path: Path) -> Iterator[Served]:
+def served(image_tag: str, s3: S3, local_config: Path, tmp_path: Path) -> Iterator[Served]:
     """A namespace with the platform and a server of the promoted model."""
     name = f"selfalign-test-{uuid.uuid4().hex[:8]}"
     preflight.ensure_namespace(name)
     try:
-        world = tmp_path / "world"
-        world.mkdir()
-        path = write_world(world, tiny_base_model)
-        config = yaml.safe_load(path.read_text())
-        config["store"] = f"s3://{BUCKET}/{name}"
-        config["evaluate"] |= {
-            "engine": {"kind": "transformers"},
-            "sampling": {"temperature": 0.0, "max_new_tokens": 24},
-        }
-        config["clone"]["learning_rate"] = 0.05  # so that more steps give another model
-        path.write_text(yaml.safe_dump(config))
         site = Site(connect(name), s3, image_tag, {}, tmp_path)
         resolved = tmp_path / "resolved.yaml"
-        pushed = site.cli("inputs", "push", "--config", str(path), "--out", str(resolved))
+        pushed = site.cli("inputs", "push", "--config", str(local_config), "--set",
+                          f"store=s3://{BUCKET}/{name}", "--out", str(resolved))  # fmt: skip
         assert pushed.returncode == 0, pushed.stderr
         site.config = yaml.safe_load(resolved.read_text())
+        heldout = (local_config.parent / "heldout.jsonl").read_text().splitlines()
         site.deploy(serving=True)
-        yield Served(site, resolved)
+        questions = [json.loads(line)["prompt"] for line in heldout[:QUESTIONS]]
+        yield Served(site, resolved, questions)
     finally:
         kubectl("delete", "namespace", name, "--wait=false", check=False)
 
@@ -207,49 +216,57 @@ def test_promotions_arrive_while_clients_ask_and_a_failed_probe_leaves_the_old_m
     values.write_text(yaml.safe_dump({"drainSeconds": 5, "networkPolicy": {"storePorts": [port]}}))
     site.make("deploy-serving", VALUES=str(values))
     print(f"first model served after {served.arrives(first):.0f} s")
-    url = served.url()
-    of_old = ask(url)
+    of_old = served.answers()
 
-    with Client(url) as client:
-        second, new = served.promote("seed=7", "clone.max_steps=40")
+    with served.client() as client:
+        second, new = served.promote("seed=7")
         assert new != old
-        site.create_run(second, suspend=True, config={"seed": 7, "clone": {"max_steps": 40}})
-        chance, stop = random.Random(3), threading.Event()
-
-        def kill() -> None:
-            while not stop.wait(chance.uniform(0.2, 2)):
-                site.kill_controller()
-
-        killer = threading.Thread(target=kill)
-        killer.start()
-        time.sleep(20)
-        stop.set()
-        killer.join()
-        site.renew_controller_pod()
-        print(f"second model served after {served.arrives(second):.0f} s more")
-    assert client.failures == []
-    of_new = ask(url)
+        site.create_run(second, suspend=True, config={"seed": 7})
+        print(f"second model served after {served.arrives(second):.0f} s")
+    of_new = served.answers()
     assert of_new != of_old
-    assert set(client.answers) == {of_old, of_new}
+    seen = client.seen(of_old, of_new)
+    assert min(seen[0], seen[1]) > 0, seen
     assert served.condition(first)[0] == "Replaced"
-    print(f"{len(client.answers)} answers, {client.answers.count(of_old)} of the old model")
+    print(f"{len(client.answers)} answers; {seen[0]} could only be the old model's, {seen[1]} the "
+          "new one's")  # fmt: skip
 
     probe = served.plant(old, "Never.")
-    with Client(url) as client:
+    with served.client() as client:
         served.rollback()
         served.arrives(first, "NotReady")
         assert "answers as evaluated" in served.condition(first)[1]
         time.sleep(10)
-    assert client.failures == []
-    assert set(client.answers) == {of_new}
+    assert set(client.seen(of_old, of_new)) == {1}
 
     served.replace(old, probe)
-    served.rollback("--to", served.pointer()["rolled_back"][0]["key"])
+    key = served.pointer()["rolled_back"][0]["key"]
+    served.rollback("--to", key)
     served.arrives(second)
-    with Client(url) as client:
+    with served.client() as client:
         served.rollback()
         seconds = served.arrives(first)
         print(f"rollback arrived after {seconds:.0f} s")
     assert seconds < ROLL_SECONDS
-    assert client.failures == []
-    assert ask(url) == of_old
+    client.seen(of_old, of_new)
+    assert served.answers() == of_old
+
+    kills = 0
+    for run, arguments, of_it in ((second, ("--to", key), of_new), (first, (), of_old)) * 2:
+        with served.client() as client:
+            served.rollback(*arguments)
+            kills += _kill_the_controller(site, 5)
+            print(f"rolled after {served.arrives(run):.0f} s more, {kills} kills so far")
+        client.seen(of_old, of_new)
+        assert served.answers() == of_it
+    assert kills == 20
+
+
+def _kill_the_controller(site: Site, times: int) -> int:
+    """SIGKILL it at that many random moments, each in a new pod: none waits for its restart."""
+    chance = random.Random(3)
+    for _ in range(times):
+        until(site.kill_controller, "a controller to kill", 60)
+        site.renew_controller_pod()
+        time.sleep(chance.uniform(0.5, 6))
+    return times

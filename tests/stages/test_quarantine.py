@@ -20,13 +20,14 @@ from selfalign.evaluation.summary import EvaluationSummary
 from selfalign.identity import collect_inputs
 from selfalign.records import Json
 from selfalign.report.tables import funnel, quarantined
-from selfalign.run.plan import plan_from_store
+from selfalign.run.plan import Planned, plan_from_store
 from selfalign.run.stage import run_stage
+from selfalign.stages.topics import TopicRound
 from selfalign.store.artifact import read_file_as, read_rows
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Manifest
 from tests.engines.served import ModelServer, serving
-from tests.hostile import HOSTILE
+from tests.hostile import HOSTILE, REASONS
 from tests.pipeline_world import write_vllm_model
 from tests.stages.planting import BAD, ENGINES, EXPECTED, GOOD, Escaped, config_of, plant, rows
 
@@ -156,6 +157,65 @@ def test_sixty_hostile_rows_are_all_counted_and_change_no_other_row(
     assert ("quarantined: nul", 5, 5 / 120) in funnel(manifests)[0].dropped
     if engine == "fake":
         assert_shown(configs[True].store)
+
+
+@pytest.mark.parametrize(
+    "engine", [pytest.param(name, marks=_MARKS.get(name, [])) for name in ENGINES]
+)
+def test_sixty_hostile_topics_are_all_counted_and_change_no_other_request(
+    engine: str, tmp_path: Path, tiny_base_model: Path, request: pytest.FixtureRequest
+) -> None:
+    if engine == "vllm" and find_spec("vllm") is None:
+        pytest.skip("vllm is not installed here")
+    if engine == "vllm":
+        tiny_base_model = tmp_path / "model"
+        write_vllm_model(tiny_base_model)
+    url = request.getfixturevalue("server").url if engine == "openai" else ""
+    kept: list[dict[str, Json]] = []
+    for poisoned in (False, True):
+        config = config_of(
+            tmp_path / str(poisoned), tiny_base_model, engine, *ONE_TYPE, server=url
+        )  # fmt: skip
+        topics, bad = plant_topics(config, poisoned=poisoned)
+        manifest = run_stage("instruct", config, LocalStore(Path(config.store)))
+        assert manifest is not None
+        counts = manifest.counts
+        assert counts.read == topics
+        assert counts.kept + sum(counts.dropped.values()) + sum(bad.values()) == topics
+        assert counts.quarantined == bad
+        rows = read_rows(LocalStore(Path(config.store)), manifest)
+        same = {f"good soap {number}" for number in range(1, topics, 2)}
+        kept.append({row["id"]: row for row in rows if row["topic"] in same})
+    assert kept[0] == kept[1]
+    assert kept[0] or engine != "fake"
+
+
+ONE_TYPE = (
+    *("instruct.general_requests=0", "instruct.questions_per_request=1", "seeds.topic_guided=1"),
+    *("instruct.max_quarantined=0.3", "instruct.question_sampling.max_new_tokens=8"),
+)
+
+
+def plant_topics(config: RunConfig, *, poisoned: bool) -> tuple[int, Counter[str]]:
+    """Topics as rounds would have grown them, good and hostile in turn, of one question type.
+
+    How many there are, and how many of them cannot be asked about, by reason. Those that UTF-8
+    cannot hold are left out: a topic comes from a completion.
+    """
+    guided = config.seeds.directory / "topic_guided.jsonl"
+    guided.write_text(guided.read_text().splitlines()[0] + "\n")
+    question_type = json.loads(guided.read_text())["type"]
+    hostile = {n: t for n, t in HOSTILE.items() if REASONS.get(n) != "not_unicode" and t.strip()}
+    names = [f"good soap {number}" for number in range(2 * len(hostile))]
+    if poisoned:
+        names[::2] = hostile.values()
+    store = LocalStore(Path(config.store))
+    plan = plan_from_store(config, collect_inputs(config), store)
+    assert isinstance(plan[0], Planned)
+    round_0 = f"artifacts/candidates/{plan[0].key}/topics/round-00.json"
+    store.write(round_0, TopicRound(topics={question_type: names}).to_bytes(round_0))
+    bad = Counter(REASONS[name] for name in hostile if name in REASONS) if poisoned else Counter()
+    return len(names), bad
 
 
 def assert_shown(store: str) -> None:
