@@ -90,7 +90,7 @@ def local_config(image_tag: str, tmp_path_factory: pytest.TempPathFactory) -> Pa
     path = configuration(world, directory)
     config = yaml.safe_load(path.read_text())
     rule = {"metric": "heldout.aligned", "against": "base", "min_difference": -1.0}
-    config["promote"] = {"rules": [rule]}
+    config["promote"] = {"rules": [rule], "guards": None}
     path.write_text(yaml.safe_dump(config))
     return path
 

@@ -125,6 +125,7 @@ class Served:
         sets = [part for each in overrides for part in ("--set", each)]
         done = self.site.cli("run", "--config", str(self.config), "--json", *sets)
         assert done.returncode == 0, done.stdout + done.stderr
+        assert json.loads(done.stdout)["promoted"], done.stdout
         pointer = self.pointer()
         return pointer["run"], pointer["model"]["digest"]
 
