@@ -21,7 +21,8 @@ from selfalign.engines.transformers.engine import _translated
 from selfalign.engines.transformers.forward import BLOCK, Forward
 from selfalign.errors import ConfigurationError, EngineError, OutOfMemory
 from tests.engines.conftest import SHAPE, Ask, llama_config
-from tests.engines.reference import PROMPTS, Reference
+from tests.engines.reference import PROMPTS
+from tests.engines.test_architectures import ARCHITECTURES
 
 
 def opened(
@@ -122,6 +123,30 @@ def test_logits_with_a_shared_prefix_equal_the_plain_ones(
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "shares"), [("gemma-3", True), ("mistral", True), ("gemma-2", False)]
+)
+@pytest.mark.parametrize("prefix", [100, BLOCK, 5])
+def test_a_sliding_window_holds_the_end_of_a_shared_prefix(
+    make_model: Callable[..., Path], architecture: str, shares: bool, prefix: int
+) -> None:
+    import transformers
+
+    name, changes = ARCHITECTURES[architecture]
+    directory = make_model(getattr(transformers, name)(**(SHAPE | changes)))
+    found = []
+    for share in (True, False):
+        with torch.inference_mode():
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                directory, dtype=torch.float64
+            ).eval()
+            forward = Forward(model, share_prefixes=share)
+        assert forward.shares_prefixes == (share and shares)  # gemma-2 caps its attention
+        found.append(run_steps(forward, rows_with_prefix(prefix, 1, 20, 7), 70))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
 def test_a_known_prefix_is_not_computed_again(forwards: Callable[..., Forward]) -> None:
     forward = forwards(True)
     computed: list[int] = []
@@ -199,19 +224,6 @@ def test_a_batch_may_mix_greedy_and_sampled_requests(engine: Engine, ask: Ask) -
     mixed = by_id(engine.generate(requests))
     for request in requests:
         assert by_id(engine.generate([request]))[request.id] == mixed[request.id]
-
-
-def test_windowed_attention_is_left_to_the_model(make_model: Callable[..., Path], ask: Ask) -> None:
-    from transformers import MistralConfig
-
-    directory = make_model(MistralConfig(**SHAPE, sliding_window=8))
-    reference = Reference(directory)
-    with opened(directory) as engine:
-        assert engine.info.details["share_prefixes"] == "false"
-        requests = [ask(n, p, temperature=0, max_new_tokens=12) for n, p in enumerate(PROMPTS[:3])]
-        for completion in engine.generate(requests):
-            prompt = PROMPTS[int(completion.id)]
-            assert completion.text == reference.greedy(prompt, max_new_tokens=12)[0]
 
 
 @pytest.mark.parametrize("rope", ["longrope", "dynamic"])

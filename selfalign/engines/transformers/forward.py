@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
@@ -32,6 +32,8 @@ MAX_WEIGHTS_CPU = 2**20
 MAX_WEIGHTS_GPU = 2**26
 PROBE_TOLERANCE = 1e-4  # of the largest logit
 LOW_PRECISION_TOLERANCE = 0.15  # 16 bits round more, and may route experts otherwise
+# Tokens. The probe of a model with a sliding window is longer than that; Gemma's is 512.
+MAX_PROBED_WINDOW = 1024
 
 KeysValues = tuple[Tensor, Tensor]  # each (1 or rows, key-value heads, tokens, head size)
 
@@ -44,37 +46,68 @@ def shared_prefix_attention(
     attention_mask: Tensor,
     scaling: float | None = None,
     shared_prefix: list[KeysValues] | None = None,
+    sliding_window: int | None = None,
+    query_positions: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attend to the prefix (all of it) and to a row's own tokens (as the mask allows).
+    """Attend to the prefix (what of it the window holds) and to a row's own tokens (by the mask).
 
     Args:
         query: (rows, heads, new tokens, head size).
         key: (rows, key-value heads, own tokens, head size); `value` likewise.
-        attention_mask: additive, (rows, 1, new tokens, own tokens).
+        attention_mask: additive, (rows, 1, new tokens, own tokens); it knows the window.
         shared_prefix: keys and values per layer; None: no prefix.
+        sliding_window: tokens that a query sees, itself included; None: all before it.
+        query_positions: (rows, new tokens), the prefix counted in.
 
     Returns:
         (rows, new tokens, heads, head size), and no weights.
+
+    Raises:
+        ValueError: the model caps its attention or gives it sinks.
     """
+    if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
+        raise ValueError("attention with a cap or with sinks")
     rows, heads, new, size = query.shape
     if shared_prefix is None and new > 1:
         output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
         return output, None
-    prefix = (key[:1, :, :0], value[:1, :, :0])
+    prefix, mask = (key[:1, :, :0], value[:1, :, :0]), None
     if shared_prefix is not None:
         prefix = shared_prefix[module.layer_idx]  # type: ignore[index]
+        if sliding_window is not None and query_positions is not None:
+            prefix, mask = _within_window(prefix, query_positions, sliding_window)
     query = query * (size**-0.5 if scaling is None else scaling)
     most = MAX_WEIGHTS_CPU if query.device.type == "cpu" else MAX_WEIGHTS_GPU
     step = max(1, most // (heads * new * (key.shape[2] + prefix[0].shape[2])))
-    slices = [slice(start, start + step) for start in range(0, rows, step)]
-    pieces = [_attend(query[s], key[s], value[s], attention_mask[s], prefix) for s in slices]
+    pieces = []
+    for start in range(0, rows, step):
+        s = slice(start, start + step)
+        of_prefix = None if mask is None else mask[s]
+        pieces.append(_attend(query[s], key[s], value[s], attention_mask[s], prefix, of_prefix))
     return torch.cat(pieces), None
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, prefix: KeysValues) -> Tensor:
+def _within_window(prefix: KeysValues, positions: Tensor, window: int) -> tuple[KeysValues, Tensor]:
+    """The prefix's tokens that some query may see, and an additive mask of what each may."""
+    length = prefix[0].shape[2]
+    first = max(0, length - window + 1)  # the first query stands right behind the prefix
+    places = torch.arange(first, length, device=positions.device)
+    hidden = positions[:, None, :, None] - places >= window  # (rows, 1, new, prefix tokens)
+    mask = torch.zeros(hidden.shape, dtype=prefix[0].dtype, device=positions.device)
+    return (prefix[0][:, :, first:], prefix[1][:, :, first:]), mask.masked_fill(hidden, -torch.inf)
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    prefix: KeysValues,
+    prefix_mask: Tensor | None,
+) -> Tensor:
     """Attention with the prefix's part as one matrix product per key-value head."""
     rows, heads, new, size = query.shape
     prefix_key, prefix_value = prefix[0][0], prefix[1][0]  # (kv heads, prefix tokens, size)
@@ -82,15 +115,24 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, prefix: Key
     group = heads // kv_heads * new
     query = query.reshape(rows, kv_heads, group, size)
     own = query @ key.transpose(2, 3)  # (rows, kv heads, group, own tokens)
-    own = (own.view(rows, kv_heads, -1, new, key.shape[2]) + mask[:, :, None]).view_as(own)
+    own = _masked(own, mask)
     gathered = query.transpose(0, 1).reshape(kv_heads, rows * group, size)
     shared = gathered @ prefix_key.transpose(1, 2)  # (kv heads, rows * group, prefix tokens)
     shared = shared.view(kv_heads, rows, group, length).transpose(0, 1)
+    if prefix_mask is not None:
+        shared = _masked(shared, prefix_mask)
     weights = torch.cat([shared, own], dim=-1).softmax(-1, dtype=torch.float32).to(value.dtype)
     of_prefix = weights[..., :length].transpose(0, 1).reshape(kv_heads, rows * group, length)
     of_prefix = (of_prefix @ prefix_value).view(kv_heads, rows, group, -1).transpose(0, 1)
     output = of_prefix + weights[..., length:] @ value
     return output.reshape(rows, heads, new, -1).transpose(1, 2)
+
+
+def _masked(scores: Tensor, mask: Tensor) -> Tensor:
+    """Scores (rows, kv heads, heads per kv * new, tokens) under a mask (rows, 1, new, tokens)."""
+    rows, kv_heads, _, tokens = scores.shape
+    by_query = scores.reshape(rows, kv_heads, -1, mask.shape[2], tokens) + mask[:, :, None]
+    return by_query.view(scores.shape)
 
 
 AttentionInterface.register(ATTENTION, shared_prefix_attention)
@@ -168,8 +210,7 @@ class Forward:
         # Models whose attention is more than keys, values and a mask (windows, biases, sinks,
         # caps) give other logits with the shared prefix, and are then run the plain way.
         own_attention = model.config._attn_implementation
-        layers = {type(layer) for layer in DynamicCache(config=model.config).layers}
-        if share_prefixes and own_attention == "sdpa" and layers == {DynamicLayer}:
+        if share_prefixes and own_attention == "sdpa" and self._window() is not None:
             model.set_attn_implementation(ATTENTION)
             self.shares_prefixes = True
             if self._batches_give(alone):
@@ -232,7 +273,7 @@ class Forward:
             "attention_mask": batch.visible,
         }
         if batch.prefix is not None:
-            arguments["shared_prefix"] = batch.prefix
+            arguments |= {"shared_prefix": batch.prefix, "query_positions": positions}
         if "position_ids" in self._takes:
             arguments["position_ids"] = positions
         if "logits_to_keep" in self._takes:
@@ -265,10 +306,18 @@ class Forward:
             return plain
         return Cache(layers=[RowsLayer() for _ in plain.layers])
 
+    def _window(self) -> int | None:
+        """The widest sliding window, 0 without one; None: layers that cannot share a prefix."""
+        layers = DynamicCache(config=self.model.config).layers
+        if {type(layer) for layer in layers} - {DynamicLayer, DynamicSlidingWindowLayer}:
+            return None
+        window: int = max([getattr(layer, "sliding_window", 0) for layer in layers], default=0)
+        return window if window <= MAX_PROBED_WINDOW else None
+
     def _probes(self) -> list[list[int]]:
-        """Two made-up sequences of unequal length that share a block."""
+        """Two made-up sequences of unequal length that share a block, and more than the window."""
         vocabulary = self.model.config.get_text_config(decoder=True).vocab_size
-        ids = [place % vocabulary for place in range(BLOCK + 6)]
+        ids = [place % vocabulary for place in range((self._window() or 0) + BLOCK + 6)]
         return [ids[:-3], ids]
 
     def _batches_give(self, alone: Tensor) -> bool:
