@@ -115,12 +115,14 @@ def _request(context: StageContext, asked: _Asked) -> GenerationRequest:
     shown = _num_shown(context, asked)
     if asked.hints is None:
         prompt = render_self_instruct(seeds, chosen.sample(seeds.general, shown))
-        sampling = config.general_sampling
+        sampling = Sampling(**config.general_sampling.model_dump())
     else:
         prompt = render_questions(seeds, chosen.sample(seeds.topic_guided, shown), asked.hints)
         prompt += _given(context, asked.hints)
-        sampling = config.question_sampling
-    return GenerationRequest(asked.id, prompt, Sampling(**sampling.model_dump()), seed)
+        # a base model goes on with hints of its own making
+        stop = (f"\n{shown + len(asked.hints) + 1}.",) if config.name_first_hint else ()
+        sampling = Sampling(**config.question_sampling.model_dump(), stop=stop)
+    return GenerationRequest(asked.id, prompt, sampling, seed)
 
 
 def _given(context: StageContext, hints: list[Hint]) -> str:
