@@ -40,8 +40,9 @@ def parse_numbered_list(
 
     An item is opened by `N.` or `N)` at the start of a line; lines that follow without a blank
     line between continue it. The completion may repeat the number it was to continue, or start
-    again at 1. The list ends at the first number that is not the next one, and at a line
-    without a number after a blank line. The last item of a truncated generation is dropped,
+    again at 1. The next number, followed by a capital letter, opens an item within a line too. The
+    list ends at the first number that is not the next one, and at a line without a number after
+    a blank line. The last item of a truncated generation is dropped,
     unless the list had ended before.
     """
     lines = completion.split("\n")
@@ -59,8 +60,11 @@ def parse_numbered_list(
             after_blank = True
             continue
         if marker and int(marker[1]) == number:
-            items.append(line[marker.end() :])
-            number += 1
+            text, number = line[marker.end() :], number + 1
+            while inline := re.search(rf"\s{number}[.)] +(?=['\"A-Z])", text):
+                items.append(text[: inline.start()])
+                text, number = text[inline.end() :], number + 1
+            items.append(text)
         elif marker or (after_blank and items[-1].strip()):
             ended = True
             break

@@ -20,6 +20,12 @@ from selfalign.seeds import Hint
     [
         (" Write a poem.\n7. Explain tides.\n8. Why?", ["Write a poem.", "Explain tides.", "Why?"]),
         ("6. Write a poem.\n7. Explain tides.", ["Write a poem.", "Explain tides."]),
+        (
+            "6. Write a poem. 7. Explain tides.\n8. Why?",
+            ["Write a poem.", "Explain tides.", "Why?"],
+        ),
+        (" Who won? 7. 'Tides', why? 8. Is 3. odd?", ["Who won?", "'Tides', why?", "Is 3. odd?"]),
+        (" Is 7. odd, or 9. Why?\n7. Explain tides.", ["Is 7. odd, or 9. Why?", "Explain tides."]),
         (" 6) Write a poem.\n7) Explain tides.", ["Write a poem.", "Explain tides."]),
         ("\n1. Write a poem.\n2. Explain tides.", ["Write a poem.", "Explain tides."]),
         (" Write a poem.\n\n7. Explain tides.\n", ["Write a poem.", "Explain tides."]),
