@@ -23,7 +23,7 @@ from selfalign.store.documents import StoredModel, StoredName, read_document
 from selfalign.store.pointer import read_pointer, standing
 
 ApprovalState = Literal["awaited", "given"]
-_LONGEST_NAME, _LONGEST_REASON = 200, 2000  # characters
+_LONGEST_NAME, _LONGEST_REASON = 500, 2000  # characters
 
 
 class ApprovalRequest(StoredModel):
@@ -113,9 +113,15 @@ def decide_on(
     """Write down a person's decision.
 
     Raises:
-        ConfigurationError: the run does not wait for one, somebody has decided, or another model
-            was promoted since the gate judged.
+        ConfigurationError: a text is too long, the run does not wait for a decision, somebody has
+            decided, or another model was promoted since the gate judged.
     """
+    for what, text, limit in (("name", by, _LONGEST_NAME), ("reason", reason, _LONGEST_REASON)):
+        if len(text) > limit:
+            raise ConfigurationError(
+                f"the {what} has {len(text)} characters, expected at most {limit}",
+                remedy="shorten it",
+            )
     request = None if promotion is None else read_request(store, promotion)
     if promotion is None or request is None:
         raise ConfigurationError(

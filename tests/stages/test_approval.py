@@ -84,6 +84,8 @@ def test_a_decision_fits_the_verdict_that_it_was_made_on_and_no_other(nights: Ni
     with pytest.raises(ConfigurationError, match="does not wait for approval"):
         decide(nights)
     nights.judge(0, approval="manual")
+    with pytest.raises(ConfigurationError, match="the reason has 2001 characters"):
+        decide(nights, reason="x" * 2001)
     decide(nights)
     nights.judge(1, approval="manual")
     copied = nights.store.read("approvals/p-0.json")
