@@ -12,7 +12,7 @@ SelfAlignError
 │       └── ClusterDenied         the API server refuses these credentials, or a policy the object
 └── TemporaryError           75   retry later, bounded
     ├── ArtifactBusy              another run is making the same artifact
-    ├── Condemned                 gc is about to delete what is asked for
+    ├── Condemned            73   gc is about to delete what is asked for
     ├── Collecting                another gc is at work on the store
     ├── LeftOver                  an object of an earlier run of the same name still exists
     ├── NotDeployed               a stage has no template on the cluster
@@ -110,6 +110,12 @@ class TemporaryError(SelfAlignError):
     retryable = True
 
 
+class Condemned(TemporaryError):
+    """What was asked for is being deleted by `selfalign gc`; afterwards it can be made anew."""
+
+    exit_code = 73
+
+
 class StoreUnavailable(TemporaryError):
     """The store cannot be reached, or fails in a way that passes."""
 
@@ -155,6 +161,7 @@ EXIT_CODES: dict[int, type[SelfAlignError]] = {
         EngineError,
         OutOfMemory,
         StorageFull,
+        Condemned,
         TemporaryError,
         Interrupted,
     )
@@ -162,4 +169,5 @@ EXIT_CODES: dict[int, type[SelfAlignError]] = {
 PERMANENT_EXIT_CODES: tuple[int, ...] = tuple(
     sorted(code for code, cls in EXIT_CODES.items() if issubclass(cls, PermanentError))
 )
-INTERRUPTED_EXIT_CODES: tuple[int, ...] = (130, 143)  # 128 + SIGINT, 128 + SIGTERM
+# Whose attempts cost nothing: gc is at work, 128 + SIGINT, 128 + SIGTERM.
+UNCHARGED_EXIT_CODES: tuple[int, ...] = (Condemned.exit_code, 130, 143)

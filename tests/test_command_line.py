@@ -397,6 +397,16 @@ def test_a_question_that_is_no_text_is_refused_and_no_traceback(world: Path) -> 
     assert CliRunner().invoke(cli, [*asked, ""]).exit_code == 2
 
 
+def test_a_question_that_cannot_be_put_does_not_keep_the_others_from_an_answer(world: Path) -> None:
+    asked = ["chat", "--config", str(world), "--model", "base", "--json"]
+    result = CliRunner().invoke(cli, asked, input="How?\nno\0text\nWhy?\n")
+    answered = [json.loads(line)["question"] for line in result.stdout.splitlines()]
+    assert answered == ["How?", "Why?"]
+    assert "question 2: " in result.stderr
+    assert isinstance(result.exception, DataError)
+    assert "1 of 3 questions" in str(result.exception)
+
+
 def test_piped_text_is_not_cut(world: Path) -> None:
     deep = "/" + "/".join(["a-directory-with-a-long-name"] * 8)
     shown = selfalign("config", "--config", world, "--set", f"store={deep}")

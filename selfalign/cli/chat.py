@@ -64,7 +64,11 @@ def chat_command(
     store_url: str | None,
     as_json: bool,
 ) -> None:
-    """Ask QUESTION, or one question per line of standard input, each on its own."""
+    """Ask QUESTION, or one question per line of standard input, each on its own.
+
+    A line that cannot be put to the model is told on standard error, and the others are asked. The
+    exit code is then 3.
+    """
     no_progress_bars()
     if question is not None and not question.strip():
         raise click.UsageError("QUESTION is empty")
@@ -81,16 +85,25 @@ def chat_command(
         stop=found.stop if prompt == "standard" else stop_strings(seeds.labels),
     )
     before: list[Message] = [{"role": "system", "content": _text(system)}] if system else []
+    refused, number = 0, -1
     with _open(opened, manifest) as engine:
         questions = _questions() if question is None else iter([question])
-        for number, text in enumerate(map(_text, questions)):
-            messages = [*before, {"role": "user", "content": text}]
-            seed = record_seed(opened.config.seed + number, text)
-            if prompt == "standard":
-                answer = found.answer(engine, messages, sampling, seed=seed)
-            else:
-                rendered = _PROMPTS[prompt](seeds, text)
-                answer = put(engine, GenerationRequest("chat", rendered, sampling, seed))
+        for number, typed in enumerate(questions):
+            try:
+                text = _text(typed)
+                messages = [*before, {"role": "user", "content": text}]
+                seed = record_seed(opened.config.seed + number, text)
+                if prompt == "standard":
+                    answer = found.answer(engine, messages, sampling, seed=seed)
+                else:
+                    rendered = _PROMPTS[prompt](seeds, text)
+                    answer = put(engine, GenerationRequest("chat", rendered, sampling, seed))
+            except DataError as error:
+                if question is not None:
+                    raise
+                refused += 1
+                click.echo(f"question {number + 1}: {error}", err=True)
+                continue
             if conversation:
                 before = [*messages, {"role": "assistant", "content": answer}]
             if as_json:
@@ -98,6 +111,11 @@ def chat_command(
                 click.echo(json.dumps(told, ensure_ascii=False))  # one line for each question
             else:
                 click.echo(printable(answer))
+    if refused:
+        raise DataError(
+            f"{refused} of {number + 1} questions could not be put to the model",
+            remedy="what is wrong with each is told above; the others were answered",
+        )
 
 
 def _questions() -> Iterator[str]:

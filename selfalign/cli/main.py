@@ -32,6 +32,7 @@ Exit codes:
   69   the store cannot be reached                         (retried)
   70   the engine failed                                   (retried)
   71   the engine ran out of memory                        (retried)
+  73   gc is deleting what is needed                       (retried, free of charge)
   74   no space left on the disk                           (retried)
   75   another failure that may pass                       (retried)
   130  stopped by Ctrl-C, 143 by SIGTERM; finished work is kept

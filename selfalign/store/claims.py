@@ -20,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 
 from pydantic import AwareDatetime
 
-from selfalign.errors import TemporaryError
+from selfalign.errors import Condemned
 from selfalign.store.base import Store
 from selfalign.store.documents import StoredModel, StoredName, read_document
 
@@ -29,10 +29,6 @@ CLAIM_NAME = "claim.json"
 HEED = timedelta(minutes=60)
 RENEW = timedelta(minutes=40)  # S3 refuses clocks that differ by more than 15 minutes
 DELETE = timedelta(minutes=20)
-
-
-class Condemned(TemporaryError):
-    """What was asked for is being deleted by `selfalign gc`; afterwards it can be made anew."""
 
 
 class Claim(StoredModel):

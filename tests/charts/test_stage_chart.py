@@ -11,7 +11,7 @@ import yaml
 from selfalign.config import RunConfig
 from selfalign.deploy import releases
 from selfalign.deploy.helm import HelmFailed, merge_values
-from selfalign.errors import INTERRUPTED_EXIT_CODES, PERMANENT_EXIT_CODES
+from selfalign.errors import PERMANENT_EXIT_CODES, UNCHARGED_EXIT_CODES
 from selfalign.pipeline import BY_NAME, STAGES
 from tests.charts.conftest import (
     ROOT,
@@ -89,7 +89,7 @@ def test_failures_are_treated_by_their_kind(stage: str) -> None:
     assert disrupted == {"action": "Ignore", "onPodConditions": [condition]}
     assert (permanent["action"], interrupted["action"]) == ("FailJob", "Ignore")
     assert tuple(permanent["onExitCodes"]["values"]) == PERMANENT_EXIT_CODES
-    assert tuple(interrupted["onExitCodes"]["values"]) == INTERRUPTED_EXIT_CODES
+    assert tuple(interrupted["onExitCodes"]["values"]) == UNCHARGED_EXIT_CODES
     assert permanent["onExitCodes"]["containerName"] == "stage"
     assert job["activeDeadlineSeconds"] > 0  # disruptions have no other bound
     # Only the controller may remove a Job, after it has recorded the outcome.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from selfalign.config import RunConfig
-from selfalign.errors import SelfAlignError
+from selfalign.errors import Condemned, SelfAlignError
 from selfalign.identity import Inputs
 from selfalign.load import validate_config
 from selfalign.records import Prompt
@@ -22,7 +22,6 @@ from selfalign.run.record import Attempt, RunRecord, RunStatus, write_run, write
 from selfalign.run.stage import claimed
 from selfalign.stages.contract import StageContext
 from selfalign.store.base import Entry, NotFound, PreconditionFailed, Store
-from selfalign.store.claims import Condemned
 from selfalign.store.manifest import Counts, Manifest, Provenance
 from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
 

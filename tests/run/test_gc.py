@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfalign.errors import DataError, SelfAlignError
+from selfalign.errors import Condemned, DataError, SelfAlignError
 from selfalign.inputs import push
 from selfalign.run.gc import Collecting, Outcome, collect
 from selfalign.run.reachable import ABANDONED, Retention, find_units, unreachable
 from selfalign.run.record import RunRecord, read_status, write_run, write_status
 from selfalign.store.artifact import read_manifest
 from selfalign.store.base import Store
-from selfalign.store.claims import COLLECTION_KEY, HEED, Condemned, claim
+from selfalign.store.claims import COLLECTION_KEY, HEED, claim
 from selfalign.store.pointer import read_pointer
 
 from .nights import Killed, MemoryStore, Turns, World, later, night, night_config, problems, work

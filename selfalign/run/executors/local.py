@@ -17,8 +17,9 @@ from typing import Any
 
 from selfalign.config import RunConfig
 from selfalign.errors import (
-    INTERRUPTED_EXIT_CODES,
     PERMANENT_EXIT_CODES,
+    UNCHARGED_EXIT_CODES,
+    Condemned,
     Interrupted,
     SelfAlignError,
 )
@@ -33,7 +34,6 @@ from selfalign.run.notify import NotDelivered, new_notice, send_until
 from selfalign.run.plan import Planned, StagePlan, heed_gc, plan_from_store
 from selfalign.run.record import Attempt, Cause, RunStatus, write_status
 from selfalign.store.base import Store
-from selfalign.store.claims import Condemned
 from selfalign.store.files import explain_os_error
 
 _STATUS_INTERVAL_SECONDS = 5.0
@@ -289,4 +289,4 @@ def classify_exit(code: int) -> Cause:
     """Whether another attempt can help. An unknown failure may pass, so it is tried again."""
     if code in PERMANENT_EXIT_CODES:
         return "permanent"
-    return "disrupted" if code in INTERRUPTED_EXIT_CODES else "temporary"
+    return "disrupted" if code in UNCHARGED_EXIT_CODES else "temporary"

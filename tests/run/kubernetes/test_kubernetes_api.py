@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from selfalign.errors import ConfigurationError
+from selfalign.run.executors.kubernetes import crd
 from selfalign.run.executors.kubernetes.api import KubernetesCluster, connect, refusal
 from selfalign.run.executors.kubernetes.cluster import (
     ClusterDenied,
@@ -211,6 +212,18 @@ def test_an_answer_that_is_no_kubernetes_object_is_an_error_or_an_empty_list(
     else:
         with pytest.raises(ClusterUnavailable, match="no Kubernetes object"):
             http_cluster.list("configmaps")
+
+
+def test_a_run_nested_thousands_deep_hides_no_other(
+    api_server: ApiServer, http_cluster: KubernetesCluster
+) -> None:
+    limit = sys.getrecursionlimit()
+    deep = '{"metadata": {"name": "deep"}, "spec": ' + '{"a":' * 9_900 + "1" + "}" * 9_901
+    page = '{"items": [%s, {"metadata": {"name": "other"}}]}' % deep  # noqa: UP031 - braces
+    api_server.answers.append(Answer("GET", "limit=", 200, raw=page))
+    found = http_cluster.list(crd.PLURAL)
+    assert [name_of(run) for run in found] == ["deep", "other"]
+    assert sys.getrecursionlimit() == limit
 
 
 def test_a_pod_s_log_comes_line_by_line(

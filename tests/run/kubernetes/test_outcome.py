@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from selfalign.errors import Condemned
 from selfalign.run.drive import Backoff, not_before
 from selfalign.run.executors.kubernetes.cluster import Resource
 from selfalign.run.executors.kubernetes.job import attempts_of
 from selfalign.run.executors.kubernetes.outcome import readable
+from selfalign.run.executors.local import classify_exit
 from selfalign.run.record import Attempt, to_remember
 
 RUN: Resource = {"metadata": {"name": "toy", "uid": "uid-run"}}
@@ -165,6 +167,12 @@ def test_a_container_killed_for_memory_says_so() -> None:
 def test_being_stopped_by_a_signal_is_a_disruption() -> None:
     job = failed()
     assert seen(job, a_pod(job, 143, "stopped")).cause == "disrupted"
+
+
+def test_an_attempt_that_gc_is_in_the_way_of_costs_nothing() -> None:
+    job = failed()
+    assert seen(job, a_pod(job, Condemned.exit_code, "gc is at work")).cause == "disrupted"
+    assert classify_exit(Condemned.exit_code) == "disrupted"
 
 
 def test_an_evicted_pod_s_exit_code_is_no_failure_of_its_own() -> None:

@@ -195,6 +195,29 @@ def test_runs_beyond_the_limit_wait_their_turn_and_nightly_ones_go_first() -> No
     assert world.condition("Progressing", "night")["reason"] == "Running"
 
 
+def test_runs_that_were_suspended_take_their_turn_again() -> None:
+    world = World(policy=policy_values(maxActiveRuns=1))
+    world.submit("one", config={"seed": 1})
+    world.step("one")
+    world.cluster.patch("alignmentruns", "one", {"spec": {"suspend": True}})
+    world.step("one")
+    world.now += timedelta(seconds=1)
+    world.submit("two", config={"seed": 2})
+    world.step("two")
+    assert world.condition("Progressing", "two")["reason"] == "Queued"  # one's Job is at work
+    world.finish("one-instruct-1")
+    world.step("one")
+    world.step("two")
+    assert "two-instruct-1" in world.jobs()
+    world.cluster.patch("alignmentruns", "one", {"spec": {"suspend": False}})
+    world.step("one")
+    assert world.condition("Progressing", "one")["reason"] == "Queued"
+    assert "1 runs are active (two)" in world.status("one")["message"]
+    world.to_the_end("two")
+    world.to_the_end("one")
+    assert world.status("one")["verdict"] is not None
+
+
 def test_a_suspended_run_labelled_nightly_refuses_no_night() -> None:
     world = World()
     world.submit("hostile", labels={NIGHTLY_LABEL: "true"}, suspend=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,8 @@ _PAGE_SIZE = 500  # client-go's default page
 _CONNECT_SECONDS, _READ_SECONDS = 5.0, 20.0
 _WATCH_SLACK_SECONDS = 30.0  # beyond the server's own timeout before a watch counts as dead
 _SENTENCE_LIMIT = 500
+# Enough for what the API server takes: objects nested 10,000 deep.
+_DEEP_RECURSION, _DEEP_STACK_BYTES = 50_000, 64 * 1024 * 1024
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 Query = dict[str, str | int]
 
@@ -198,10 +202,7 @@ class KubernetesCluster:
         response = self._send(verb, kind, name, query or {}, body=body)
         with _network_errors(), contextlib.closing(response):
             data = response.data
-        try:
-            answer = json.loads(data)
-        except (ValueError, RecursionError):
-            answer = None
+        answer = _decode(data)
         if not isinstance(answer, dict):
             raise ClusterUnavailable(
                 f"{verb} {kind} in namespace {self.namespace}: the answer is no Kubernetes object",
@@ -244,6 +245,39 @@ class KubernetesCluster:
             with contextlib.closing(response):
                 data = response.data
         raise refusal(response.status, data, verb=verb, resource=kind, namespace=self.namespace)
+
+
+def _decode(data: bytes) -> Any:
+    """The JSON value; None where there is none.
+
+    The API server takes objects nested 10,000 deep. One such run in a list must not hide the
+    others, so where this thread's stack is too small, one with a larger stack decodes.
+    """
+    with contextlib.suppress(ValueError):
+        try:
+            return json.loads(data)
+        except RecursionError:
+            return _decode_deep(data)
+    return None
+
+
+def _decode_deep(data: bytes) -> Any:
+    limit, stack = sys.getrecursionlimit(), threading.stack_size(_DEEP_STACK_BYTES)
+    found: list[Any] = []
+
+    def decode() -> None:
+        with contextlib.suppress(ValueError, RecursionError):
+            found.append(json.loads(data))
+
+    sys.setrecursionlimit(max(limit, _DEEP_RECURSION))
+    try:
+        thread = threading.Thread(target=decode)
+        thread.start()
+        thread.join()
+    finally:
+        sys.setrecursionlimit(limit)
+        threading.stack_size(stack)
+    return found[0] if found else None
 
 
 @contextlib.contextmanager

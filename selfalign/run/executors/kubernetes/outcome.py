@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from selfalign.errors import INTERRUPTED_EXIT_CODES, PERMANENT_EXIT_CODES
+from selfalign.errors import PERMANENT_EXIT_CODES, UNCHARGED_EXIT_CODES
 from selfalign.pipeline import BY_NAME
 from selfalign.run.executors.kubernetes import crd
 from selfalign.run.executors.kubernetes.cluster import Resource, annotations_of, labels_of
@@ -36,8 +36,8 @@ class ContainerEnd:
 
     @property
     def stopped(self) -> bool:
-        """Whether the container was stopped from outside: by a signal or by an eviction."""
-        return self.disrupted or self.code in INTERRUPTED_EXIT_CODES
+        """Whether it was stopped from outside: by a signal, an eviction or a gc at work."""
+        return self.disrupted or self.code in UNCHARGED_EXIT_CODES
 
     def explain(self, *, sharded: bool) -> str:
         """One line for a person."""

@@ -249,7 +249,7 @@ class _Step:
         if not crd.is_true(self.run, "Accepted"):
             self._refuse_overlap()
         self.config = configuration.pinned_config(self.by.cluster, self.run, spec)
-        if self.status.started_at is None and not spec.suspend and (ahead := self._ahead()):
+        if not spec.suspend and not _has_a_turn(self.run) and (ahead := self._ahead()):
             message = f"waits for its turn: {ahead}"
             self.save(self._changed(reason="Queued", message=message, remedy=None))
             return QUEUED_SECONDS
@@ -304,11 +304,12 @@ class _Step:
     def _ahead(self) -> str:
         """Why this run may not begin yet; empty when it may. Nightly runs begin first."""
         others = self.by.cluster.list(crd.PLURAL)
-        unfinished = [run for run in others if not crd.is_finished(run) and not _rests(run)]
-        started = [run for run in unfinished if (run.get("status") or {}).get("startedAt")]
+        unfinished = [run for run in others if not crd.is_finished(run)]
+        active = [run for run in unfinished if _has_a_turn(run)]
+        started = [run for run in active if crd.phase_of(run) != AWAITING_APPROVAL]
         policy = configuration.policy_in(configuration.read_platform(self.by.cluster))
         free = policy.max_active_runs - len(started)
-        waiting = sorted((run for run in unfinished if run not in started), key=_turn)
+        waiting = [run for run in unfinished if run not in active and not _rests(run)]
         before = [run for run in waiting if _turn(run) < _turn(self.run)]
         if len(before) < free:
             return ""
@@ -397,6 +398,15 @@ def _turn(run: Resource) -> tuple[bool, str, str]:
     metadata = run["metadata"]
     nightly = crd.NIGHTLY_LABEL in labels_of(run)
     return (not nightly, metadata["creationTimestamp"], metadata["name"])
+
+
+def _has_a_turn(run: Resource) -> bool:
+    """Whether it has begun. One that was suspended after that takes its turn again, unless what it
+    started is still at work: else runs that were begun one after the other could go on together."""
+    status = run.get("status") or {}
+    if any(attempt.get("condition") == "Active" for attempt in status.get("attempts") or []):
+        return True
+    return bool(status.get("startedAt")) and crd.phase_of(run) not in ("Suspended", "Queued")
 
 
 def _rests(run: Resource) -> bool:
