@@ -67,9 +67,10 @@ def promote(context: StageContext) -> Manifest | None:
 
 def _needs_approval(context: StageContext, final: Manifest) -> bool:
     """Whether a person is asked: a model that is current already was promoted before."""
+    if context.config.promote.approval == "automatic":
+        return False
     current = read_pointer(context.store)
-    is_current = current is not None and current.pointer.model.digest == final.digest
-    return context.config.promote.approval == "manual" and not is_current
+    return current is None or current.pointer.model.digest != final.digest
 
 
 def _request(
