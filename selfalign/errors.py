@@ -29,8 +29,9 @@ the controller match. Any other exception is a bug and exits with 1.
 
 from __future__ import annotations
 
+import json
 import re
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class SelfAlignError(Exception):
@@ -62,6 +63,21 @@ def printable(text: str) -> str:
     """`text` with the characters escaped that would steer a terminal, since a model or a bucket may
     have written it, and bytes of file names that are no UTF-8, which no stream takes."""
     return text.encode(errors="backslashreplace").decode().translate(_ESCAPES)
+
+
+_JSON_ESCAPES = {
+    code: f"\\u{code:04x}" for code in _STEERING if code >= 0x7F
+}  # json escapes the rest
+
+
+def json_text(value: Any, **options: Any) -> str:
+    """`value` as JSON that any stream takes and that steers no terminal; it reads back as it was.
+
+    Args:
+        options: of json.dumps.
+    """
+    text = json.dumps(value, ensure_ascii=False, **options)
+    return text.encode(errors="backslashreplace").decode().translate(_JSON_ESCAPES)
 
 
 # What is a secret wherever it stands. A user's name and password in a URL end at the last "@".

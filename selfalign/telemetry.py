@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import structlog
 
-from selfalign.errors import hide_secrets
+from selfalign.errors import hide_secrets, json_text
 
 _PROGRESS_INTERVAL_SECONDS = 0.5
 _VALUE_LIMIT = 4096  # characters of one value of an event
@@ -35,7 +35,7 @@ def configure_logging(*, json_lines: bool | None = None, level: str = "info") ->
     if json_lines is None:
         json_lines = not sys.stderr.isatty()
     renderer: Any = (
-        structlog.processors.JSONRenderer(ensure_ascii=False)
+        structlog.processors.JSONRenderer(serializer=json_text)
         if json_lines
         else structlog.dev.ConsoleRenderer(pad_event_to=24)
     )

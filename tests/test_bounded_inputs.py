@@ -110,6 +110,21 @@ def test_what_a_model_wrote_does_not_steer_a_terminal() -> None:
     assert "\x1b" not in printable(for_people("", line))
 
 
+def test_json_steers_no_terminal_and_reads_back_as_it_was(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = "\x1b[31m\x9b\u202eevil é 你 \x7f\n"
+    print_json({"a": text})
+    configure_logging(json_lines=True)
+    log.info("it.failed", error=text)
+    shown = capsys.readouterr()
+    for each in (shown.out, shown.err):
+        assert not set(each) & set("\x1b\x9b\u202e\x7f")
+        assert "é 你" in each
+    assert json.loads(shown.out) == {"a": text}
+    assert json.loads(shown.err)["error"] == text
+
+
 def test_the_configuration_shows_no_secret(tmp_path: Path) -> None:
     path = tmp_path / "selfalign.yaml"
     path.write_text("base_model: {path: x}\nengine: {options: {hf_token: hf_abc, api_key: k3y}}\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import click
 from selfalign.cli.options import Opened, json_option, open_from, store_options
 from selfalign.cli.show import find_artifact
 from selfalign.engines.base import Engine, GenerationRequest, Sampling
-from selfalign.errors import DataError, printable
+from selfalign.errors import DataError, json_text, printable
 from selfalign.inputs import localise
 from selfalign.prompts import render_align, render_verbose, stop_strings
 from selfalign.records import record_seed
@@ -108,7 +107,7 @@ def chat_command(
                 before = [*messages, {"role": "assistant", "content": answer}]
             if as_json:
                 told = {"question": text, "answer": answer, "model": model, "prompt": prompt}
-                click.echo(json.dumps(told, ensure_ascii=False))  # one line for each question
+                click.echo(json_text(told))  # one line for each question
             else:
                 click.echo(printable(answer))
     if refused:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -14,7 +13,7 @@ import click
 
 from selfalign import __version__
 from selfalign.cli.commands import LazyGroup
-from selfalign.errors import Interrupted, SelfAlignError, StorageFull, StoreDenied
+from selfalign.errors import Interrupted, SelfAlignError, StorageFull, StoreDenied, json_text
 from selfalign.store.files import translate_os_error
 from selfalign.telemetry import configure_logging, drop_output, log
 
@@ -120,7 +119,7 @@ def _tell(message: str, remedy: str | None, exit_code: int) -> None:
         log.error("stage.failed", error=message, remedy=remedy, exit_code=exit_code)
     elif "--json" in sys.argv:
         payload = {"error": message, "remedy": remedy, "exit_code": exit_code}
-        click.echo(json.dumps(payload, ensure_ascii=False))
+        click.echo(json_text(payload))
     else:
         click.echo(click.style("error: ", fg="red", bold=True, reset=True) + message, err=True)
         if remedy:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import click
 from rich.console import Console
 
 from selfalign.config import RunConfig
-from selfalign.errors import ConfigurationError
+from selfalign.errors import ConfigurationError, json_text
 from selfalign.load import LoadedConfig, load_config
 from selfalign.store.base import Store
 from selfalign.store.open import open_store
@@ -129,6 +128,4 @@ def new_console(*, stderr: bool = False) -> Console:
 
 def print_json(value: Any) -> None:
     """One JSON value on stdout."""
-    text = json.dumps(value, ensure_ascii=False, indent=2)
-    # a file name's bytes that are no UTF-8 become JSON's own escapes
-    click.echo(text.encode(errors="backslashreplace").decode())
+    click.echo(json_text(value, indent=2))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,10 @@ from selfalign.cli.options import (
     store_options,
 )
 from selfalign.cli.parquet import write_parquet
-from selfalign.errors import ConfigurationError, DataError, printable
+from selfalign.errors import ConfigurationError, DataError, json_text, printable
 from selfalign.identity import collect_inputs
 from selfalign.inputs import localise
 from selfalign.pipeline import PRODUCER
-from selfalign.records import Json
 from selfalign.run.plan import plan_from_store
 from selfalign.store.artifact import read_manifest, read_rows, verify
 from selfalign.store.base import Store
@@ -77,7 +75,7 @@ def show_command(
     manifest = find_artifact(opened, artifact, key)
     if records:
         for row in read_rows(opened.store, manifest):
-            click.echo(_json(row))
+            click.echo(json_text(row))
         return 0
     if target is not None:
         rows = write_parquet(opened.store, manifest, target)
@@ -168,17 +166,12 @@ def _print(console: Console, store: Store, manifest: Manifest, limit: int, dropp
             told = _shown(f"{bad.id}: {bad.explanation}")
             console.print(f"[red]quarantined: {_shown(bad.reason)}[/red]  {told}", soft_wrap=True)
     for row in itertools.islice(read_rows(store, manifest), limit):
-        console.print_json(_json(row))
+        console.print_json(json_text(row))
 
 
 def _shown(value: object) -> str:
     """What a model or a bucket wrote, as it may be printed."""
     return escape(printable(str(value)))
-
-
-def _json(row: Json) -> str:
-    """One line of JSON; half of a surrogate pair, which UTF-8 does not have, as its escape."""
-    return json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace").decode()
 
 
 def _dropped_samples(manifest: Manifest) -> dict[str, list[str]]:

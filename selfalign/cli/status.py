@@ -14,7 +14,7 @@ from selfalign.cli.cluster import cluster_options, connect_to
 from selfalign.cli.options import json_option, new_console, open_from, print_json, store_options
 from selfalign.errors import printable
 from selfalign.run.record import RunStatus, latest_run, read_run, status_to_show
-from selfalign.run.storage import total_bytes, written_bytes
+from selfalign.run.storage import held_bytes, written_bytes
 from selfalign.run.view import Progress, next_action, progress_of, show_status, word
 from selfalign.store.pointer import read_pointer
 
@@ -63,16 +63,17 @@ def status_command(
     found = read_pointer(store)
     current = None if found is None else found.pointer
     action = next_action(status)
-    written, held = written_bytes(store, status), total_bytes(store)
+    written, held = written_bytes(store, status), held_bytes(store)
     if as_json:
         model = None if current is None else current.model.model_dump()
-        sizes = {"bytes_written": written, "bytes_in_store": held}
+        sizes = {"bytes_written": written, "bytes_in_store": held.bytes}
+        sizes["bytes_in_store_is_all"] = held.whole
         print_json({**status.model_dump(), "next_action": action, "current": model, **sizes})
         return
     console = new_console()
     show_status(console, status, action, store.url, {})
     console.print(
-        f"[bold]size[/bold]   {decimal(written)} written by this run, {decimal(held)} in the store",
+        f"[bold]size[/bold]   {decimal(written)} written by this run, {held} in the store",
         highlight=False,
     )
     if current is not None:

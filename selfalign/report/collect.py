@@ -19,7 +19,7 @@ from selfalign.records import AlignedResponse, Prompt
 from selfalign.report.compare import RunDiff, compare
 from selfalign.report.view import RunView, view
 from selfalign.run.record import RunStatus, read_status, run_ids
-from selfalign.run.storage import total_bytes, written_bytes
+from selfalign.run.storage import Held, held_bytes, written_bytes
 from selfalign.stages.train import loss_curve
 from selfalign.store.artifact import read_file, read_file_as, read_manifest, read_records
 from selfalign.store.base import Store
@@ -89,7 +89,7 @@ class ReportData(RunView):
     history: list[PastRun] = field(default_factory=list)
     since: RunDiff | None = None
     bytes_written: int = 0
-    bytes_in_store: int = 0
+    held: Held = field(default_factory=lambda: Held(0, whole=True))
 
 
 def collect(store: Store, run_id: str) -> ReportData:
@@ -111,7 +111,7 @@ def collect(store: Store, run_id: str) -> ReportData:
     with contextlib.suppress(DataError):
         data.since = compare(view(store, earlier[-1]), data) if earlier else None
     data.bytes_written = written_bytes(store, data.status)
-    data.bytes_in_store = total_bytes(store)
+    data.held = held_bytes(store)
     return data
 
 

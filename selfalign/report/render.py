@@ -134,7 +134,7 @@ def _context(data: ReportData, principles: dict[int, str]) -> dict[str, Any]:
         "published": PUBLISHED_ANNOTATION,
         "seconds": seconds,
         "written": decimal(data.bytes_written),
-        "stored": decimal(data.bytes_in_store),
+        "stored": str(data.held),
         "name": lambda variant: variant_name(variant, principles),
         "bar": charts.bar,
     }

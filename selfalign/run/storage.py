@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
+from itertools import islice
+
+from rich.filesize import decimal
 
 from selfalign.errors import DataError
 from selfalign.run.record import RunStatus
 from selfalign.store.artifact import read_manifest
 from selfalign.store.base import Store
+
+LISTED_OBJECTS = 20_000  # of a store, to tell its size: 20 pages of S3, some seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a store holds.
+
+    Attributes:
+        whole: whether every object is counted; else there are more than were to be listed.
+    """
+
+    bytes: int
+    whole: bool
+
+    def __str__(self) -> str:
+        return f"{'' if self.whole else 'at least '}{decimal(self.bytes)}"
 
 
 def written_bytes(store: Store, status: RunStatus) -> int:
@@ -21,6 +42,8 @@ def written_bytes(store: Store, status: RunStatus) -> int:
     return written
 
 
-def total_bytes(store: Store) -> int:
-    """Of every object, also those that no run needs any more."""
-    return sum(entry.bytes for entry in store.entries(""))
+def held_bytes(store: Store, most_objects: int = LISTED_OBJECTS) -> Held:
+    """Of all objects, needed or not; of a store with more objects, of the first ones alone."""
+    entries = store.entries("")
+    counted = sum(entry.bytes for entry in islice(entries, most_objects))
+    return Held(counted, whole=next(entries, None) is None)

@@ -18,6 +18,11 @@ from selfalign.errors import EngineError, OutOfMemory, SelfAlignError, StorageFu
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 _MESSAGE_CHARACTERS = 500
+# Host memory; what cuBLAS, cuDNN and CUDA take beside torch's allocator.
+_MEMORY_SIGNS = (
+    *("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+    "CUDA error: out of memory",
+)
 
 
 @contextmanager
@@ -41,7 +46,7 @@ def _translate(error: Exception, doing: str) -> SelfAlignError | None:
             f"{doing}: the disk is full or fails: {text}",
             remedy="give the working directory more space (ephemeral-storage, emptyDir or disk)",
         )
-    if _is_memory(error, text):
+    if is_out_of_memory(error):
         return OutOfMemory(
             f"{doing}: out of memory: {text}",
             remedy="lower micro_batch_size or max_length, set gradient_checkpointing, use lora or "
@@ -64,10 +69,12 @@ def _is_disk(error: Exception, text: str) -> bool:
     return bool(code and int(code[1]) in _DISK) or "PytorchStreamWriter failed writing" in text
 
 
-def _is_memory(error: Exception, text: str) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether device or host memory ran out, whichever library says so."""
+    text = str(error)[:_MESSAGE_CHARACTERS]
     return (
         isinstance(error, MemoryError)
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
         or _name(error) == "OutOfMemoryError"  # torch.OutOfMemoryError: CUDA
-        or (isinstance(error, RuntimeError) and "can't allocate memory" in text)  # host memory
+        or (isinstance(error, RuntimeError) and any(sign in text for sign in _MEMORY_SIGNS))
     )

@@ -15,6 +15,7 @@ from selfalign.config import TrainConfig
 from selfalign.errors import OutOfMemory
 from selfalign.training.batches import MicroBatches, token_loss
 from selfalign.training.examples import EncodedExamples
+from selfalign.training.failures import is_out_of_memory
 
 _GIB = 2**30
 # AdamW's two moments, bytes per trained parameter (8 bit: one each, and a scale per block).
@@ -98,13 +99,12 @@ def fit_micro_batch(
 
 def largest_that_fits(sizes: Sequence[int], attempt: Callable[[int], None]) -> int | None:
     """The largest of `sizes` whose `attempt` does not run out of memory; None if each does."""
-    import torch
-
     for size in sorted(sizes, reverse=True):
         try:
             attempt(size)
-        except torch.OutOfMemoryError:
-            pass
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
         else:
             return size
         _free()

@@ -18,6 +18,7 @@ from selfalign.run.record import (
     write_run,
     write_status,
 )
+from selfalign.run.storage import held_bytes
 from selfalign.store.local import LocalStore
 
 
@@ -46,6 +47,16 @@ def test_gpu_hours_count_what_each_attempt_held_for_as_long_as_it_took() -> None
     open_or_uncounted = [attempt(3, None, 8), attempt(4, "2026-01-02T00:00:00Z", None)]
     assert RunStatus(id="a", attempts=[*ended, *open_or_uncounted]).gpu_hours == 6.0
     assert RunStatus(id="a", attempts=open_or_uncounted[1:]).gpu_hours is None
+
+
+def test_a_store_of_many_objects_is_not_listed_to_its_end(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    for number in range(5):
+        store.write(f"a/{number}", b"12345678")
+    assert (held_bytes(store, 5).bytes, held_bytes(store, 5).whole) == (40, True)
+    part = held_bytes(store, 4)
+    assert (part.bytes, part.whole) == (32, False)
+    assert str(part) == "at least 32 bytes"
 
 
 def test_the_latest_run_is_the_newest_and_not_the_last_of_the_alphabet(store: LocalStore) -> None:

@@ -15,13 +15,16 @@ from .test_packing import SHAPES, make_model, make_rows
 FULL = TrainConfig(method="full", precision="float32", global_batch_size=4)
 
 
-def too_large(limit: int, tried: list[int]):  # type: ignore[no-untyped-def]
+CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+
+
+def too_large(limit: int, tried: list[int], said: str = ""):  # type: ignore[no-untyped-def]
     import torch
 
     def attempt(size: int) -> None:
         tried.append(size)
         if size > limit:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise RuntimeError(said) if said else torch.OutOfMemoryError("CUDA out of memory.")
 
     return attempt
 
@@ -31,6 +34,7 @@ def test_the_largest_size_that_does_not_run_out_of_memory_is_taken() -> None:
     assert largest_that_fits([1, 2, 4, 8], too_large(3, tried)) == 2
     assert tried == [8, 4, 2]
     assert largest_that_fits([1, 2], too_large(0, [])) is None
+    assert largest_that_fits([1, 2, 4], too_large(1, [], CUBLAS)) == 1
 
 
 def test_an_error_that_is_not_of_memory_is_not_swallowed() -> None:
