@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from selfalign.errors import SelfAlignError
+from selfalign.load import validate_config
 from selfalign.run.executors.kubernetes.crd import NIGHTLY_LABEL
 
 from .worlds import World, config_map, platform_values, policy_values
@@ -152,6 +153,17 @@ def test_a_run_may_repeat_what_the_platform_has() -> None:
     values = platform_values(promote={"rules": [{"metric": "hhh", "against": "base"}]})
     world = World(platform=values, policy={"overrides": []})
     world.submit(config=values)
+    world.to_the_end()
+    assert world.status()["verdict"] == "Promoted"
+
+
+def test_a_run_may_repeat_a_rule_that_the_platform_spells_out_with_its_nulls() -> None:
+    rule = {"metric": "hhh", "against": "base", "min_difference": 0.0}
+    written = validate_config(platform_values(promote={"rules": [rule]}), "x").promote
+    platform = platform_values(promote=written.model_dump(mode="json"))
+    assert platform["promote"]["rules"] != [rule]
+    world = World(platform=platform, policy={"overrides": []})
+    world.submit(config={"promote": {"rules": [rule]}})
     world.to_the_end()
     assert world.status()["verdict"] == "Promoted"
 

@@ -135,7 +135,7 @@ def check_allowed(spec: crd.AlignmentRunSpec, policy: Policy, platform: dict[str
             continue
         never = _is_the_platforms(path)
         if never or not any(_matches(path, pattern) for pattern in policy.overrides):
-            if _value_at(platform, path) == value:
+            if _without_nulls(_value_at(platform, path)) == _without_nulls(value):
                 continue
             raise ConfigurationError(
                 f"spec.config.{path[:200]}: a run may not set this here",
@@ -371,3 +371,11 @@ def _value_at(config: dict[str, Any], path: str) -> Any:
     for part in path.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value
+
+
+def _without_nulls(value: Any) -> Any:
+    """A value whose objects leave out what is null: the file that `inputs push` writes spells out
+    every field of a rule, a run only what it sets."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(v) for name, v in value.items() if v is not None}
+    return [_without_nulls(v) for v in value] if isinstance(value, list) else value
