@@ -216,7 +216,9 @@ class CurateConfig(StageModel):
         "similarity: a rewording that no n-gram finds",
     )
     records_per_part: PositiveInt = Field(4096, description="records per part")
-    max_prompts: PositiveInt | None = Field(None, description="keep at most this many")
+    max_prompts: PositiveInt | None = Field(
+        None, description="keep at most this many, of each source its share of the candidates"
+    )
 
 
 class AlignConfig(GenerationStageModel):

@@ -50,17 +50,18 @@ class Selection:
         self._novelty.add(words)
         self._near.add(shingles(words, self._shingle))
 
-    def judge(self, texts: Screened, room: int | None = None) -> list[str | None]:
+    def judge(self, texts: Screened, room: Sequence[int] | None = None) -> list[str | None]:
         """The first filter that drops each text, or None for those that are kept from now on.
 
         Args:
-            room: how many may be kept at most; None: all.
+            room: for each text, how many may be kept up to it, itself included; None: all.
         """
         words = self._vocabulary.encode(texts.words)
         verdicts: list[str | None] = []
         for start in range(0, len(words), _JUDGED_AT_ONCE):
             part = slice(start, start + _JUDGED_AT_ONCE)
-            left = None if room is None else room - verdicts.count(None)
+            kept = verdicts.count(None)
+            left = None if room is None else [most - kept for most in room[part]]
             rows = np.arange(len(words))[part]
             verdicts += self._judge(texts.keys[part], texts.reasons[part], words.take(rows), left)
         return verdicts
@@ -70,7 +71,7 @@ class Selection:
         keys: Sequence[bytes],
         reasons: Sequence[str | None],
         words: Sequences,
-        room: int | None,
+        room: Sequence[int] | None,
     ) -> list[str | None]:
         new = [
             reason is None and key not in self._keys
@@ -90,7 +91,7 @@ class Selection:
                 verdicts[row] = "near_duplicate"
             elif novelty.like(row, kept):
                 verdicts[row] = "not_novel"
-            elif room is not None and len(kept) >= room:
+            elif room is not None and len(kept) >= room[row]:
                 verdicts[row] = "over_max_prompts"
             else:
                 kept[row] = None

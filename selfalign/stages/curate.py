@@ -25,6 +25,7 @@ from selfalign.stages.contract import (
     commit_parts,
     provenance,
 )
+from selfalign.stages.instruct import GUIDED
 from selfalign.stages.screeners import Screening, num_screeners, screeners
 from selfalign.store.artifact import ShardWriter, read_records
 from selfalign.store.manifest import Manifest, Part
@@ -43,7 +44,8 @@ def curate(context: StageContext) -> Manifest | None:
         rows = read_records(context.store, candidates, Candidate)
         chunks = chunked("candidates", rows, context.config.curate.records_per_part)
         with screeners(_screen(context), num_screeners(total), _Work.texts) as screened:
-            curator = _Curator(context, shard, progress, screened)
+            limits = _limits(context.config.curate.max_prompts, candidates)
+            curator = _Curator(context, shard, progress, screened, limits)
             parts = commit_parts(shard, chunks, curator.work, progress, curator.replay)
         shard.finish(parts, provenance(started))
     return writer.publish_when_complete(1)
@@ -60,6 +62,19 @@ def _screen(context: StageContext) -> Screen:
     return Screen(
         references, ngram=config.decontamination_ngram, overlap=config.decontamination_overlap
     )
+
+
+def _limits(max_prompts: int | None, candidates: Manifest) -> dict[str, int] | None:
+    """How many prompts there may be when one of each source is kept; None: any number.
+
+    General candidates come first, and leave the topic-guided ones their share of the room.
+    """
+    if max_prompts is None:
+        return None
+    parts = [part for shard in candidates.shards for part in shard.parts]
+    guided = sum(part.counts.kept for part in parts if part.name.startswith(GUIDED))
+    of_guided = max_prompts * guided // max(1, candidates.counts.kept)
+    return {"self_instruct": max_prompts - of_guided, "topic_guided": max_prompts}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +97,13 @@ class _Curator:
         shard: ShardWriter,
         progress: Progress,
         screened: Screening[_Work],
+        limits: dict[str, int] | None,
     ) -> None:
         config = context.config.curate
         self._shard = shard
         self._progress = progress
         self._screened = screened
-        self._max_prompts = config.max_prompts
+        self._limits = limits
         self._num_prompts = 0
         self._committed: list[Part] = []
         self._selection = Selection(
@@ -119,7 +135,9 @@ class _Curator:
             yield _Work(before, chunk)
 
     def _judge(self, candidates: list[Candidate], screened: Screened) -> PartOutcome:
-        room = None if self._max_prompts is None else self._max_prompts - self._num_prompts
+        room = None
+        if self._limits is not None:
+            room = [self._limits[each.source] - self._num_prompts for each in candidates]
         verdicts = self._selection.judge(screened, room)
         outcome = PartOutcome()
         for candidate, reason in zip(candidates, verdicts, strict=True):

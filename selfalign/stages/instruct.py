@@ -33,6 +33,7 @@ from selfalign.stages.topics import Topics, grow_topics
 from selfalign.store.manifest import Manifest
 from selfalign.telemetry import Progress
 
+GENERAL, GUIDED = "general", "guided"  # what ids of requests and names of parts begin with
 _LONGEST_SAMPLE = 300  # characters of a completion that are kept for a person to see
 
 
@@ -45,7 +46,7 @@ class _Asked:
 
     @property
     def id(self) -> str:
-        return f"{'general' if self.hints is None else 'guided'}-{self.index:08d}"
+        return f"{GENERAL if self.hints is None else GUIDED}-{self.index:08d}"
 
 
 def instruct(context: StageContext) -> Manifest | None:
@@ -97,12 +98,12 @@ class _Work:
         """The requests, to be committed together."""
         context, size = self._context, self._context.config.instruct.records_per_part
         general = map(_Asked, context.mine(range(self._general)))
-        yield from chunked("general", general, size)
+        yield from chunked(GENERAL, general, size)
         groups = self.hints()
         self.limit.rows = self._general + len(groups)
         self.progress.total = self._share_of(self._general) + self._share_of(len(groups))
         guided = (_Asked(index, hints) for index, hints in context.mine(enumerate(groups)))
-        yield from chunked("guided", guided, size)
+        yield from chunked(GUIDED, guided, size)
 
     def _share_of(self, rows: int) -> int:
         return share_size(rows, self._context.shard, self._context.num_shards)

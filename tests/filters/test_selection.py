@@ -50,7 +50,7 @@ def selected(
     verdicts: list[str | None] = []
     while texts:
         size = sizes[len(texts) % len(sizes)]
-        left = None if room is None else room - verdicts.count(None)
+        left = None if room is None else [room - verdicts.count(None)] * len(texts[:size])
         verdicts += chosen.judge(screen.screen(texts[:size]), left)
         texts = texts[size:]
     assert len(chosen) == len(seeds) + verdicts.count(None)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,11 @@ TEXTS = [
 def context_of(tmp_path: Path) -> Callable[..., StageContext]:
     """Contexts of the stage, each with a store of its own that holds the same candidates."""
 
-    def made(name: str, **curate: Any) -> StageContext:
+    def made(
+        name: str, general: Sequence[str] = TEXTS, guided: Sequence[str] = (), **curate: Any
+    ) -> StageContext:
         store = LocalStore(tmp_path / name)
-        manifest = write_candidates(store)
+        manifest = write_candidates(store, general, guided)
         config = RunConfig.model_validate(
             {
                 "base_model": {"path": str(tmp_path)},
@@ -67,17 +70,25 @@ def context_of(tmp_path: Path) -> Callable[..., StageContext]:
     return made
 
 
-def write_candidates(store: LocalStore) -> Manifest:
+def write_candidates(store: LocalStore, general: Sequence[str], guided: Sequence[str]) -> Manifest:
     writer = ArtifactWriter(
         store, artifact="candidates", stage="instruct", key="c", identity={}, parents={}
     )
     shard = writer.shard(0, 1)
-    records = [
-        Candidate(id=f"general-{number:03d}", source="self_instruct", text=text, request="r")
-        for number, text in enumerate(TEXTS)
-    ]
     names = []
-    for chunk in chunked("general", records, 50):
+    sources = (("general", "self_instruct", general), ("guided", "topic_guided", guided))
+    for chunk in (
+        chunk
+        for kind, source, texts in sources
+        for chunk in chunked(
+            kind,
+            [
+                Candidate(id=f"{kind}-{number:03d}", source=source, text=text, request="r")
+                for number, text in enumerate(texts)
+            ],
+            50,
+        )
+    ):
         outcome = PartOutcome()
         for record in chunk.items:
             outcome.keep(record)
@@ -124,6 +135,17 @@ def test_the_size_of_parts_decides_nothing(context_of: Callable[..., StageContex
         assert manifest.counts.dropped["over_max_prompts"] > 0
     assert len(kept[0]) == 40
     assert kept[0] == kept[1] == kept[2]
+
+
+@pytest.mark.parametrize(("limit", "general", "guided"), [(20, 15, 5), (36, 27, 9), (45, 27, 9)])
+def test_topic_guided_prompts_get_their_share_of_the_room(
+    context_of: Callable[..., StageContext], limit: int, general: int, guided: int
+) -> None:
+    texts = [f"paint v{number} and u{number} with t{number}" for number in range(36)]
+    context = context_of("shared", texts[:27], texts[27:], max_prompts=limit)
+    kept = read_records(context.store, curated(context), Prompt)
+    found = Counter(prompt.source for prompt in kept)
+    assert found == {"self_instruct": general, "topic_guided": guided}
 
 
 @pytest.mark.parametrize("processes", [0, 1])
