@@ -7,8 +7,13 @@ and `selfalign.json`: the step, and the digest of what the training was made of.
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,7 +39,48 @@ _EXECUTION_ONLY = {
     "num_processes",
     "num_shards",
 }
+_TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch.load reads it, whatever its caller asks for
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy")
+
+
+# What DeepSpeed's own files hold beside tensors and plain values.
+_DEEPSPEED_CLASSES = (
+    ("deepspeed.runtime.zero.config", "ZeroStageEnum"),
+    ("deepspeed.runtime.fp16.loss_scaler", "LossScaler"),
+    ("deepspeed.runtime.fp16.loss_scaler", "DynamicLossScaler"),
+    ("deepspeed.utils.tensor_fragment", "fragment_address"),
+)
+
+
+@contextmanager
+def without_code(step: int | None, *, deepspeed: bool) -> Iterator[None]:
+    """Let torch read tensors and plain values alone within the block: a checkpoint comes from the
+    store, and DeepSpeed would run whatever the pickles in it say.
+
+    Args:
+        step: of the checkpoint that is resumed from, for the message.
+
+    Raises DataError for a file that holds anything else.
+    """
+    from torch.serialization import safe_globals
+
+    classes = (
+        [getattr(import_module(m), name) for m, name in _DEEPSPEED_CLASSES] if deepspeed else []
+    )
+    before = os.environ.get(_TENSORS_ONLY)
+    os.environ[_TENSORS_ONLY] = "1"
+    try:
+        with safe_globals(classes):
+            yield
+    except pickle.UnpicklingError as error:
+        raise DataError(
+            f"the checkpoint of step {step} holds more than tensors: {str(error)[:200]}",
+            remedy="delete checkpoints/saved.json beside it in the store: the training starts anew",
+        ) from error
+    finally:
+        os.environ.pop(_TENSORS_ONLY)
+        if before is not None:
+            os.environ[_TENSORS_ONLY] = before
 
 
 def versions() -> dict[str, str]:

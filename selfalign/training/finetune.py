@@ -23,7 +23,13 @@ from selfalign.training.attention import pack_attention
 from selfalign.training.base import CheckpointSink, Example, TrainingProgress, TrainResult
 from selfalign.training.batches import MicroBatches
 from selfalign.training.chat import fit_form
-from selfalign.training.checkpoints import Checkpoint, Checkpoints, training_identity, versions
+from selfalign.training.checkpoints import (
+    Checkpoint,
+    Checkpoints,
+    training_identity,
+    versions,
+    without_code,
+)
 from selfalign.training.examples import EncodedExamples, encode
 from selfalign.training.failures import engine_errors
 from selfalign.training.loop import (
@@ -258,7 +264,10 @@ def _run(
         pad_token_id=plan.pad_token_id,
     )
     watch.stop.raise_if(watch.ranks.highest(watch.stop.signal_number))
-    trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed.directory))
+    directory = None if resumed is None else str(resumed.directory)
+    step = None if resumed is None else resumed.step
+    with without_code(step, deepspeed=plan.config.deepspeed is not None):
+        trainer.train(resume_from_checkpoint=directory)
     watch.stop.raise_if(watch.stopped_by)
     trainer.save_model(str(trained))
     watch.ranks.barrier()

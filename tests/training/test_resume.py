@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import signal
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from selfalign.errors import DataError, Interrupted
 from selfalign.training import TrainResult
+from selfalign.training.checkpoints import without_code
 
 from .worlds import CONFIG, Attempt, files, newest, sink, start
 
@@ -104,6 +107,36 @@ def test_how_often_checkpoints_are_made_changes_nothing(full: Run, tmp_path: Pat
     killed = Attempt(often, full[0].base, tmp_path, signals={11: signal.SIGKILL})
     assert start(killed).outcome() == -signal.SIGKILL
     finish(Attempt(full[0].config, full[0].base, tmp_path), full, resumed_from=9)
+
+
+class Code:
+    """Unpickling it makes a directory."""
+
+    def __init__(self, made: str) -> None:
+        self.made = made
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (self.made,)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "pytorch_model.bin"])
+def test_code_in_a_checkpoint_is_not_run(base: Path, tmp_path: Path, name: str) -> None:
+    import torch
+
+    with pytest.raises(Interrupted):
+        Attempt(CONFIG, base, tmp_path, signals={3: signal.SIGTERM}).run()
+    checkpoint, made = tmp_path / "saved", tmp_path / "made"
+    assert newest(tmp_path, checkpoint) == 4
+    if name == "pytorch_model.bin":
+        (checkpoint / "model.safetensors").unlink()
+    torch.save(Code(str(made)), checkpoint / name)
+    kept = sink(tmp_path / "sink")
+    kept.publish(4, kept.upload(4, checkpoint))
+    with pytest.raises(DataError, match="checkpoint of step 4 holds more than tensors"):
+        Attempt(CONFIG, base, tmp_path).run()
+    with without_code(4, deepspeed=False), pytest.raises(pickle.UnpicklingError):
+        torch.load(checkpoint / name, weights_only=False)  # as DeepSpeed does
+    assert not made.exists()
 
 
 def test_a_checkpoint_that_lacks_files_is_a_data_error(base: Path, tmp_path: Path) -> None:
