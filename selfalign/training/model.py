@@ -42,8 +42,9 @@ class BaseModel:
 
     def load(self, loader: Any, **options: Any) -> Any:
         """`loader.from_pretrained` of it. Raises DataError; EngineError when the hub is away."""
+        options |= {"revision": self.revision, "trust_remote_code": False}  # else it may ask
         with self._loading():
-            return loader.from_pretrained(self.path, revision=self.revision, **options)
+            return loader.from_pretrained(self.path, **options)
 
     def without_weights(self) -> Any:
         """The model on torch's meta device: its modules, no memory. Raises as `load` does."""
@@ -52,7 +53,7 @@ class BaseModel:
 
         config = self.load(AutoConfig)
         with self._loading(), torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
     @contextmanager
     def _loading(self) -> Iterator[None]:
@@ -166,7 +167,7 @@ def load_for_training(config: TrainConfig, base: BaseModel) -> Any:
     # Optimisers need float32 for small updates to count; frozen weights do not, and DeepSpeed
     # keeps its own float32 copy, a share in each process.
     whole = config.method == "full" and config.deepspeed is None
-    options: dict[str, Any] = {"dtype": torch.float32 if whole else low}
+    options: dict[str, Any] = {"dtype": torch.float32 if whole else low, "use_safetensors": True}
     if config.method == "qlora":
         options |= _quantised(low)
     model = base.load(AutoModelForCausalLM, **options)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import resource
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,33 @@ def test_damaged_weights_are_a_data_error(tmp_path: Path) -> None:
     base = build_base(tmp_path / "base")
     weights = base / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(DataError, match=f"base_model {base}: cannot be loaded"):
+        Attempt(CONFIG, base, tmp_path).run()
+
+
+def test_code_that_comes_with_a_base_is_neither_run_nor_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question="": asked.append(question) or "y")
+    base, ran = build_base(tmp_path / "base"), tmp_path / "ran"
+    (base / "custom.py").write_text(f"open({str(ran)!r}, 'w')")
+    config = json.loads((base / "config.json").read_text())
+    config |= {"model_type": "custom", "auto_map": {"AutoConfig": "custom.C"}}
+    (base / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match=f"base_model {base}: cannot be loaded"):
+        Attempt(CONFIG, base, tmp_path).run()
+    assert not ran.exists()
+    assert not asked
+
+
+def test_pickled_weights_of_a_base_are_a_data_error(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    base = build_base(tmp_path / "base")
+    torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
+    (base / "model.safetensors").unlink()
     with pytest.raises(DataError, match=f"base_model {base}: cannot be loaded"):
         Attempt(CONFIG, base, tmp_path).run()
 
