@@ -56,7 +56,10 @@ def check_store_url(url: str) -> None:
             "(service account, environment or profile), the endpoint from AWS_ENDPOINT_URL_S3",
         )
     if not url or not url.isprintable():
-        raise ConfigurationError(f"store {url!r}: expected a path or a URL", remedy=_FORMS)
+        raise ConfigurationError(
+            f"store {url!r}: expected a path or a URL without control characters, in UTF-8",
+            remedy=_FORMS,
+        )
 
 
 def _file_path(url: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,11 @@ def test_a_url_that_names_no_store_is_refused_without_repeating_secrets(aws: str
     assert caught.value.remedy
     assert "hunter2" not in str(caught.value)
     assert caught.value.message.isprintable()
+
+
+def test_a_path_that_is_no_utf_8_says_so() -> None:
+    with pytest.raises(ConfigurationError, match=r"'/srv/caf\\udce9': .* in UTF-8"):
+        open_store(os.fsdecode(b"/srv/caf\xe9"))
 
 
 def test_options_of_a_local_store_are_refused(tmp_path: Path) -> None:
