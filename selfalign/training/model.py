@@ -93,9 +93,25 @@ def check_base_model(config: TrainConfig, base: BaseModel, form: ChatForm) -> No
     Raises DataError for a tokenizer that does not fit the model or has no end-of-sequence token,
     ConfigurationError for target modules that the model does not have; and what `fit_form` does.
     """
+    _require_text_model(base)
     fit_form(form, load_tokenizer(base)[0])
     if config.method != "full" and config.lora.target_modules != "all-linear":
         _check_targets(config.lora.target_modules, base.without_weights())
+
+
+def _require_text_model(base: BaseModel) -> None:
+    """Raise DataError for a model of images too: adapters would change its vision tower, and the
+    trained model would lack the processor's files."""
+    from transformers import AutoConfig
+
+    config = base.load(AutoConfig)
+    if config.get_text_config() is not config:
+        raise DataError(
+            f"base_model {base.path}: {config.model_type} takes more than text, which training "
+            "does not keep whole",
+            remedy="save its language model alone, as the architecture of its text_config, and "
+            "train that one",
+        )
 
 
 def load_tokenizer(base: BaseModel) -> tuple[Any, int, int]:
@@ -163,6 +179,7 @@ def load_for_training(config: TrainConfig, base: BaseModel) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
 
+    _require_text_model(base)
     low = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
     # Optimisers need float32 for small updates to count; frozen weights do not, and DeepSpeed
     # keeps its own float32 copy, a share in each process.
