@@ -343,7 +343,8 @@ def _leaves(config: dict[str, Any]) -> list[tuple[str, Any]]:
             open_nodes += [(name, child, depth + 1, below) for name, child in names.items()]
         elif isinstance(value, list):
             open_nodes += [(path, child, depth + 1, below) for child in value]
-        if not in_list and path and not (isinstance(value, dict) and value):
+        # a section of a run has no null in whose place an empty one could come
+        if not in_list and path and not (isinstance(value, dict) and (value or "." not in path)):
             leaves.append((path, value))
     return leaves
 
