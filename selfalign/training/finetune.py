@@ -206,6 +206,12 @@ def _plan(
             total_steps=total_steps,
             processes=ranks.world_size,
         )
+        if len(encoded) < config.global_batch_size:  # the filters left next to nothing
+            _log.warning(
+                "training.few_examples",
+                examples=len(encoded),
+                global_batch_size=config.global_batch_size,
+            )
         if config.warmup_steps >= total_steps:
             _log.warning(
                 "training.never_warm", warmup_steps=config.warmup_steps, total_steps=total_steps
