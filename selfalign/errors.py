@@ -84,7 +84,7 @@ def json_text(value: Any, **options: Any) -> str:
 _SECRETS = (
     (re.compile(r"(\w://)[^\s\"'<>]*@"), r"\1…@"),
     (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}"), r"\1 …"),
-    (re.compile(r"\bhf_[A-Za-z0-9]{8,}"), "hf_…"),
+    (re.compile(r"\bhf_(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{8,}"), "hf_…"),  # not hf_overrides
     (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{8,}"), "…"),
     (re.compile(r"\beyJ[\w-]{10,}(?:\.[\w-]+)*"), "…"),  # a JSON web token
 )

@@ -147,6 +147,7 @@ def test_a_line_that_is_no_event_of_a_log_is_none(line: str) -> None:
         ("http://user:pa@ss/w@rd@host/path", "http://…@host/path"),
         ("Authorization: Bearer abc.def-ghi_jkl", "Authorization: Bearer …"),
         ("token hf_AbCdEfGhIjKl given", "token hf_… given"),
+        ("engine.options.hf_overrides", "engine.options.hf_overrides"),
         ("s3://bucket/prefix and a@b.c", "s3://bucket/prefix and a@b.c"),
     ],
 )
