@@ -51,7 +51,7 @@ include cluster.mk
 lock: ## pin every dependency anew in constraints.txt
 	@rm -rf .venv-lock && $(PYTHON311) -m venv .venv-lock
 	@.venv-lock/bin/python -m pip install --quiet torch==2.13.0
-	@.venv-lock/bin/python -m pip install --quiet -e ".[models,gguf,parquet,ifeval,s3,cluster,dev]"
+	@.venv-lock/bin/python -m pip install --quiet -e ".[models,gguf,parquet,ifeval,harness,s3,cluster,dev]"
 	@# A local version (torch's +cpu) is on one index only.
 	@.venv-lock/bin/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > constraints.txt
 	@rm -rf .venv-lock

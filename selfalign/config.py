@@ -343,6 +343,31 @@ class JudgeConfig(Model):
     )
 
 
+class HarnessConfig(Model):
+    """Tasks of EleutherAI's lm-evaluation-harness (extra `harness`)."""
+
+    tasks: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]] = Field(
+        min_length=1,
+        description="names of tasks, groups or tags (`lm-eval ls tasks`); metrics are "
+        "harness.<name>.<metric>",
+    )
+    include_path: Path | None = Field(
+        None,
+        description="a directory with tasks of your own as YAML, and their data; may hold Python "
+        "that is run, so that on a cluster a run may never set it; null: none",
+    )
+    limit: PositiveInt | None = Field(
+        None, description="documents of each task, the first ones; null: all"
+    )
+
+    @field_validator("tasks")
+    @classmethod
+    def _each_task_once(cls, tasks: list[str]) -> list[str]:
+        if len(set(tasks)) < len(tasks):
+            raise ValueError("a task is named twice; name it once")
+        return tasks
+
+
 class EvaluateConfig(StageModel):
     """Scores with intervals."""
 
@@ -382,6 +407,9 @@ class EvaluateConfig(StageModel):
     judge: JudgeConfig | None = Field(
         None, description="compares held-out answers, each pair in both orders; null: none does"
     )
+    harness: HarnessConfig | None = Field(
+        None, description="tasks of lm-evaluation-harness, for every model; null: none"
+    )
     confidence: float = Field(
         0.9, gt=0, lt=1, description="of intervals; each end is wrong in (1 - this) / 2 of nights"
     )
@@ -406,7 +434,8 @@ class GateRule(Model):
 
     metric: str = Field(
         description="e.g. heldout.aligned, heldout.refusal.must, guard.empty, hhh, mc1, "
-        "judge.win_rate; metric/kind is one kind of item, metric/* each kind on its own"
+        "judge.win_rate, harness.arc_easy.acc; metric/kind is one kind of item, metric/* each "
+        "kind on its own"
     )
     against: Literal["base", "promoted", "anchor"] | None = Field(
         None, description="whom the final model is compared to; null: nobody"

@@ -26,6 +26,8 @@ from selfalign.store.files import file_sha256
 
 KEY_LENGTH = 20  # hex characters: 80 bits, short enough for labels and object names
 DATA_FIELDS = BY_NAME["evaluate"].data  # fields of the evaluate section that name files
+# The one release whose tasks are run: a task's version follows from it and the task's name.
+LM_EVAL_VERSION = "0.4.13"
 _DEFAULT_HELDOUT = Path(__file__).parent / "evaluation" / "heldout.jsonl"
 
 
@@ -71,11 +73,13 @@ def data_of(config: EvaluateConfig, field: str) -> Path | None:
 
 def with_data(config: EvaluateConfig, paths: Mapping[str, Path]) -> EvaluateConfig:
     """The section with other paths in some of DATA_FIELDS."""
-    updates: dict[str, Any] = {field: path for field, path in paths.items() if "." not in field}
-    below = {f.removeprefix("judge."): path for f, path in paths.items() if f not in updates}
-    if below and config.judge is not None:
-        updates["judge"] = config.judge.model_copy(update=below)
-    return config.model_copy(update=updates)
+    for field, path in paths.items():
+        section, _, name = field.rpartition(".")
+        if not section:
+            config = config.model_copy(update={name: path})
+        elif (below := getattr(config, section)) is not None:
+            config = config.model_copy(update={section: below.model_copy(update={name: path})})
+    return config
 
 
 def with_judge_model(config: EvaluateConfig, **values: str) -> EvaluateConfig:
@@ -209,7 +213,7 @@ def stage_identity(
         "stage": stage.name,
         "code_version": __version__,
         "seed": config.seed,
-        "config": _identity_view(section, drop=set(stage.data) | {"engine", "judge"}),
+        "config": _identity_view(section, drop=set(stage.data) | {"engine", "judge", "harness"}),
         "seeds": {name: inputs.seeds[name] for name in stage.seeds if name in inputs.seeds},
         "data": {name: inputs.data[name] for name in stage.data if name in inputs.data},
         "parents": dict(parents),
@@ -219,6 +223,9 @@ def stage_identity(
     if isinstance(section, EvaluateConfig) and section.judge is not None:
         engine = section.judge.engine or section.engine or config.engine
         identity["judge"] = {"model": inputs.judge, "engine": _identity_view(engine, drop=set())}
+    if isinstance(section, EvaluateConfig) and section.harness is not None:
+        harness = section.harness.model_dump(include={"tasks", "limit"})
+        identity["harness"] = {"lm_eval": LM_EVAL_VERSION, **harness}
     if stage.uses_base_model:
         identity["base_model"] = inputs.base_model
     if stage.reads_promoted:

@@ -28,6 +28,7 @@ _PATHS = (
     ),
     ("evaluate", "judge", "template"),
     ("evaluate", "judge", "labelled"),
+    ("evaluate", "harness", "include_path"),
 )
 _MODELS = (("base_model",), ("evaluate", "judge", "model"))
 

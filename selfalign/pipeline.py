@@ -125,7 +125,7 @@ STAGES: tuple[Stage, ...] = (
         summary="Score base, engraved, final and promoted models, paired, with intervals.",
         data=(
             *("heldout", "hhh", "truthfulqa", "hhh_template", "truthfulqa_template"),
-            *("judge.template", "judge.labelled"),
+            *("judge.template", "judge.labelled", "harness.include_path"),
         ),
         reads_promoted=True,
     ),

@@ -29,11 +29,12 @@ from selfalign.evaluation import explanations
 from selfalign.evaluation.rules import EVERY_KIND, rules_of
 from selfalign.evaluation.scores import (
     AGREEMENT,
+    HARNESS,
     JUDGE,
     JUDGED,
     REFUSAL_MUST,
     REFUSAL_MUST_NOT,
-    SOURCES,
+    source_of,
     split_metric_name,
 )
 from selfalign.evaluation.summary import Comparison, EvaluationSummary
@@ -122,7 +123,7 @@ def judge(summary: EvaluationSummary, config: PromoteConfig) -> Verdict:
 
 def _tasks(summary: EvaluationSummary) -> list[str]:
     """What an evaluation had data for, where an earlier version did not write it down."""
-    sources = (SOURCES.get(split_metric_name(name)[0], "") for name in summary.metric_names())
+    sources = (source_of(split_metric_name(name)[0]) or "" for name in summary.metric_names())
     return list(dict.fromkeys(source.removeprefix("evaluate.") for source in sources))
 
 
@@ -139,7 +140,9 @@ def unchanged_items(summary: EvaluationSummary) -> int | None:
         return None
     items: dict[str, int] = {}
     for row in rows:
-        task = SOURCES.get(row.metric, row.metric)
+        task = source_of(row.metric) or row.metric
+        if row.metric.startswith(HARNESS):  # one source, and items of each task
+            task = ".".join(row.metric.split(".")[:2])
         items[task] = max(items.get(task, 0), row.n)
     return sum(items.values())
 
@@ -218,7 +221,7 @@ def _why_unmeasured(rule: GateRule, summary: EvaluationSummary) -> str | None:
     if metric in measured and kind == "*" and lacks_opponent:
         return None
     if rule.metric not in measured:
-        if metric not in SOURCES or (metric in measured and kind != "*"):
+        if source_of(metric) is None or (metric in measured and kind != "*"):
             raise ConfigurationError(
                 f"promote.rules: unknown metric {rule.metric!r}; measured in this evaluation: "
                 f"{', '.join(measured) or 'nothing'}",
@@ -229,8 +232,8 @@ def _why_unmeasured(rule: GateRule, summary: EvaluationSummary) -> str | None:
         if metric in measured:
             return f"{rule.metric}: no item has a kind, so there is none to hold to this rule."
         return (
-            f"{rule.metric} was not measured: {SOURCES[metric]} names no data that has it. A rule "
-            "that cannot be measured fails."
+            f"{rule.metric} was not measured: {source_of(metric)} names no data that has it. A "
+            "rule that cannot be measured fails."
         )
     if metric not in JUDGED and summary.metric(_scored(metric), rule.metric) is None:
         return (

@@ -18,12 +18,14 @@ from selfalign.errors import ConfigurationError
 from selfalign.evaluation.rules import EVERY_KIND, rules_of
 from selfalign.evaluation.scores import (
     CONTINUOUS,
+    HARNESS,
     JUDGED,
     LENGTH_WORDS,
     REFUSAL_MUST,
     REFUSAL_MUST_NOT,
     SOURCES,
     WIN_RATE,
+    source_of,
     split_metric_name,
 )
 from selfalign.evaluation.statistics import score_interval
@@ -78,17 +80,18 @@ def plan_rules(
 
 def _named(rule: GateRule, sizes: Mapping[str, int]) -> Iterator[GateRule]:
     metric, kind = split_metric_name(rule.metric)
-    if metric not in SOURCES:
+    if source_of(metric) is None:
         raise ConfigurationError(
-            f"promote.rules: unknown metric {rule.metric!r}; known are {', '.join(SOURCES)}",
+            f"promote.rules: unknown metric {rule.metric!r}; known are {', '.join(SOURCES)} and "
+            "harness.<task>.<metric>",
             remedy="name one of these; a part of a metric is spelt metric/kind",
         )
     kinds = [name for name in sizes if name.startswith(f"{metric}/")]
     if not sizes.get(metric):
         raise ConfigurationError(
-            f"promote.rules: {rule.metric!r} cannot be measured: {SOURCES[metric]} has no item "
+            f"promote.rules: {rule.metric!r} cannot be measured: {source_of(metric)} has no item "
             "for it, and a rule that cannot be measured fails",
-            remedy=_remedy(metric),
+            remedy=_remedy(metric, sizes),
         )
     other = {REFUSAL_MUST: REFUSAL_MUST_NOT, REFUSAL_MUST_NOT: REFUSAL_MUST}.get(metric)
     if other is not None and not sizes.get(other):
@@ -106,19 +109,21 @@ def _named(rule: GateRule, sizes: Mapping[str, int]) -> Iterator[GateRule]:
     else:
         found = ", ".join(sorted(split_metric_name(name)[1] or "" for name in kinds))
         raise ConfigurationError(
-            f"promote.rules: {rule.metric!r}: {SOURCES[metric]} has no items of kind {kind!r}; it "
-            f"has {found or 'no kinds'}",
+            f"promote.rules: {rule.metric!r}: {source_of(metric)} has no items of kind {kind!r}; "
+            f"it has {found or 'no kinds'}",
             remedy="name one of these, or the metric alone",
         )
 
 
-def _remedy(metric: str) -> str:
+def _remedy(metric: str, sizes: Mapping[str, int]) -> str:
     if metric in (REFUSAL_MUST, REFUSAL_MUST_NOT):
         return (
             'add items with "refusal": "must" and with "must_not" to it, or list promote.rules '
             "without this one"
         )
-    return f"set {SOURCES[metric]}, or list promote.rules without this one"
+    if near := [name for name in sizes if name.startswith(HARNESS) and metric.startswith(HARNESS)]:
+        return f"its metrics are {', '.join(near)}: name one of these"
+    return f"set {source_of(metric)}, or list promote.rules without this one"
 
 
 def counted_as(items: int, samples: int) -> float:
@@ -136,7 +141,7 @@ def _plan(rule: GateRule, items: int, confidence: float, samples: int) -> RulePl
         bound, passes = -rule.max_difference, None  # of (opponent - final)
     else:
         bound = rule.min_difference
-        drawn = samples if SOURCES[metric] in (SOURCES[LENGTH_WORDS], SOURCES[WIN_RATE]) else 1
+        drawn = samples if source_of(metric) in (SOURCES[LENGTH_WORDS], SOURCES[WIN_RATE]) else 1
         share = DECIDED_SHARE if metric in JUDGED else CHANGED_SHARE
         passes = _passes_from(bound, counted_as(items, drawn), confidence, share)
     best = (items - z * z) / (items + z * z)

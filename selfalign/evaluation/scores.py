@@ -32,6 +32,8 @@ GUARDS = tuple(
     )
 )  # fmt: skip
 
+HARNESS = "harness."  # of a task of lm-evaluation-harness, see `harness.py`
+
 # Which setting makes a metric exist: what a person is told when a rule names an absent one.
 SOURCES: dict[str, str] = {
     ALIGNED: "evaluate.heldout",
@@ -48,6 +50,11 @@ SOURCES: dict[str, str] = {
 
 # Not proportions, even on the night when every value happens to be 0 or 1.
 CONTINUOUS = frozenset({LENGTH_WORDS, MC2})
+
+
+def source_of(metric: str) -> str | None:
+    """The setting that makes a metric exist; None where there is no such metric."""
+    return "evaluate.harness" if metric.startswith(HARNESS) else SOURCES.get(metric)
 
 
 @dataclass(frozen=True, slots=True)

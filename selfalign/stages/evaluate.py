@@ -11,7 +11,8 @@ from functools import partial, reduce
 
 from selfalign.evaluation.datasets import load_heldout
 from selfalign.evaluation.explanations import judged as judged_in_words
-from selfalign.evaluation.scores import JUDGE
+from selfalign.evaluation.harness import load_tasks
+from selfalign.evaluation.scores import HARNESS, JUDGE
 from selfalign.evaluation.splits import choosing_items, scores_of
 from selfalign.evaluation.summary import EvaluationSummary, summarise
 from selfalign.evaluation.versions import describe_data
@@ -54,11 +55,17 @@ def evaluate(context: StageContext) -> Manifest:
         details={
             "models": [variant.name for variant in chosen],
             "tasks": list(tasks),
-            "data": describe_data(context.config.evaluate),
+            "data": describe_data(context.config.evaluate) | _harness(context),
             **({"judge": judged_in_words(summary)} if judge else {}),
         },
         provenance=where,
     )
+
+
+def _harness(context: StageContext) -> dict[str, str]:
+    """What each task of lm-evaluation-harness is, for people."""
+    tasks = load_tasks(context.config.evaluate.harness)
+    return {f"{HARNESS}{name}": task.described() for name, task in tasks.items()}
 
 
 def _prompts(context: StageContext) -> dict[str, str]:

@@ -17,6 +17,7 @@ from selfalign.errors import ConfigurationError
 from selfalign.evaluation.checks import Instructions
 from selfalign.evaluation.datasets import load_heldout, load_hhh, load_labelled, load_truthfulqa
 from selfalign.evaluation.explanations import short
+from selfalign.evaluation.harness import load_tasks
 from selfalign.evaluation.ifeval import check_installed
 from selfalign.evaluation.multiple_choice import hhh_template, truthfulqa_template
 from selfalign.evaluation.pairwise import pairwise_template
@@ -78,6 +79,7 @@ def check_run(config: RunConfig, seeds: Seeds, *, until: str | None = None) -> N
         for number in config.evaluate.ablate_principles:
             seeds.without_principle(number)
         _check_judge(config)
+        load_tasks(config.evaluate.harness)
         warn_of_long_items(config, seeds)
     for name in ("engrave", "clone"):
         if name in names:
@@ -130,11 +132,11 @@ def check_shard(name: str, shard: int, num_shards: int) -> None:
 
 def require_evaluation_data(config: EvaluateConfig) -> None:
     """Raise ConfigurationError where no evaluation file is named."""
-    if config.heldout is None and config.hhh is None and config.truthfulqa is None:
+    if not evaluation_tasks(config) and config.harness is None:
         raise ConfigurationError(
             "evaluate: no evaluation data is configured, so there is nothing to judge a model by",
-            remedy="set evaluate.heldout, evaluate.hhh or evaluate.truthfulqa, or stop earlier: "
-            "selfalign run --until clone",
+            remedy="set evaluate.heldout, evaluate.hhh, evaluate.truthfulqa or evaluate.harness, "
+            "or stop earlier: selfalign run --until clone",
         )
 
 
@@ -171,10 +173,10 @@ def evaluation_sizes(config: EvaluateConfig) -> dict[str, int]:
     metric/kind."""
     sizes: Counter[str] = Counter()
 
-    def count(metric: str, kind: str | None) -> None:
-        sizes[metric] += 1
+    def count(metric: str, kind: str | None, items: int = 1) -> None:
+        sizes[metric] += items
         if kind is not None:
-            sizes[metric_name(metric, kind)] += 1
+            sizes[metric_name(metric, kind)] += items
 
     if config.heldout is not None:
         items = load_heldout(config.heldout)
@@ -197,4 +199,7 @@ def evaluation_sizes(config: EvaluateConfig) -> dict[str, int]:
             count(MC1, None)
             if question.mc2_targets is not None:
                 count(MC2, None)
+    for task in load_tasks(config.harness).values():
+        for metric, kind, number in task.sizes():
+            count(metric, kind, number)
     return dict(sizes)

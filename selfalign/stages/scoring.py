@@ -21,6 +21,7 @@ from selfalign.engines.base import (
 )
 from selfalign.evaluation.datasets import load_heldout, load_hhh, load_truthfulqa
 from selfalign.evaluation.generation import answer_ids, heldout_scores
+from selfalign.evaluation.harness import HarnessTask, harness_scores, load_tasks
 from selfalign.evaluation.multiple_choice import (
     hhh_requests,
     hhh_scores,
@@ -29,7 +30,7 @@ from selfalign.evaluation.multiple_choice import (
     truthfulqa_scores,
     truthfulqa_template,
 )
-from selfalign.evaluation.scores import ItemScore
+from selfalign.evaluation.scores import HARNESS, ItemScore
 from selfalign.filters.responses import parse_thought
 from selfalign.prompts import render_align, render_principles, stop_strings
 from selfalign.records import EvaluationRecord, record_seed
@@ -42,15 +43,14 @@ from selfalign.store.artifact import ShardWriter
 from selfalign.store.manifest import Part
 from selfalign.telemetry import Progress
 
-_SCORED = {"hhh", "truthfulqa"}  # tasks that ask for log-likelihoods
-
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What every variant is scored on: how many answers, and how."""
+    """What every variant is scored on: how many answers, how, and whether by log-likelihoods."""
 
     num_items: int
     scores: Callable[[Engine, Variant], Iterator[ItemScore | Quarantined]]
+    by_likelihood: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def score_variants(
         for model, group in groupby(chunks, key=lambda chunk: chunk.items[0][0].model):
             with _engine(context, model) as engine:
                 engines.append(engine.info)
-                if tasks.keys() & _SCORED:
+                if any(task.by_likelihood for task in tasks.values()):
                     deque(engine.score([]), 0)  # an engine that cannot score says so now
                 for chunk in group:
                     ((variant, task),) = chunk.items
@@ -159,7 +159,18 @@ def tasks_of(context: StageContext) -> dict[str, Task]:
                 qa_items, engine.score(_in_context(variant, truthfulqa_requests(qa_items, qa)))
             ),
         )
+    for name, task in load_tasks(config.harness).items():
+        tasks[f"{HARNESS}{name}"] = harness_task(context, task)
     return tasks
+
+
+def harness_task(context: StageContext, task: HarnessTask) -> Task:
+    """Answering a task of lm-evaluation-harness."""
+
+    def scores(engine: Engine, variant: Variant) -> Iterator[ItemScore | Quarantined]:
+        return harness_scores(task, engine, _rules(variant), context.config.seed)
+
+    return Task(task.num_items, scores, task.scores_continuations)
 
 
 def heldout_task(context: StageContext, path: Path) -> Task:
@@ -195,7 +206,7 @@ def heldout_task(context: StageContext, path: Path) -> Task:
         answers = (_answer(each, variant) for each in completions)
         return heldout_scores(items, answers, context.seeds.labels.all, samples)
 
-    return Task(len(items) * config.samples, scores)
+    return Task(len(items) * config.samples, scores, by_likelihood=False)
 
 
 def _nth(sample: int) -> tuple[str, ...]:
@@ -232,6 +243,9 @@ def _answer(completion: Completion | Quarantined, variant: Variant) -> Completio
 
 def _in_context(variant: Variant, requests: Iterable[ScoreRequest]) -> Iterator[ScoreRequest]:
     """Put the principles before a multiple-choice question where the variant has them."""
-    rules = render_principles(variant.seeds.principles) + "\n\n" if variant.principled else ""
     for request in requests:
-        yield replace(request, prompt=rules + request.prompt)
+        yield replace(request, prompt=_rules(variant) + request.prompt)
+
+
+def _rules(variant: Variant) -> str:
+    return render_principles(variant.seeds.principles) + "\n\n" if variant.principled else ""

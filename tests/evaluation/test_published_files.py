@@ -90,7 +90,7 @@ def test_ifeval_keeps_instructions_and_drops_the_hubs_nulls(tmp_path: Path) -> N
 
 def test_ifeval_is_judged_by_its_own_checks_or_names_what_is_missing(tmp_path: Path) -> None:
     (item,) = load_heldout(lines(tmp_path / "input_data.jsonl", INSTRUCTED))
-    if importlib.util.find_spec("lm_eval") is None:
+    if importlib.util.find_spec("langdetect") is None:
         with pytest.raises(ConfigurationError, match=r"(?s)lm-eval, which is not .*\[ifeval\]"):
             satisfies(item, "moo")
         return

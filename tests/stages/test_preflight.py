@@ -105,7 +105,7 @@ def test_an_interval_of_full_confidence_is_no_configuration(config_path: Path) -
         checked(config_path, "evaluate.confidence=1")
 
 
-@pytest.mark.skipif(find_spec("lm_eval") is not None, reason="lm-eval is installed here")
+@pytest.mark.skipif(find_spec("langdetect") is not None, reason="its checks are installed here")
 def test_ifeval_without_its_checks_is_refused_before_anything_is_trained(config_path: Path) -> None:
     row = {"key": 1, "prompt": "p", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
     (config_path.parent / "ifeval.jsonl").write_text(json.dumps(row))

@@ -351,11 +351,12 @@ def _leaves(config: dict[str, Any]) -> list[tuple[str, Any]]:
 
 def _is_the_platforms(path: str) -> bool:
     """Whether no policy opens the path: it says where an engine sends prompts and the key, who
-    judges or approves a model, or whom the controller sends what."""
+    judges or approves a model, which Python its tasks run, or whom the controller sends what."""
     parts = path.split(".")
     return (
         ("engine", "server") in pairwise(parts)
         or parts[:2] in (["evaluate", "judge"], ["promote", "approval"])
+        or parts[:3] == ["evaluate", "harness", "include_path"]
         or parts[0] == "notify"
     )
 
