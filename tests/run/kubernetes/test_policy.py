@@ -62,6 +62,16 @@ def test_only_the_platform_names_the_judge() -> None:
     assert own.status()["verdict"] == "Promoted"
 
 
+def test_no_run_names_python_that_tasks_hold_whatever_the_policy_allows() -> None:
+    world = World(policy={"overrides": ["*", "evaluate"]})
+    world.submit(config={"evaluate": {"harness": {"tasks": ["own"], "include_path": "evil"}}})
+    world.step()
+    assert (
+        "spec.config.evaluate.harness.include_path: a run may not set this"
+        in world.status()["message"]
+    )
+
+
 @pytest.mark.parametrize(
     ("judge", "said"),
     [
