@@ -101,7 +101,11 @@ def _print(data: dict[str, Any], report: Path, seconds: float) -> None:
     for line in (
         f"loss: {losses}",
         data["verdict"]["explanation"],
-        *(f"  {reason['explanation']}" for reason in data["verdict"]["reasons"]),
+        *(
+            f"  {rule['explanation']}"
+            for rule in data["verdict"]["reasons"]
+            if rule["outcome"] == "failed"
+        ),
         f"{data['annotation_lines']} human-written lines, {seconds:,.0f} s",
         f"report: {report}",
     ):
