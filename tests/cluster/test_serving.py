@@ -243,7 +243,7 @@ def test_promotions_arrive_while_clients_ask_and_a_failed_probe_leaves_the_old_m
     served.replace(old, probe)
     key = served.pointer()["rolled_back"][0]["key"]
     served.rollback("--to", key)
-    served.arrives(second)
+    served.arrives(first, "Replaced")  # the second was served all the time
     with served.client() as client:
         served.rollback()
         seconds = served.arrives(first)
