@@ -57,16 +57,16 @@ def store_of_platform(
     credentials are this person's own."""
     if store_url is not None or not (namespace or context or kubeconfig):
         return store_url
-    from selfalign.run.executors.kubernetes.configuration import config_in, read_platform
+    from selfalign.run.executors.kubernetes.configuration import platform_store
 
     cluster = connect_to(namespace, context, kubeconfig)
-    found = config_in(read_platform(cluster)).get("store")
+    found = platform_store(cluster)
     if not found:
         raise ConfigurationError(
             f"the platform in namespace {cluster.namespace} has no store configured",
             remedy=f"make deploy CONFIG=resolved.yaml NAMESPACE={cluster.namespace}",
         )
-    return str(found)
+    return found
 
 
 @click.command("controller")

@@ -128,13 +128,12 @@ def _configuration(
     """What the run says itself; local inputs are uploaded, defaults are left to the platform."""
     if path is None:
         return override_values(overrides)
-    from selfalign.run.executors.kubernetes.configuration import config_in, read_platform
+    from selfalign.run.executors.kubernetes.configuration import platform_store
 
     loaded = load_config(path, overrides)
     config = loaded.config
     if "store" not in loaded.origins:
-        store = config_in(read_platform(cluster)).get("store", "")
-        config = config.model_copy(update={"store": store})
+        config = config.model_copy(update={"store": platform_store(cluster)})
     if not config.store.startswith("s3://"):
         raise ConfigurationError(
             f"store {config.store!r}: pods cannot reach it",

@@ -149,6 +149,11 @@ def check_allowed(spec: crd.AlignmentRunSpec, policy: Policy, platform: dict[str
                 )
 
 
+def platform_store(cluster: Cluster) -> str:
+    """URL of the platform's store; empty where its configuration names none."""
+    return str(config_in(read_platform(cluster)).get("store") or "")
+
+
 def config_in(platform: Resource) -> dict[str, Any]:
     """The platform's own configuration. Raises ConfigurationError where it is no mapping."""
     return _parse(platform, crd.CONFIG_FILE)

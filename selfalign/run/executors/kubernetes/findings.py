@@ -68,8 +68,7 @@ class Findings(NamedTuple):
 def findings_of(cluster: Cluster, open_store: Callable[[str], Store], run: Resource) -> Findings:
     """What a finished run found. Raises SelfAlignError where API server or store fail."""
     status = crd.status_of(run)
-    url = str(configuration.config_in(configuration.read_platform(cluster)).get("store"))
-    store = open_store(url)
+    store = open_store(configuration.platform_store(cluster))
     made = {
         stage.name: manifest
         for stage in status.stages

@@ -121,7 +121,7 @@ class Serving:
         return standing
 
     def _platforms_store(self) -> Store:
-        url = str(configuration.config_in(configuration.read_platform(self.cluster)).get("store"))
+        url = configuration.platform_store(self.cluster)
         if self._store is None or self._store[0] != url:
             self._store = (url, self.open_store(url))
         return self._store[1]
