@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 
 from selfalign.errors import ConfigurationError, SelfAlignError
 from selfalign.run.executors.kubernetes import crd
@@ -75,7 +76,7 @@ class Controller:
         serving: Target | None = None,
     ) -> None:
         self._cluster = cluster
-        self._opener = opener
+        self._opener = opener = cache(opener)  # each store is opened once, for all threads
         self._newest: Resource | None = None  # the finished run that ended last
         self._resync_seconds = resync_seconds
         self._due: dict[str, float] = {}

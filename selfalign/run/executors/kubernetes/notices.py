@@ -69,7 +69,6 @@ class Notices:
     _woken: threading.Event = field(default_factory=threading.Event, init=False)
     _tries: dict[tuple[str, str], _Try] = field(default_factory=dict, init=False)
     _taken: set[tuple[str, str]] = field(default_factory=set, init=False)
-    _store: tuple[str, Store] | None = field(default=None, init=False)
 
     def run(self, stopping: threading.Event) -> None:
         """Send until `stopping` is set. Whatever goes wrong is logged and tried again."""
@@ -175,9 +174,7 @@ class Notices:
         namespace, name = run["metadata"]["namespace"], name_of(run)
         store = None
         with contextlib.suppress(SelfAlignError):  # the verdict matters more than its answers
-            if self._store is None or self._store[0] != url:
-                self._store = (url, self.open_store(url))
-            store = self._store[1]
+            store = self.open_store(url)
         return new_notice(
             store,
             crd.status_of(run),

@@ -82,7 +82,6 @@ class Reconciler:
     monotonic: Callable[[], float] = time.monotonic
     on_attempt_ended: Callable[[Attempt], None] = lambda _attempt: None
     is_owed: Callable[[Resource], bool] = lambda _run: False
-    _stores: dict[str, Store] = field(default_factory=dict)
     _manifests: dict[tuple[str, str, str], tuple[float, Manifest]] = field(default_factory=dict)
     _recorded: dict[str, tuple[Store, RunStatus]] = field(default_factory=dict)  # by run's name
 
@@ -111,15 +110,9 @@ class Reconciler:
         except Gone:
             return None
 
-    def store(self, config: RunConfig) -> Store:
-        """The configuration's store, opened once."""
-        if config.store not in self._stores:
-            self._stores[config.store] = self.open_store(config.store)
-        return self._stores[config.store]
-
     def plan(self, config: RunConfig) -> list[StagePlan]:
         """Plan every stage as the store stands now. Manifests come without their entries."""
-        store = self.store(config)
+        store = self.open_store(config.store)
         current = read_pointer(store)
         pointer = None if current is None else current.pointer
         inputs = configuration.declared_inputs(config, store)
@@ -133,7 +126,7 @@ class Reconciler:
 
     def heed(self, config: RunConfig, named: list[Planned]) -> None:
         """Forget what is remembered of these artifacts; they are read again. Raises Condemned."""
-        store = self.store(config)
+        store = self.open_store(config.store)
         for planned in named:
             self._manifests.pop((store.url, planned.stage.writes, planned.key), None)
         heed_gc(store, named)
@@ -142,7 +135,7 @@ class Reconciler:
         """Write the run's record in the store. A store that fails is logged."""
         name = name_of(run)
         try:
-            store = self.store(config)
+            store = self.open_store(config.store)
             if name not in self._recorded:
                 _ensure_run_record(store, run, config)
             write_status(store, status)

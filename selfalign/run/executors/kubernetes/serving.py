@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -94,7 +94,6 @@ class Serving:
     open_store: Callable[[str], Store]
     target: Target | None
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
-    _store: tuple[str, Store] | None = field(default=None, init=False)
 
     def step(self) -> Standing | None:
         """Roll the target where the pointer has moved, and write what is served.
@@ -105,7 +104,7 @@ class Serving:
         Raises:
             SelfAlignError: API server or store fail or refuse; the next step tries again.
         """
-        store = self._platforms_store()
+        store = self.open_store(configuration.platform_store(self.cluster))
         current = read_pointer(store)
         if current is None:
             return None
@@ -119,12 +118,6 @@ class Serving:
         with contextlib.suppress(Conflict, Gone):
             self._tell(standing, runs, owner)
         return standing
-
-    def _platforms_store(self) -> Store:
-        url = configuration.platform_store(self.cluster)
-        if self._store is None or self._store[0] != url:
-            self._store = (url, self.open_store(url))
-        return self._store[1]
 
     def _follow(
         self, target: Target, pointer: Pointer, store_url: str, owner: Resource | None
