@@ -29,6 +29,7 @@ the controller match. Any other exception is a bug and exits with 1.
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from typing import Any, ClassVar
@@ -148,6 +149,23 @@ class OutOfMemory(TemporaryError):
     """Device or host memory ran out inside an engine."""
 
     exit_code = 71
+
+
+# Of RuntimeErrors: torch's allocator for hosts, and what cuBLAS, cuDNN and CUDA take beside it.
+_MEMORY_SIGNS = (
+    *("allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+    "CUDA error: out of memory",
+)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether device or host memory ran out, whichever library says so."""
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or type(error).__name__ == "OutOfMemoryError"  # torch.OutOfMemoryError: CUDA
+        or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in _MEMORY_SIGNS))
+    )
 
 
 class StorageFull(TemporaryError):

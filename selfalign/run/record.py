@@ -88,6 +88,11 @@ class Attempt(_Status):
         took = datetime.fromisoformat(self.finished_at) - datetime.fromisoformat(self.started_at)
         return took.total_seconds()
 
+    @property
+    def gpu_seconds(self) -> float | None:
+        """GPUs that it held, times its seconds; None where GPUs were not counted."""
+        return None if self.gpus is None else self.gpus * self.seconds
+
 
 def _check_stage(name: str) -> str:
     if name not in BY_NAME:
@@ -164,7 +169,7 @@ class RunStatus(_Status):
     @property
     def gpu_hours(self) -> float | None:
         """GPUs times hours of every attempt that has ended; None where GPUs were not counted."""
-        counted = [a.gpus * a.seconds for a in self.attempts if a.gpus is not None]
+        counted = [s for attempt in self.attempts if (s := attempt.gpu_seconds) is not None]
         return sum(counted) / 3600 if counted else None
 
     @property

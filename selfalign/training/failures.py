@@ -14,15 +14,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from selfalign.errors import EngineError, OutOfMemory, SelfAlignError, StorageFull
+from selfalign.errors import EngineError, OutOfMemory, SelfAlignError, StorageFull, is_out_of_memory
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 _MESSAGE_CHARACTERS = 500
-# Host memory; what cuBLAS, cuDNN and CUDA take beside torch's allocator.
-_MEMORY_SIGNS = (
-    *("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
-    "CUDA error: out of memory",
-)
 
 
 @contextmanager
@@ -67,14 +62,3 @@ def _is_disk(error: Exception, text: str) -> bool:
     # safetensors says "... (os error 28)"; torch.save says which file, not why.
     code = re.search(r"\(os error (\d+)\)", text)
     return bool(code and int(code[1]) in _DISK) or "PytorchStreamWriter failed writing" in text
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether device or host memory ran out, whichever library says so."""
-    text = str(error)[:_MESSAGE_CHARACTERS]
-    return (
-        isinstance(error, MemoryError)
-        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-        or _name(error) == "OutOfMemoryError"  # torch.OutOfMemoryError: CUDA
-        or (isinstance(error, RuntimeError) and any(sign in text for sign in _MEMORY_SIGNS))
-    )

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfalign.config import TrainConfig
-from selfalign.errors import OutOfMemory
+from selfalign.errors import OutOfMemory, is_out_of_memory
 from selfalign.training.batches import MicroBatches, token_loss
 from selfalign.training.examples import EncodedExamples
-from selfalign.training.failures import is_out_of_memory
 
 _GIB = 2**30
 # AdamW's two moments, bytes per trained parameter (8 bit: one each, and a scale per block).

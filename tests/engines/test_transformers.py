@@ -321,6 +321,8 @@ def test_a_failed_allocation_is_out_of_memory_and_any_other_failure_an_engine_er
     with pytest.raises(OutOfMemory, match="generating a") as full, _translated("generating a"):
         torch.empty(2**60)
     assert "batch_size" in str(full.value.remedy)
+    with pytest.raises(OutOfMemory), _translated("generating"):
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")
     with pytest.raises(EngineError, match="scoring") as other, _translated("scoring"):
         torch.zeros(2, 3) @ torch.zeros(2, 3)
     assert isinstance(other.value.__cause__, RuntimeError)

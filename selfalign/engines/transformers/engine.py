@@ -29,7 +29,13 @@ from selfalign.engines.tokens import PromptTokenizer, Scored, batched
 from selfalign.engines.transformers.decoding import Row, decode
 from selfalign.engines.transformers.forward import Forward
 from selfalign.engines.transformers.limits import load_tokenizer, max_length
-from selfalign.errors import ConfigurationError, DataError, EngineError, OutOfMemory
+from selfalign.errors import (
+    ConfigurationError,
+    DataError,
+    EngineError,
+    OutOfMemory,
+    is_out_of_memory,
+)
 
 
 class TransformersEngine:
@@ -153,7 +159,7 @@ def _load_model(directory: Path, dtype: str, options: dict[str, Any]) -> PreTrai
             **options,
         )
     except Exception as e:  # a damaged file raises nearly anything
-        if _is_memory(e):
+        if is_out_of_memory(e):
             raise
         if isinstance(e, TypeError) and options:
             raise ConfigurationError(
@@ -189,25 +195,20 @@ def _end_tokens(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
     return frozenset(end for end in ends if end is not None)
 
 
-def _is_memory(e: Exception) -> bool:
-    """Whether memory ran out; torch's CPU allocator has no exception of its own for it."""
-    return isinstance(e, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(e, RuntimeError) and "allocate memory" in str(e)
-    )
-
-
 @contextmanager
 def _translated(doing: str) -> Iterator[None]:
     """Turn what torch raises into this project's errors."""
     try:
         yield
-    except (RuntimeError, MemoryError) as e:
-        if _is_memory(e):
+    except (RuntimeError, MemoryError, OSError) as e:
+        if is_out_of_memory(e):
             raise OutOfMemory(
                 f"{doing}: out of memory",
                 remedy="lower engine.batch_size or engine.max_length, or give the worker more "
                 "memory",
             ) from e
+        if isinstance(e, OSError):
+            raise
         raise EngineError(f"{doing}: {e}") from e
     except (IndexError, KeyError, TypeError, ValueError) as e:
         raise DataError(

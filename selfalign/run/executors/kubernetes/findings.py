@@ -146,7 +146,6 @@ def _is_small(store: Store, key: str) -> bool:
 def _gpu_seconds(attempts: list[Attempt]) -> dict[str, float]:
     spent: dict[str, float] = {}
     for attempt in attempts:
-        if attempt.gpus is not None:
-            used = attempt.seconds * attempt.gpus
+        if (used := attempt.gpu_seconds) is not None:
             spent[attempt.stage] = spent.get(attempt.stage, 0.0) + used
     return spent
