@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 from selfalign.errors import ConfigurationError
 from selfalign.evaluation.scores import ALIGNED
@@ -21,9 +20,9 @@ from selfalign.evaluation.summary import summarise
 from selfalign.records import now
 from selfalign.seeds import Seeds
 from selfalign.stages.contract import StageContext, provenance
-from selfalign.stages.scoring import heldout_task, score_variants, scores_in
+from selfalign.stages.scoring import heldout_task, publish_scores, score_variants, scores_in
 from selfalign.stages.variants import Variant
-from selfalign.store.manifest import Counts, Manifest, Shard
+from selfalign.store.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +90,10 @@ def ablate(context: StageContext, lines: Sequence[LeftOut]) -> Manifest:
         comparisons=[(line.without.name, line.control.name) for line in lines],
         tasks=("heldout",),
     )
-    parts = list(scored.parts.values())
-    where = provenance(started, scored.engine)
-    return writer.publish(
-        shards=[Shard(index=0, num_shards=1, parts=parts, provenance=where)],
-        files=[writer.add_bytes(summary.model_dump_json(indent=2).encode(), "summary.json")],
-        counts=reduce(Counts.plus, (part.counts for part in parts), Counts()),
+    return publish_scores(
+        writer,
+        list(scored.parts.values()),
+        summary,
         details={"left_out": [line.line for line in lines]},
-        provenance=where,
+        provenance=provenance(started, scored.engine),
     )

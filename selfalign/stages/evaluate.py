@@ -7,7 +7,7 @@ files/summary.json. The parts are the truth: the summary can be computed from th
 
 from __future__ import annotations
 
-from functools import partial, reduce
+from functools import partial
 
 from selfalign.evaluation.datasets import load_heldout
 from selfalign.evaluation.explanations import judged as judged_in_words
@@ -19,10 +19,10 @@ from selfalign.evaluation.versions import describe_data
 from selfalign.records import canonical_json, now
 from selfalign.stages.contract import StageContext, provenance
 from selfalign.stages.judging import LABELLED, SUBJECT, judge_answers, refuse_candidate
-from selfalign.stages.scoring import score_variants, scores_in, tasks_of
+from selfalign.stages.scoring import publish_scores, score_variants, scores_in, tasks_of
 from selfalign.stages.variants import model_manifest, variants
 from selfalign.store.artifact import ShardWriter
-from selfalign.store.manifest import Counts, Manifest, Part, Shard
+from selfalign.store.manifest import Manifest, Part
 
 
 def evaluate(context: StageContext) -> Manifest:
@@ -44,21 +44,18 @@ def evaluate(context: StageContext) -> Manifest:
         by_variant.setdefault(JUDGE if name == LABELLED else SUBJECT, []).append(part)
     summary = _summarise(context, shard, by_variant, list(tasks))
     parts = [*scored.parts.values(), *judged.values()]
-    where = provenance(started, scored.engine)
-    return writer.publish(
-        shards=[Shard(index=0, num_shards=1, parts=parts, provenance=where)],
-        files=[
-            writer.add_bytes(summary.model_dump_json(indent=2).encode(), "summary.json"),
-            writer.add_bytes(canonical_json(_prompts(context)).encode(), "prompts.json"),
-        ],
-        counts=reduce(Counts.plus, (part.counts for part in parts), Counts()),
+    return publish_scores(
+        writer,
+        parts,
+        summary,
+        files=[writer.add_bytes(canonical_json(_prompts(context)).encode(), "prompts.json")],
         details={
             "models": [variant.name for variant in chosen],
             "tasks": list(tasks),
             "data": describe_data(context.config.evaluate) | _harness(context),
             **({"judge": judged_in_words(summary)} if judge else {}),
         },
-        provenance=where,
+        provenance=provenance(started, scored.engine),
     )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from itertools import chain, groupby
 from pathlib import Path
+from typing import Any
 
 from selfalign.engines.base import (
     Completion,
@@ -31,6 +32,7 @@ from selfalign.evaluation.multiple_choice import (
     truthfulqa_template,
 )
 from selfalign.evaluation.scores import HARNESS, ItemScore
+from selfalign.evaluation.summary import EvaluationSummary
 from selfalign.filters.responses import parse_thought
 from selfalign.prompts import render_align, render_principles, stop_strings
 from selfalign.records import EvaluationRecord, record_seed
@@ -39,8 +41,8 @@ from selfalign.stages.contract import Chunk, PartOutcome, StageContext, commit_p
 from selfalign.stages.models import artifact_engine, base_engine
 from selfalign.stages.preflight import require_evaluation_data
 from selfalign.stages.variants import Variant, model_manifest
-from selfalign.store.artifact import ShardWriter
-from selfalign.store.manifest import Part
+from selfalign.store.artifact import ArtifactWriter, ShardWriter
+from selfalign.store.manifest import Counts, FileEntry, Manifest, Part, Provenance, Shard
 from selfalign.telemetry import Progress
 
 
@@ -126,6 +128,30 @@ def scored_part(model: str, task: str, found: Iterable[ItemScore | Quarantined])
     for row in sorted(bad, key=lambda row: row.id):
         outcome.quarantine(row, f"{model}/{task}/{row.id}")
     return outcome
+
+
+def publish_scores(
+    writer: ArtifactWriter,
+    parts: Sequence[Part],
+    summary: EvaluationSummary,
+    *,
+    files: Sequence[FileEntry] = (),
+    details: dict[str, Any],
+    provenance: Provenance,
+) -> Manifest:
+    """Publish scored parts with their summary, which can be computed from them again.
+
+    Args:
+        files: further ones, uploaded before.
+    """
+    summed = writer.add_bytes(summary.model_dump_json(indent=2).encode(), "summary.json")
+    return writer.publish(
+        shards=[Shard(index=0, num_shards=1, parts=list(parts), provenance=provenance)],
+        files=[summed, *files],
+        counts=reduce(Counts.plus, (part.counts for part in parts), Counts()),
+        details=details,
+        provenance=provenance,
+    )
 
 
 def _engine(context: StageContext, model: str) -> Engine:

@@ -206,11 +206,12 @@ class Forward:
         self._prefix_ids: list[int] = []
         self._prefix: list[KeysValues] = []
         self.shares_prefixes = False
+        self._window = self._widest_window()
         alone = torch.cat([self.start([row], 1)[1][:, 0] for row in self._probes()])
         # Models whose attention is more than keys, values and a mask (windows, biases, sinks,
         # caps) give other logits with the shared prefix, and are then run the plain way.
         own_attention = model.config._attn_implementation
-        if share_prefixes and own_attention == "sdpa" and self._window() is not None:
+        if share_prefixes and own_attention == "sdpa" and self._window is not None:
             model.set_attn_implementation(ATTENTION)
             self.shares_prefixes = True
             if self._batches_give(alone):
@@ -306,7 +307,7 @@ class Forward:
             return plain
         return Cache(layers=[RowsLayer() for _ in plain.layers])
 
-    def _window(self) -> int | None:
+    def _widest_window(self) -> int | None:
         """The widest sliding window, 0 without one; None: layers that cannot share a prefix."""
         layers = DynamicCache(config=self.model.config).layers
         if {type(layer) for layer in layers} - {DynamicLayer, DynamicSlidingWindowLayer}:
@@ -317,7 +318,7 @@ class Forward:
     def _probes(self) -> list[list[int]]:
         """Two made-up sequences of unequal length that share a block, and more than the window."""
         vocabulary = self.model.config.get_text_config(decoder=True).vocab_size
-        ids = [place % vocabulary for place in range((self._window() or 0) + BLOCK + 6)]
+        ids = [place % vocabulary for place in range((self._window or 0) + BLOCK + 6)]
         return [ids[:-3], ids]
 
     def _batches_give(self, alone: Tensor) -> bool:
