@@ -26,7 +26,7 @@ from selfalign.errors import SelfAlignError
 from selfalign.run.executors.kubernetes.api import connect
 from tests.kill.test_kill import configuration
 
-from .site import BUCKET, PROJECT, S3, SECRET, Site, kubectl
+from .site import BUCKET, PROJECT, S3, Site, kubectl
 
 NewSite = Callable[..., Site]
 
@@ -61,13 +61,7 @@ def s3(image_tag: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]
     """An S3 server that pods reach, with an empty bucket."""
     host = os.environ.get("SELFALIGN_TEST_HOST") or _own_address()
     with S3.serving(host, tmp_path_factory.mktemp("s3")) as server:
-        import boto3
-
-        client = boto3.client(
-            "s3", endpoint_url=server.url, region_name="us-east-1",
-            aws_access_key_id="test", aws_secret_access_key=SECRET,
-        )  # fmt: skip
-        client.create_bucket(Bucket=BUCKET)
+        server.client().create_bucket(Bucket=BUCKET)
         yield server
 
 

@@ -77,6 +77,15 @@ class S3:
         finally:
             process.communicate(input="")
 
+    def client(self) -> Any:
+        """boto3's client of this server."""
+        import boto3
+
+        return boto3.client(
+            "s3", endpoint_url=self.url, region_name="us-east-1",
+            aws_access_key_id="test", aws_secret_access_key=SECRET,
+        )  # fmt: skip
+
     def publications(self, prefix: str) -> Counter[str]:
         """How often each manifest below a prefix was written: method, path and 200."""
         written = (line.split() for line in self.log.read_text().splitlines())
@@ -163,15 +172,6 @@ class Site:
         return subprocess.run(
             [sys.executable, "-m", "selfalign", *arguments],
             cwd=PROJECT, env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-
-    def s3_client(self) -> Any:
-        """boto3's client of the bucket's server."""
-        import boto3
-
-        return boto3.client(
-            "s3", endpoint_url=self.s3.url, region_name="us-east-1",
-            aws_access_key_id="test", aws_secret_access_key=SECRET,
         )  # fmt: skip
 
     def create_run(self, name: str, **spec: Any) -> None:

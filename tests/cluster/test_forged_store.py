@@ -30,7 +30,7 @@ from .site import BUCKET, Site, kubectl, until
 pytestmark = pytest.mark.cluster
 PODS_AT_ONCE = 4
 OWNED = "code of the bucket ran"
-READER = {name: stage for stage in STAGES for name in stage.reads} | {"promotion": None}
+READER = {name: stage.name for stage in STAGES for name in stage.reads}
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,12 @@ def forgeries() -> Iterator[Forgery]:
             yield Forgery("promote", pattern, change)
         elif pattern == "gc.json":
             yield Forgery("curate", pattern, change)
-        elif artifact in READER and READER[artifact] is not None:
-            yield Forgery(READER[artifact].name, pattern, change)
+        elif artifact in READER:
+            yield Forgery(READER[artifact], pattern, change)
     for name in ("candidates", "prompts", "verbose_responses", "final_model", "evaluation"):
         manifest = f"artifacts/{name}/*/manifest.json"
-        yield Forgery(READER[name].name, manifest, DEEP)  # type: ignore[union-attr]
-        yield Forgery(READER[name].name, manifest, put(parents=[ESC]))  # type: ignore[union-attr]
+        yield Forgery(READER[name], manifest, DEEP)
+        yield Forgery(READER[name], manifest, put(parents=[ESC]))
     for change in (DEEP, HUGE, b"\xff", b"null"):
         yield Forgery("align", "artifacts/aligned_responses/*/shards/*.json", change, keep_own=True)
     yield Forgery("align", "artifacts/aligned_responses/*/claim.json", DEEP, keep_own=True)
@@ -240,7 +240,7 @@ def _forge(store: LocalStore, pattern: str, change: Change | bytes) -> None:
 
 
 def _download(site: Site, directory: Path) -> None:
-    client = site.s3_client()
+    client = site.s3.client()
     pages = client.get_paginator("list_objects_v2").paginate(
         Bucket=BUCKET, Prefix=f"{site.namespace}/"
     )
@@ -251,7 +251,7 @@ def _download(site: Site, directory: Path) -> None:
 
 
 def _upload(site: Site, directory: Path, place: str) -> None:
-    client = site.s3_client()
+    client = site.s3.client()
     for path in directory.rglob("*"):
         if path.is_file():
             key = f"{place}/{path.relative_to(directory).as_posix()}"

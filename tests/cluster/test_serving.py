@@ -135,12 +135,12 @@ class Served:
 
     def read(self, key: str) -> bytes:
         data: bytes = (
-            self.site.s3_client().get_object(Bucket=BUCKET, Key=self._key(key))["Body"].read()
+            self.site.s3.client().get_object(Bucket=BUCKET, Key=self._key(key))["Body"].read()
         )
         return data
 
     def write(self, key: str, data: bytes) -> None:
-        self.site.s3_client().put_object(Bucket=BUCKET, Key=self._key(key), Body=data)
+        self.site.s3.client().put_object(Bucket=BUCKET, Key=self._key(key), Body=data)
 
     def _key(self, key: str) -> str:
         return f"{self.site.namespace}/{key}"

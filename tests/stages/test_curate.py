@@ -76,24 +76,20 @@ def write_candidates(store: LocalStore, general: Sequence[str], guided: Sequence
     )
     shard = writer.shard(0, 1)
     names = []
-    sources = (("general", "self_instruct", general), ("guided", "topic_guided", guided))
-    for chunk in (
-        chunk
-        for kind, source, texts in sources
-        for chunk in chunked(
-            kind,
-            [
-                Candidate(id=f"{kind}-{number:03d}", source=source, text=text, request="r")
-                for number, text in enumerate(texts)
-            ],
-            50,
-        )
+    for kind, source, texts in (
+        ("general", "self_instruct", general),
+        ("guided", "topic_guided", guided),
     ):
-        outcome = PartOutcome()
-        for record in chunk.items:
-            outcome.keep(record)
-        shard.commit(chunk.name, outcome.records, outcome.counts())
-        names.append(chunk.name)
+        records = [
+            Candidate(id=f"{kind}-{number:03d}", source=source, text=text, request="r")
+            for number, text in enumerate(texts)
+        ]
+        for chunk in chunked(kind, records, 50):
+            outcome = PartOutcome()
+            for record in chunk.items:
+                outcome.keep(record)
+            shard.commit(chunk.name, outcome.records, outcome.counts())
+            names.append(chunk.name)
     shard.finish(names, provenance("2026-01-01T00:00:00+00:00"))
     manifest = writer.publish_when_complete(1)
     assert manifest is not None

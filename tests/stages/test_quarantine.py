@@ -99,32 +99,45 @@ def serve_trained(server: ModelServer, config: RunConfig) -> None:
 _MARKS = {"vllm": [pytest.mark.filterwarnings("default")]}
 
 
-@pytest.mark.parametrize(
-    "engine", [pytest.param(name, marks=_MARKS.get(name, [])) for name in ENGINES]
-)
-def test_sixty_hostile_rows_are_all_counted_and_change_no_other_row(
-    engine: str, tmp_path: Path, tiny_base_model: Path, request: pytest.FixtureRequest
-) -> None:
-    if engine == "vllm" and find_spec("vllm") is None:
+@pytest.fixture(params=[pytest.param(name, marks=_MARKS.get(name, [])) for name in ENGINES])
+def engine(request: pytest.FixtureRequest) -> str:
+    """Every kind of engine in turn."""
+    if request.param == "vllm" and find_spec("vllm") is None:
         pytest.skip("vllm is not installed here")
-    if engine == "vllm":
-        tiny_base_model = tmp_path / "model"
-        write_vllm_model(tiny_base_model)
-    served: ModelServer | None = None
-    if engine == "transformers":
+    if request.param == "transformers":
         import torch
 
         torch.set_num_threads(1)  # threads only wait for each other in a model this small
-    elif engine == "openai":
-        served = request.getfixturevalue("server")
+    return str(request.param)
+
+
+@pytest.fixture
+def base_model(engine: str, tmp_path: Path, tiny_base_model: Path) -> Path:
+    """A tiny model in a shape that the engine takes."""
+    if engine != "vllm":
+        return tiny_base_model
+    write_vllm_model(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def served(engine: str, request: pytest.FixtureRequest) -> ModelServer | None:
+    """The server that engine openai asks; None for the others."""
+    found: ModelServer | None = request.getfixturevalue("server") if engine == "openai" else None
+    return found
+
+
+def test_sixty_hostile_rows_are_all_counted_and_change_no_other_row(
+    engine: str, tmp_path: Path, base_model: Path, served: ModelServer | None
+) -> None:
     found: dict[bool, dict[str, Manifest]] = {}
     configs: dict[bool, RunConfig] = {}
     for poisoned in (False, True):
         url = served.url if served else ""
-        config = config_of(tmp_path / str(poisoned), tiny_base_model, engine, server=url)
+        config = config_of(tmp_path / str(poisoned), base_model, engine, server=url)
         write_heldout(config, poisoned=poisoned)
         configs[poisoned] = config
-        found[poisoned] = generate(config, tiny_base_model, poisoned=poisoned, served=served)
+        found[poisoned] = generate(config, base_model, poisoned=poisoned, served=served)
     for stage in ("align", "elaborate"):
         manifest = found[True][stage]
         counts = manifest.counts
@@ -159,23 +172,13 @@ def test_sixty_hostile_rows_are_all_counted_and_change_no_other_row(
         assert_shown(configs[True].store)
 
 
-@pytest.mark.parametrize(
-    "engine", [pytest.param(name, marks=_MARKS.get(name, [])) for name in ENGINES]
-)
 def test_sixty_hostile_topics_are_all_counted_and_change_no_other_request(
-    engine: str, tmp_path: Path, tiny_base_model: Path, request: pytest.FixtureRequest
+    engine: str, tmp_path: Path, base_model: Path, served: ModelServer | None
 ) -> None:
-    if engine == "vllm" and find_spec("vllm") is None:
-        pytest.skip("vllm is not installed here")
-    if engine == "vllm":
-        tiny_base_model = tmp_path / "model"
-        write_vllm_model(tiny_base_model)
-    url = request.getfixturevalue("server").url if engine == "openai" else ""
     kept: list[dict[str, Json]] = []
     for poisoned in (False, True):
-        config = config_of(
-            tmp_path / str(poisoned), tiny_base_model, engine, *ONE_TYPE, server=url
-        )  # fmt: skip
+        url = served.url if served else ""
+        config = config_of(tmp_path / str(poisoned), base_model, engine, *ONE_TYPE, server=url)
         topics, bad = plant_topics(config, poisoned=poisoned)
         manifest = run_stage("instruct", config, LocalStore(Path(config.store)))
         assert manifest is not None
