@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from selfalign.cli.cluster import cluster_options, store_of_platform
+from selfalign.cli.cluster import cluster_options, connect_to, store_of_platform
 from selfalign.cli.options import json_option, open_from, print_json, store_options
 from selfalign.errors import SelfAlignError, printable
 from selfalign.run.record import read_run, status_to_show
@@ -23,10 +23,8 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 def _this_user(namespace: str | None, context: str | None, kubeconfig: str | None) -> str:
     """The cluster's name for this person where one was named, and else this machine's."""
     if namespace or context or kubeconfig:
-        from selfalign.run.executors.kubernetes.api import connect
-
         with contextlib.suppress(SelfAlignError):
-            if name := connect(namespace, context=context, kubeconfig=kubeconfig).user():
+            if name := connect_to(namespace, context, kubeconfig).user():
                 return name
     try:
         return f"{getpass.getuser()}@{socket.gethostname()}"

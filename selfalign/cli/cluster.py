@@ -14,7 +14,7 @@ from selfalign.errors import ConfigurationError, Interrupted
 from selfalign.pipeline import STAGES
 
 if TYPE_CHECKING:
-    from selfalign.run.executors.kubernetes.cluster import Cluster
+    from selfalign.run.executors.kubernetes.api import KubernetesCluster
 
 STAGE_NAME = click.Choice([stage.name for stage in STAGES])
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -43,7 +43,9 @@ def cluster_options(function: _Function) -> _Function:
     )(function)
 
 
-def connect_to(namespace: str | None, context: str | None, kubeconfig: str | None) -> Cluster:
+def connect_to(
+    namespace: str | None, context: str | None, kubeconfig: str | None
+) -> KubernetesCluster:
     """Open the connection; the Kubernetes client is imported here and not before."""
     from selfalign.run.executors.kubernetes.api import connect
 
