@@ -1,14 +1,15 @@
 """Generation on a GPU: this project's path against vLLM used bare.
 
-    python benchmarks/gpu/bench.py --model DIR [--requests 1024] [--new-tokens 256]
-    python benchmarks/gpu/bench.py --shape 8b              random weights of a shape, no files
+    python benchmarks/gpu/bench.py DIR [--requests 1024] [--new-tokens 256]
+    python benchmarks/gpu/bench.py 8b                      random weights of a shape, no files
+    python benchmarks/gpu/bench.py 8b DIR --tokenizer DIR  one after the other in one process
 
-One process loads `vllm.LLM` at its own defaults and measures, in turns, twice each:
+For each model one process loads `vllm.LLM` at its own defaults and measures, in turns, twice each:
 
     bare      LLM.generate, the prompts as text
     product   VllmEngine.generate on the same loaded core (the same settings, then)
     stage     `align` from its first request to its finished shard: prompts rendered, answers
-              parsed, filtered, compressed, committed to a local store (a real model only)
+              parsed, filtered, compressed, committed to a local store (with a real tokenizer)
 
 and then, with --fresh, loads the product's engine by itself: its defaults against vLLM's.
 The prompts are those of `align` with this project's seeds: one long prefix that all share. Each
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import tempfile
 import threading
 import time
@@ -51,17 +53,19 @@ def say(what: str, **figures: Any) -> None:
     print(json.dumps({"what": what, **figures}), flush=True)
 
 
-def make_shape(directory: Path, shape: str) -> None:
+def make_shape(directory: Path, shape: str, tokenizer: Path | None) -> None:
     """Configuration and tokenizer of a random Llama; vLLM makes its weights (dummy)."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, PreTrainedTokenizerFast
+    from transformers import AutoTokenizer, LlamaConfig
 
     hidden, intermediate, layers, heads, kv_heads = SHAPES[shape]
-    words = {"<unk>": 0, "<pad>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCABULARY)}}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    directory.mkdir()
+    if tokenizer is None:
+        save_word_tokenizer(directory)
+    else:
+        for file in tokenizer.glob("tokenizer*"):
+            shutil.copy(file, directory)
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=len(AutoTokenizer.from_pretrained(directory)),
         hidden_size=hidden,
         intermediate_size=intermediate,
         num_hidden_layers=layers,
@@ -75,6 +79,16 @@ def make_shape(directory: Path, shape: str) -> None:
         architectures=["LlamaForCausalLM"],
     )
     config.save_pretrained(directory)
+
+
+def save_word_tokenizer(directory: Path) -> None:
+    """A tokenizer of made-up words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<unk>": 0, "<pad>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCABULARY)}}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = {"unk_token": "<unk>", "pad_token": "<pad>", "eos_token": "</s>"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(directory)
 
@@ -248,43 +262,45 @@ def run_stage(engine: VllmEngine, load: Load, count: int, scratch: Path) -> int:
 def main(arguments_given: list[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, default=None, help="a model directory")
-    parser.add_argument("--dummy", action="store_true", help="random weights for --model")
-    parser.add_argument("--shape", choices=SHAPES, default="6m", help="without --model")
+    parser.add_argument("models", nargs="*", default=["6m"],
+                        help=f"model directories, or shapes: {', '.join(SHAPES)}")  # fmt: skip
+    parser.add_argument("--dummy", action="store_true", help="random weights for directories too")
+    parser.add_argument("--tokenizer", type=Path, help="a directory whose tokenizer shapes take")
     parser.add_argument("--requests", type=int, default=1024)
     parser.add_argument("--new-tokens", type=int, default=256)
     parser.add_argument("--turns", type=int, default=2)
-    parser.add_argument("--eager", action="store_true", help="no compilation: loads faster")
+    parser.add_argument("--options", type=json.loads, default={}, help="of vllm.LLM, as JSON")
     parser.add_argument("--fresh", action="store_true", help="load the product's engine too")
     parser.add_argument("--gpu-memory", type=float, default=0.9)
     arguments = parser.parse_args(arguments_given)
-    with tempfile.TemporaryDirectory() as scratch:
-        run(arguments, Path(scratch))
+    for model in arguments.models:
+        with tempfile.TemporaryDirectory() as scratch:
+            run(arguments, model, Path(scratch))
 
 
-def run(arguments: argparse.Namespace, scratch: Path) -> None:
+def run(arguments: argparse.Namespace, named: str, scratch: Path) -> None:
     """Load, then measure in turns."""
     import torch
     import vllm
     from vllm.platforms import current_platform
 
-    model = arguments.model or scratch / "model"
-    options: dict[str, Any] = {}
-    if arguments.model is None:
-        make_shape(model, arguments.shape)
-    if arguments.model is None or arguments.dummy:
+    shaped = named in SHAPES
+    model = scratch / "model" if shaped else Path(named)
+    options: dict[str, Any] = dict(arguments.options)
+    if shaped:
+        make_shape(model, named, arguments.tokenizer)
+    if shaped or arguments.dummy:
         options["load_format"] = "dummy"
-    if arguments.eager:
-        options["enforce_eager"] = True
     cuda = current_platform.is_cuda()
     if not cuda:
         # Without chunked prefill: vLLM's CPU build fails on a seed and a prompt read in pieces.
         options |= {"kv_cache_memory_bytes": 2**31, "enforce_eager": True}
         options["enable_chunked_prefill"] = False
-    load = Load(arguments.requests, arguments.new_tokens, real=arguments.model is not None)
+    real = not shaped or arguments.tokenizer is not None
+    load = Load(arguments.requests, arguments.new_tokens, real=real)
     name = current_platform.get_device_name() if cuda else "cpu"
     say("device", device=name, vllm=vllm.__version__, torch=torch.__version__,
-        model=str(arguments.model or arguments.shape), requests=arguments.requests)  # fmt: skip
+        model=named, requests=arguments.requests, new_tokens=arguments.new_tokens)  # fmt: skip
 
     started = time.perf_counter()
     llm = vllm.LLM(str(model), gpu_memory_utilization=arguments.gpu_memory, **options)
@@ -300,7 +316,7 @@ def run(arguments: argparse.Namespace, scratch: Path) -> None:
         "bare": lambda: run_bare(llm, load, count),
         "product": lambda: run_product(engine, load, count),
     }
-    if arguments.model is not None:
+    if real:
         cases["stage"] = lambda: run_stage(engine, load, count, scratch / "store")
     for _ in range(arguments.turns):
         for case, work in cases.items():

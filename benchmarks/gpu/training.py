@@ -1,16 +1,15 @@
 """Fine-tuning beside TRL's SFTTrainer: tokens per second, peak memory and MFU, in one process.
 
-    PYTHONPATH=.:DIR python benchmarks/gpu/training.py --shape 1b                  (H100: 75 s seen)
-    PYTHONPATH=.:DIR python benchmarks/gpu/training.py --shape 1b --method full    (not yet run)
-    PYTHONPATH=.:DIR python benchmarks/gpu/training.py --shape 8b                  (not yet run)
-    OMP_NUM_THREADS=1 PYTHONPATH=.:DIR python benchmarks/gpu/training.py --shape 6m \\
+    PYTHONPATH=.:DIR python benchmarks/gpu/training.py 1b:lora 1b:full 8b:lora
+    OMP_NUM_THREADS=1 PYTHONPATH=.:DIR python benchmarks/gpu/training.py 6m:lora \\
         --precision float32     (a CPU; seconds are processor time)
 
 DIR holds TRL (`pip install --target DIR trl==1.16.0`); without it its cases print an error. Weights
 are random and made on the device. Every case trains on the same examples (the same tokens are
 taught) with the same LoRA or all weights, AdamW and precision, after warm-up steps that are not
 timed; the order alternates. `trl-padding-free` has the same micro-batches, `trl-packing` rows of as
-many tokens as one of these holds. Prints one JSON object per case, then the ratios.
+many tokens as one of these holds. `selfalign-fitted` takes the largest micro-batch that the stage
+finds to fit on a GPU, which is its default. Prints one JSON object per case, then the ratios.
 
 MFU: floating-point operations that the training needs (6 per weight and token, 4 where weights
 are frozen; the output layer at taught tokens alone; causal attention), by the card's bfloat16 peak.
@@ -27,10 +26,12 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench import busy
 
 from selfalign.config import TrainConfig
 
@@ -46,7 +47,10 @@ MICRO_BATCH = {"tiny": 4, "6m": 8, "1b": 16, "8b": 8}
 WARM_UP_STEPS = 2
 MAX_LENGTH = 512
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # bfloat16, dense; data sheets
-CASES = ("selfalign", "trl-padding-free", "trl-packing", "trl-padding-free", "selfalign")
+CASES = (
+    "selfalign", "trl-padding-free", "trl-packing", "selfalign-fitted", "trl-padding-free",
+    "selfalign",
+)  # fmt: skip
 
 
 @dataclass
@@ -130,7 +134,8 @@ def our_trainer(model: Any, config: TrainConfig, rows: list[Any], steps: int, sc
     from selfalign.training.attention import pack_attention
     from selfalign.training.batches import MicroBatches
     from selfalign.training.examples import EncodedExamples
-    from selfalign.training.loop import build_trainer, training_arguments
+    from selfalign.training.loop import CHECKPOINTING, build_trainer, collator, training_arguments
+    from selfalign.training.memory import fit_micro_batch
     from selfalign.training.model import with_adapter
     from selfalign.training.processes import Ranks, StopRequest
     from selfalign.training.watch import CheckpointPace, StepWatch
@@ -160,6 +165,20 @@ def our_trainer(model: Any, config: TrainConfig, rows: list[Any], steps: int, sc
     if config.method == "lora":
         model = with_adapter(config, model)
     batches.packed = pack_attention(model, autocast=config.precision == "bfloat16")
+    if config.micro_batch_size is None:
+        began = time.perf_counter()
+        size, recompute = fit_micro_batch(
+            model, config, batches=batches, examples=examples,
+            collator=collator(arguments, 1, packed=batches.packed),
+            enable_checkpointing=lambda: model.gradient_checkpointing_enable(CHECKPOINTING),
+        )  # fmt: skip
+        arguments.per_device_train_batch_size = size
+        arguments.gradient_accumulation_steps = batches.accumulation
+        arguments.gradient_checkpointing = recompute
+        print(
+            json.dumps({"micro-batch that fits": size, "recompute": recompute,
+                        "search_seconds": round(time.perf_counter() - began, 1)}), flush=True
+        )  # fmt: skip
     return build_trainer(
         model=model, packed=batches.packed, arguments=arguments, examples=examples, watch=watch,
         pad_token_id=1,
@@ -263,14 +282,20 @@ def measure(case: str, shape: str, config: TrainConfig, steps: int) -> dict[str,
     model = make_model(shape, torch.float32 if config.method == "full" else low, device)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = (model, config, rows, steps + WARM_UP_STEPS, Path(scratch))
-        if case == "selfalign":
+        if case == "selfalign-fitted":
+            fitted = config.model_copy(update={"micro_batch_size": None})
+            trainer = our_trainer(model, fitted, *arguments[2:])
+            reset_peak(device)
+        elif case == "selfalign":
             trainer = our_trainer(*arguments)
         else:
             trainer = trl_trainer(*arguments, packing=case == "trl-packing")
         clock = Clock(device)
         clock.attach(trainer)
         prepared = time.perf_counter() - began
-        trainer.train()
+        with busy() as share:
+            trainer.train()
+            gpu_busy = share()
     taught = int(torch.stack(clock.taught).sum())
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     result: dict[str, Any] = {
@@ -285,6 +310,7 @@ def measure(case: str, shape: str, config: TrainConfig, steps: int) -> dict[str,
         "tokens": clock.tokens,
         "taught": taught,
         "peak_gib": round(peak_gib(device), 2),
+        "gpu_busy": gpu_busy,
         "prepared_seconds": round(prepared, 1),
         "losses": [round(e["loss"], 4) for e in trainer.state.log_history if "loss" in e][-2:],
     }
@@ -309,7 +335,7 @@ def attempt(work: Callable[[], dict[str, Any]], what: str) -> dict[str, Any] | N
     return result
 
 
-def report(results: list[dict[str, Any]], method: str) -> None:
+def report(results: list[dict[str, Any]], training: str) -> None:
     """Print how many taught tokens a second we do for each of the others'."""
     speeds: dict[str, list[float]] = {}
     for result in results:
@@ -320,7 +346,7 @@ def report(results: list[dict[str, Any]], method: str) -> None:
         for case, mean in means.items()
         if case != "selfalign" and "selfalign" in means
     }
-    print(json.dumps({"method": method, "taught_per_second": means, **ratios}), flush=True)
+    print(json.dumps({"training": training, "taught_per_second": means, **ratios}), flush=True)
 
 
 def main() -> None:
@@ -328,15 +354,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shape", choices=SHAPES, default="1b")
-    parser.add_argument("--method", default="lora", help="lora, full, or both with a comma")
+    parser.add_argument("trainings", nargs="*", default=["1b:lora"], metavar="SHAPE:METHOD",
+                        help=f"shapes: {', '.join(SHAPES)}; methods: lora, full")  # fmt: skip
     parser.add_argument("--precision", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--steps", type=int, help="timed steps; default: by the shape")
     parser.add_argument("--cases", default=",".join(CASES), help="which, in this order")
     parser.add_argument("--gradient-checkpointing", action="store_true")
     arguments = parser.parse_args()
-    shape, steps = arguments.shape, arguments.steps or STEPS[arguments.shape]
-    for method in arguments.method.split(","):
+    for training in arguments.trainings:
+        shape, method = training.split(":")
+        steps = arguments.steps or STEPS[shape]
         config = TrainConfig(
             method=method, precision=arguments.precision, learning_rate=1e-4, warmup_steps=1,
             global_batch_size=BATCH[shape], micro_batch_size=MICRO_BATCH[shape],
@@ -344,10 +371,10 @@ def main() -> None:
             checkpoint_every_steps=10**9,
         )  # fmt: skip
         results = [
-            attempt(lambda case=case, config=config: measure(case, shape, config, steps), case)  # type: ignore[misc]
+            attempt(partial(measure, case, shape, config, steps), case)
             for case in arguments.cases.split(",")
         ]
-        report([result for result in results if result is not None], method)
+        report([result for result in results if result is not None], training)
 
 
 if __name__ == "__main__":
