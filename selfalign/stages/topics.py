@@ -86,7 +86,7 @@ def _grow(context: StageContext, engine: EngineHandle, topics: Topics, number: i
                 yield GenerationRequest(request_id, prompt, sampling, seed)
 
     completions: dict[str, Completion] = {}
-    for answer in engine.get().generate(requests()):
+    for answer in engine.generate(requests()):
         if isinstance(answer, Completion):
             answer = unreadable(answer.id, answer.text) or answer
         if isinstance(answer, Quarantined):

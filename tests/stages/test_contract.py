@@ -245,6 +245,18 @@ def test_an_engine_that_another_thread_loads_is_closed_too(store: LocalStore) ->
             handle.get()
 
 
+def test_a_manifest_says_how_long_the_first_answer_took_with_the_loading(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = itertools.count(step=2.0)  # each look at the clock is two seconds later
+    monkeypatch.setattr("selfalign.stages.contract.time.monotonic", lambda: next(times))
+    manifest = generate(store, EchoEngine())
+    assert manifest is not None
+    details = manifest.provenance.engine
+    assert float(details["seconds_to_load"]) == 2
+    assert float(details["seconds_to_first_answer"]) > 2
+
+
 def test_a_shard_with_every_part_committed_loads_no_model(store: LocalStore) -> None:
     generate(store, EchoEngine())
 
