@@ -37,6 +37,7 @@ from selfalign.run.executors.kubernetes.cluster import (
 )
 from selfalign.store.base import Store
 
+_WIDEN = "ask the platform's administrator to allow it: `runs` in the values of charts/selfalign"
 _MAX_DEPTH = 20  # of spec.config; a RunConfig is 5 deep
 _WHERE = "the run's configuration"
 
@@ -113,7 +114,6 @@ def check_allowed(spec: crd.AlignmentRunSpec, policy: Policy, platform: dict[str
     Args:
         platform: the platform's configuration; a run may repeat its values.
     """
-    widen = "ask the platform's administrator to allow it: `runs` in the values of charts/selfalign"
     for field, value, allowed in (
         ("priority", spec.priority, policy.priority_classes),
         ("queueName", spec.queue_name, policy.queues),
@@ -121,7 +121,7 @@ def check_allowed(spec: crd.AlignmentRunSpec, policy: Policy, platform: dict[str
         if value is not None and value not in allowed:
             known = ", ".join(allowed) or "none"
             raise ConfigurationError(
-                f"spec.{field}: {value[:100]!r} is not allowed; allowed are: {known}", remedy=widen
+                f"spec.{field}: {value[:100]!r} is not allowed; allowed are: {known}", remedy=_WIDEN
             )
     leaves = _leaves(spec.config)
     size = sum(len(path) + len(str(value)) for path, value in leaves)
@@ -139,13 +139,24 @@ def check_allowed(spec: crd.AlignmentRunSpec, policy: Policy, platform: dict[str
                 continue
             raise ConfigurationError(
                 f"spec.config.{path[:200]}: a run may not set this here",
-                remedy="only the platform's configuration says it" if never else widen,
+                remedy="only the platform's configuration says it" if never else _WIDEN,
             )
+
+
+def check_limits(spec: crd.AlignmentRunSpec, policy: Policy, config: RunConfig) -> None:
+    """Refuse numbers above the policy's limits. Raises ConfigurationError naming the field.
+
+    Args:
+        config: what the run's configuration came to: "9" in a spec is the number 9 in it.
+    """
+    written = config.model_dump(mode="json")
+    for path, _ in _leaves(spec.config):
+        value = _value_at(written, path)
         for pattern, limit in policy.limits.items():
             if isinstance(value, int | float) and value > limit and _matches(path, pattern):
                 raise ConfigurationError(
                     f"spec.config.{path[:200]} is {str(value)[:50]}, expected at most {limit:.15g}",
-                    remedy=f"ask for less, or {widen}",
+                    remedy=f"ask for less, or {_WIDEN}",
                 )
 
 
@@ -195,6 +206,7 @@ def merged_config(cluster: Cluster, spec: crd.AlignmentRunSpec) -> RunConfig:
         if own.get(stage):
             raw = deep_merge(raw, {stage: own[stage]})
     config = validate_config(deep_merge(raw, spec.config), _WHERE)
+    check_limits(spec, policy, config)
     for row in STAGES:
         shards = getattr(config, row.name).num_shards
         limit = policy.max_shards if row.sharded else 1

@@ -27,6 +27,7 @@ from selfalign.run.executors.kubernetes.cluster import (
 )
 from selfalign.run.executors.kubernetes.configuration import (
     check_allowed,
+    check_limits,
     config_in,
     pinned_config,
     policy_in,
@@ -90,12 +91,14 @@ class Submission:
         platform = read_platform(self.cluster)
         own = config_in(platform)
         # The stages' own sections are merged when the run starts.
-        validate_config(deep_merge(own, config), "the run's configuration")
+        merged = validate_config(deep_merge(own, config), "the run's configuration")
         spec = {key: value for key, value in self.spec.items() if value is not None}
         if config:
             spec["config"] = config
         body = crd.new_run(name, self.cluster.namespace, spec, **metadata)
-        check_allowed(crd.parse_spec(body), policy_in(platform), own)
+        parsed, policy = crd.parse_spec(body), policy_in(platform)
+        check_allowed(parsed, policy, own)
+        check_limits(parsed, policy, merged)
         return self.cluster.create(crd.PLURAL, body)
 
 
