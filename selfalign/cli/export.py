@@ -22,8 +22,9 @@ from selfalign.stages.models import current_model
 @click.option(
     "--to",
     "target",
-    metavar="DIR|s3://BUCKET/PREFIX",
-    help="Where the files go; made where it does not exist.",
+    metavar="DIR|s3://BUCKET/PREFIX|oci://REGISTRY/REPOSITORY[:TAG]",
+    help="Where the files go; a directory is made where it does not exist. A registry gets one "
+    "artifact (CNCF ModelPack), under the model's digest where no TAG is given.",
 )
 @click.option(
     "--form",
@@ -87,9 +88,11 @@ def export_command(
     """Copy the promoted model, or the one whose key begins with KEY, out of the store.
 
     Every file is verified. Stopped, it continues where it was; run again, it copies nothing.
+    For a registry, log in before: docker login, podman login or a credential helper.
 
     \b
     selfalign export --to model                      a directory that servers load
+    selfalign export --to oci://ghcr.io/me/model     an artifact, for `oras pull`
     selfalign export --mlflow https://HOST           a version in MLflow's registry
     selfalign export --tensorboard runs              the loss curve
     """
@@ -101,13 +104,13 @@ def export_command(
     model = current_model(opened.store) if key is None else find_artifact(opened, artifact, key)
     told: dict[str, Any] = {}
     if target is not None:
-        done = export(opened.store, model, form, target, public_key=public_key)
+        done, place = export(opened.store, model, form, target, public_key=public_key)
         size = sum(entry.bytes for entry in done.files)
-        told |= {"to": target, "bytes": size, **done.model_dump(mode="json")}
+        told |= {"to": place, "bytes": size, **done.model_dump(mode="json")}
         if not as_json:
             click.echo(
                 f"{done.artifact} {done.key} ({form}): {len(done.files)} files, {size:,} bytes, "
-                f"verified, in {target}"
+                f"verified, in {place}"
             )
     if registry is not None:
         told["mlflow_version"] = register(opened.store, registry, mlflow_name)

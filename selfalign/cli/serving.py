@@ -81,7 +81,7 @@ def fetch_command(
     """
     store = open_from(config_path, overrides, store_url).store
     model = _promoted(store, digest) if digest else current_model(store)
-    done = export(store, model, "merged", str(target), public_key=public_key)
+    done, _ = export(store, model, "merged", str(target), public_key=public_key)
     if as_json:
         print_json({"to": str(target), "digest": done.digest, "files": len(done.files)})
     else:

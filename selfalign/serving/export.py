@@ -1,7 +1,8 @@
-"""A model out of the store: into a directory, or into another bucket, verified and resumable.
+"""A model out of the store: into a directory, another bucket or an OCI registry, verified.
 
 Every file's SHA-256 is that of the store's manifest. A file that is there already with that digest
-stays; `selfalign.json` is written last. A place that holds another model is refused.
+stays; `selfalign.json` (in a registry the manifest, which names it) is written last. A place that
+holds another model is refused.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from selfalign.serving.directory import (
     require_files_of,
     served_files,
 )
+from selfalign.serving.oci import OCI, push
 from selfalign.serving.signing import SIGNATURE, read_signature, verify
 from selfalign.store.artifact import artifact_prefix, copy_files, download_file
 from selfalign.store.base import NotFound, Store
@@ -34,11 +36,11 @@ _ADAPTER = "files/adapter/"
 
 def export(
     store: Store, model: Manifest, form: Form, to: str, *, public_key: Path | None = None
-) -> ServedModel:
-    """Copy a model artifact to `to`, a directory or s3://bucket/prefix.
+) -> tuple[ServedModel, str]:
+    """Copy a model artifact to `to`: a directory, s3://bucket/prefix or oci://registry/repository.
 
     The merged form of a promoted model comes with its scores, and its signature where it has one.
-    Returns what is there now.
+    Returns what is there now, and where: for a registry with the tag and the manifest's digest.
 
     Args:
         public_key: where given, nothing is copied of a model that this key did not sign.
@@ -46,7 +48,7 @@ def export(
     Raises ConfigurationError where `to` is of another form, is a file or holds another model, or
     the model has no adapter, DataError for an object that is missing or damaged.
     """
-    target = open_store(to)
+    target = None if to.startswith(OCI) else open_store(to)
     served = read_served(store, model.digest) if form == "merged" else None
     if served is not None:
         require_files_of(store, served, model)
@@ -54,12 +56,16 @@ def export(
         verify(store, served, public_key)
     prefix, exported = _source(store, model, form, served)
     signature = None if served is None else read_signature(store, served)
+    if target is None:
+        written = {MARKER: _standalone(exported).to_bytes()}
+        written |= {SIGNATURE: signature} if signature else {}
+        return exported, push(store, prefix, exported, written, to)
     if to.startswith("s3://"):
         _into_bucket(store, prefix, exported, target, signature)
     else:
         with os_errors(target.url, "write"):
             _into_directory(store, prefix, exported, Path(target.url), signature)
-    return exported
+    return exported, to
 
 
 def _source(

@@ -38,7 +38,7 @@ class Dies(LocalStore):
         return super().write(key, data, if_absent=if_absent, if_version=if_version)
 
 
-def model(store: Store) -> Manifest:
+def model(store: Store, form: str = "merged") -> Manifest:
     writer = ArtifactWriter(
         store, artifact="final_model", stage="clone", key="k", identity={}, parents={}
     )
@@ -46,7 +46,7 @@ def model(store: Store) -> Manifest:
         shards=[],
         files=[
             writer.add_bytes(b"loss", "loss.jsonl"),
-            *(writer.add_bytes(data, f"merged/{name}") for name, data in FILES.items()),
+            *(writer.add_bytes(data, f"{form}/{name}") for name, data in FILES.items()),
         ],
         counts=Counts(),
         details={},

@@ -26,7 +26,7 @@ def test_a_promoted_model_comes_out_with_its_scores_and_any_other_without(tmp_pa
     export(store, manifest, "merged", str(tmp_path / "before"))
     assert held(tmp_path / "before").keys() == {*FILES, MARKER}
     materialise(store, manifest, {"README.md": b"scores"})
-    served = export(store, manifest, "merged", str(tmp_path / "after"))
+    served, _ = export(store, manifest, "merged", str(tmp_path / "after"))
     found = held(tmp_path / "after")
     assert found.pop(MARKER) == served.to_bytes()
     assert found == {**FILES, "README.md": b"scores"}
@@ -92,9 +92,9 @@ def test_a_model_goes_into_another_bucket_once(tmp_path: Path, s3_url: str) -> N
     target = f"{s3_url}/public/model"
     bucket: Store = open_store(target)
     bucket.write("config.json", b"damaged")
-    served = export(store, manifest, "merged", target)
+    served, place = export(store, manifest, "merged", target)
     assert {name: bucket.read(name) for name in FILES} == FILES
     assert bucket.exists(MARKER)
     versions = {name: bucket.read_versioned(name)[1] for name in FILES}
-    assert export(store, manifest, "merged", target) == served
+    assert export(store, manifest, "merged", target) == (served, place)
     assert {name: bucket.read_versioned(name)[1] for name in FILES} == versions
