@@ -43,7 +43,7 @@ chart: $(VENV)/.installed-models+s3+cluster+dev ## lint, render and strictly val
 	@$(PYTHON) -m pytest -q -m "not cluster" tests/charts
 
 .PHONY: chart-schema
-chart-schema: $(CLUSTER_TOOLS) ## write charts/*/values.schema.json from values.yaml and the configuration models
+chart-schema: $(CLUSTER_TOOLS) ## write charts/*/values.schema.json and the bounds in the AlignmentRun resource, from values.yaml and the configuration models
 	@$(DEPLOY) schema
 
 .PHONY: images

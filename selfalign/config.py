@@ -24,6 +24,14 @@ _execution: dict[str, Any] = {"identity": False}
 
 Probability = Annotated[float, Field(gt=0, le=1)]
 
+# Upper bounds, far beyond use: what is absurd is refused where it is written, by the AlignmentRun
+# resource too. A platform narrows them for its runs (`runs.limits` of charts/selfalign).
+Count = Annotated[PositiveInt, Field(le=1_000_000)]  # in one request, round, batch or part
+Total = Annotated[PositiveInt, Field(le=1_000_000_000)]  # of requests, prompts or steps
+Tokens = Annotated[PositiveInt, Field(le=2**24)]
+Seconds = Annotated[PositiveFloat, Field(le=7 * 24 * 3600)]
+Ratio = Annotated[PositiveFloat, Field(le=1000)]
+
 
 class Model(BaseModel):
     """Base of all configuration models."""
@@ -34,10 +42,10 @@ class Model(BaseModel):
 class SamplingConfig(Model):
     """How completions are drawn."""
 
-    temperature: float = Field(1.0, ge=0, description="0 is greedy")
+    temperature: float = Field(1.0, ge=0, le=1000, description="0 is greedy")
     top_p: Probability = Field(1.0, description="nucleus mass")
-    max_new_tokens: PositiveInt = Field(256, description="tokens; longer completions are cut")
-    repetition_penalty: PositiveFloat = Field(1.0, description="1.0 is none")
+    max_new_tokens: Tokens = Field(256, description="tokens; longer completions are cut")
+    repetition_penalty: Ratio = Field(1.0, description="1.0 is none")
 
 
 class ServerConfig(Model):
@@ -49,9 +57,9 @@ class ServerConfig(Model):
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         description="name of the environment variable that holds its key; null: it needs none",
     )
-    concurrency: PositiveInt = Field(64, description="requests in flight")
-    timeout_seconds: PositiveFloat = Field(600, description="for one answer")
-    give_up_after_seconds: PositiveFloat = Field(
+    concurrency: Count = Field(64, description="requests in flight")
+    timeout_seconds: Seconds = Field(600, description="for one answer")
+    give_up_after_seconds: Seconds = Field(
         300, description="of failures in a row of one request, before the stage is tried anew"
     )
 
@@ -88,10 +96,10 @@ class EngineConfig(Model):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="precision of weights; auto is the checkpoint's own"
     )
-    batch_size: PositiveInt = Field(
+    batch_size: Count = Field(
         32, description="prompts per batch (transformers); must divide records_per_part"
     )
-    max_length: PositiveInt | None = Field(
+    max_length: Tokens | None = Field(
         None, description="tokens of prompt and completion together; null is the model's own"
     )
     options: dict[str, Any] = Field(
@@ -99,7 +107,7 @@ class EngineConfig(Model):
         description="of the engine's own, for speed, memory and precision; a wrong one is refused "
         "with those there are (openai: fields of each request)",
     )
-    tensor_parallel_size: PositiveInt = Field(
+    tensor_parallel_size: Count = Field(
         1, description="GPUs per engine (vllm)", json_schema_extra=_execution
     )
     gpu_memory_utilization: Probability = Field(
@@ -132,10 +140,10 @@ class SeedsConfig(Model):
     """The directory of lines written by people, and how many lines of each sort it must have."""
 
     directory: Path = Field(Path("seeds"), description="laid out as seeds/ of this project")
-    general: PositiveInt = Field(175, description="lines in general.txt")
-    topic_guided: PositiveInt = Field(20, description="lines in topic_guided.jsonl")
-    principles: PositiveInt = Field(16, description="rules in principles.txt")
-    exemplars: PositiveInt = Field(5, description="dialogues in exemplars.txt")
+    general: Count = Field(175, description="lines in general.txt")
+    topic_guided: Count = Field(20, description="lines in topic_guided.jsonl")
+    principles: Count = Field(16, description="rules in principles.txt")
+    exemplars: Count = Field(5, description="dialogues in exemplars.txt")
 
 
 _max_quarantined: Any = Field(
@@ -152,7 +160,7 @@ class StageModel(Model):
     """What every stage's section has."""
 
     num_shards: PositiveInt = Field(
-        1, description="workers that share the stage", json_schema_extra=_execution
+        1, le=10_000, description="workers that share the stage", json_schema_extra=_execution
     )
 
 
@@ -160,7 +168,7 @@ class GenerationStageModel(StageModel):
     """What stages that generate have in common."""
 
     engine: EngineConfig | None = Field(None, description="null: the run's engine")
-    records_per_part: PositiveInt = Field(
+    records_per_part: Count = Field(
         256, description="records committed together; what a killed worker can lose"
     )
     max_quarantined: float = _max_quarantined
@@ -170,31 +178,29 @@ class InstructConfig(GenerationStageModel):
     """Stage 1: self-instruct and topic-guided red-teaming self-instruct."""
 
     general_requests: int = Field(
-        60_000, ge=0, description="prompts sent to the model for general tasks"
+        60_000, ge=0, le=1_000_000_000, description="prompts sent to the model for general tasks"
     )
-    general_in_context: PositiveInt = Field(5, description="seed tasks shown in each prompt")
+    general_in_context: Count = Field(5, description="seed tasks shown in each prompt")
     general_sampling: SamplingConfig = SamplingConfig(
         temperature=1.0, top_p=0.98, max_new_tokens=1024
     )
-    topic_rounds: PositiveInt = Field(5, description="rounds in which topics are grown")
-    topic_requests_per_round: PositiveInt = Field(
-        10, description="prompts per question type and round"
-    )
-    topics_in_context: PositiveInt = Field(5, description="known topics shown in each prompt")
-    topics_per_type: PositiveInt | None = Field(
+    topic_rounds: Count = Field(5, description="rounds in which topics are grown")
+    topic_requests_per_round: Count = Field(10, description="prompts per question type and round")
+    topics_in_context: Count = Field(5, description="known topics shown in each prompt")
+    topics_per_type: Count | None = Field(
         None, description="cap on topics of one type; null: only balanced to the smallest type"
     )
     topic_sampling: SamplingConfig = SamplingConfig(temperature=1.0, top_p=0.95, max_new_tokens=384)
-    questions_in_context: PositiveInt = Field(5, description="seed questions in each prompt")
-    questions_per_request: PositiveInt = Field(5, description="(type, topic) hints per prompt")
+    questions_in_context: Count = Field(5, description="seed questions in each prompt")
+    questions_per_request: Count = Field(5, description="(type, topic) hints per prompt")
     name_first_hint: bool = Field(
         True, description="the prompt ends with its first hint; weak models make up hints otherwise"
     )
     question_sampling: SamplingConfig = SamplingConfig(
         temperature=1.0, top_p=0.95, max_new_tokens=384
     )
-    min_words: PositiveInt = Field(4, description="candidates with fewer words are dropped")
-    max_words: PositiveInt = Field(150, description="candidates with more words are dropped")
+    min_words: Count = Field(4, description="candidates with fewer words are dropped")
+    max_words: Count = Field(150, description="candidates with more words are dropped")
 
 
 class CurateConfig(StageModel):
@@ -206,8 +212,8 @@ class CurateConfig(StageModel):
     near_duplicate_threshold: Probability = Field(
         0.8, description="drop when the Jaccard similarity of shingles reaches this"
     )
-    near_duplicate_shingle: PositiveInt = Field(5, description="words per shingle")
-    decontamination_ngram: PositiveInt = Field(
+    near_duplicate_shingle: Count = Field(5, description="words per shingle")
+    decontamination_ngram: Count = Field(
         8, description="drop a prompt that shares a word n-gram of this length with a test item"
     )
     decontamination_overlap: Probability = Field(
@@ -215,8 +221,8 @@ class CurateConfig(StageModel):
         description="drop a prompt whose content words overlap with a test item's by this Jaccard "
         "similarity: a rewording that no n-gram finds",
     )
-    records_per_part: PositiveInt = Field(4096, description="records per part")
-    max_prompts: PositiveInt | None = Field(
+    records_per_part: Count = Field(4096, description="records per part")
+    max_prompts: Total | None = Field(
         None, description="keep at most this many, of each source its share of the candidates"
     )
 
@@ -226,10 +232,13 @@ class AlignConfig(GenerationStageModel):
 
     sampling: SamplingConfig = SamplingConfig(temperature=0.5, top_p=0.95, max_new_tokens=512)
     min_answer_characters: int = Field(
-        160, ge=0, description="shorter answers are dropped; refusals are not exempted or banned"
+        160,
+        ge=0,
+        le=1_000_000,
+        description="shorter answers are dropped; refusals are not exempted or banned",
     )
     require_cited_rule: bool = Field(True, description="drop a thought that cites no rule")
-    exemplar_leak_ngram: PositiveInt = Field(
+    exemplar_leak_ngram: Count = Field(
         12, description="drop an answer that repeats this many words of an exemplar in a row"
     )
 
@@ -237,8 +246,8 @@ class AlignConfig(GenerationStageModel):
 class LoraConfig(Model):
     """Low-rank adapters (peft)."""
 
-    r: PositiveInt = Field(16, description="rank")
-    alpha: PositiveInt = Field(16, description="scale numerator")
+    r: Count = Field(16, description="rank")
+    alpha: Count = Field(16, description="scale numerator")
     dropout: float = Field(0.05, ge=0, lt=1, description="on the adapter's input")
     target_modules: list[str] | Literal["all-linear"] = Field(
         default=["q_proj", "k_proj", "v_proj", "o_proj"], description="layers adapted"
@@ -250,21 +259,21 @@ class TrainConfig(StageModel):
 
     method: Literal["lora", "qlora", "full"] = Field("lora", description="what is trained")
     lora: LoraConfig = LoraConfig()
-    learning_rate: PositiveFloat = Field(4e-4, description="peak")
+    learning_rate: PositiveFloat = Field(4e-4, le=10, description="peak")
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = Field("cosine")
-    warmup_steps: int = Field(100, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: PositiveFloat = Field(1.0)
-    epochs: PositiveFloat = Field(1.0)
-    max_steps: PositiveInt | None = Field(None, description="stop after; null: epochs decide")
-    global_batch_size: PositiveInt = Field(768, description="examples per optimiser step")
-    micro_batch_size: PositiveInt | None = Field(
+    warmup_steps: int = Field(100, ge=0, le=1_000_000_000)
+    weight_decay: float = Field(0.0, ge=0, le=1000)
+    max_grad_norm: PositiveFloat = Field(1.0, le=1e9)
+    epochs: PositiveFloat = Field(1.0, le=10_000)
+    max_steps: Total | None = Field(None, description="stop after; null: epochs decide")
+    global_batch_size: Count = Field(768, description="examples per optimiser step")
+    micro_batch_size: Count | None = Field(
         None,
         description="examples per forward pass and device; must divide global_batch_size; null: "
         "as many as the GPU's memory holds (8 on a CPU or with DeepSpeed)",
         json_schema_extra=_execution,
     )
-    max_length: PositiveInt = Field(768, description="tokens; longer examples are cut at the end")
+    max_length: Tokens = Field(768, description="tokens; longer examples are cut at the end")
     precision: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the training")
     optimizer: Literal["adamw", "adamw_8bit"] = Field(
         "adamw", description="adamw_8bit (bitsandbytes) keeps 2 bytes a parameter instead of 8"
@@ -274,7 +283,7 @@ class TrainConfig(StageModel):
         description="recompute activations to save memory; null: where it does not fit otherwise",
         json_schema_extra=_execution,
     )
-    checkpoint_every_steps: PositiveInt | None = Field(
+    checkpoint_every_steps: Total | None = Field(
         None,
         description="steps between checkpoints a killed worker resumes from; null: every five "
         "minutes, or more seldom where that takes more than 2% of the time",
@@ -283,7 +292,7 @@ class TrainConfig(StageModel):
     deepspeed: dict[str, Any] | None = Field(
         None, description="a DeepSpeed configuration, passed through; null: none"
     )
-    num_processes: PositiveInt = Field(
+    num_processes: Count = Field(
         1, description="training processes per node (torchrun)", json_schema_extra=_execution
     )
 
@@ -300,7 +309,7 @@ class TrainConfig(StageModel):
 class EngraveConfig(TrainConfig):
     """Stage 3: principle engraving."""
 
-    max_length: PositiveInt = Field(512, description="tokens; longer examples are cut at the end")
+    max_length: Tokens = Field(512, description="tokens; longer examples are cut at the end")
 
 
 class CloneConfig(TrainConfig):
@@ -314,9 +323,12 @@ class ElaborateConfig(GenerationStageModel):
         temperature=0.3, top_p=0.7, max_new_tokens=512, repetition_penalty=1.1
     )
     min_unfinished_characters: int = Field(
-        128, ge=0, description="drop an answer cut by the token limit that is shorter than this"
+        128,
+        ge=0,
+        le=1_000_000,
+        description="drop an answer cut by the token limit that is shorter than this",
     )
-    persona_leak_ngram: PositiveInt = Field(
+    persona_leak_ngram: Count = Field(
         8, description="drop an answer that repeats this many words of the verbose prompt in a row"
     )
 
@@ -356,7 +368,7 @@ class HarnessConfig(Model):
         description="a directory with tasks of your own as YAML, and their data; may hold Python "
         "that is run, so that on a cluster a run may never set it; null: none",
     )
-    limit: PositiveInt | None = Field(
+    limit: Total | None = Field(
         None, description="documents of each task, the first ones; null: all"
     )
 
@@ -385,7 +397,7 @@ class EvaluateConfig(StageModel):
     hhh_template: Path | None = Field(None, description="null: the built-in template")
     truthfulqa_template: Path | None = Field(None, description="null: the built-in template")
     sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_new_tokens=512)
-    samples: PositiveInt = Field(
+    samples: Count = Field(
         1,
         description="answers to each held-out prompt, each with a seed of its own; more than one "
         "needs sampling.temperature above 0. Intervals count prompts, not answers",
@@ -413,7 +425,7 @@ class EvaluateConfig(StageModel):
     confidence: float = Field(
         0.9, gt=0, lt=1, description="of intervals; each end is wrong in (1 - this) / 2 of nights"
     )
-    bootstrap_samples: PositiveInt = Field(2000, description="resamples for paired intervals")
+    bootstrap_samples: Count = Field(2000, description="resamples for paired intervals")
 
     @model_validator(mode="after")
     def _samples_differ(self) -> EvaluateConfig:
@@ -506,10 +518,10 @@ class GuardsConfig(Model):
     max_increase: Probability | None = Field(
         0.05, description="share above the promoted model's, at the interval's upper end"
     )
-    min_length_ratio: PositiveFloat | None = Field(
+    min_length_ratio: Ratio | None = Field(
         0.67, description="mean words of an answer, final / promoted and final / anchor"
     )
-    max_length_ratio: PositiveFloat | None = Field(1.5, description="likewise, at most")
+    max_length_ratio: Ratio | None = Field(1.5, description="likewise, at most")
 
     @classmethod
     def ceilings(cls) -> tuple[str, ...]:
@@ -553,7 +565,7 @@ class NotifyConfig(Model):
 class RunConfig(Model):
     """Everything a run needs. Paths are relative to the configuration file."""
 
-    seed: int = Field(0, ge=0, description="of every random choice")
+    seed: int = Field(0, ge=0, le=2**53 - 1, description="of every random choice")
     store: str = Field("store", description="a directory, or s3://bucket/prefix")
     base_model: BaseModelConfig
     seeds: SeedsConfig = SeedsConfig()

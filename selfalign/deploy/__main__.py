@@ -36,9 +36,8 @@ def deploy() -> None:
 @deploy.command("schema")
 @click.option("--check", is_flag=True, help="Change nothing; fail when a file is out of date.")
 def schema_command(check: bool) -> None:
-    """Write charts/*/values.schema.json from values.yaml and the configuration models."""
-    for chart in schema.CHARTS:
-        path, text = schema.schema_path(ROOT, chart), schema.schema_text(ROOT, chart)
+    """Write charts/*/values.schema.json and the bounds in the AlignmentRun resource."""
+    for path, text in schema.generated(ROOT).items():
         if path.is_file() and path.read_text("utf-8") == text:
             continue
         if check:

@@ -1,13 +1,16 @@
-"""values.schema.json of the charts, generated from values.yaml and the configuration models.
+"""What charts and runs may hold, generated: values.schema.json, spec.config of AlignmentRuns.
 
 The type of a value is that of its default. `# @schema` above a key narrows it: the name of a
 definition below, or keywords of JSON schema, which replace the default's type where they give one.
-Reads charts/<chart>/values.yaml; writes charts/<chart>/values.schema.json.
+Reads charts/<chart>/values.yaml and the configuration models; writes
+charts/<chart>/values.schema.json and a part of charts/selfalign/files/*.yaml.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import textwrap
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,6 +27,10 @@ _NAMES = {"propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}}
 # https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/
 _QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 _SECRET = ("name", "key")
+_GENERATED = "# `make chart-schema` writes these from the configuration models."
+# An API server drops null in silence where it is not allowed; the controller says what is wrong.
+_NULLABLE = {"nullable": True}
+_ANYTHING = {**_NULLABLE, "x-kubernetes-preserve-unknown-fields": True}
 _PATH = r"^(\*|[a-z0-9_]+)(\.(\*|[a-z0-9_]+))*$"
 _DEFINITIONS: dict[str, Any] = {
     "Quantity": {"type": "string", "pattern": _QUANTITY},
@@ -68,6 +75,11 @@ _DEFINITIONS: dict[str, Any] = {
 }
 
 
+class _NoAliases(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def values_schema(root: Path, chart: str) -> dict[str, Any]:
     """The JSON schema of a chart's values; unknown keys are refused at every level."""
     text = (root / "charts" / chart / "values.yaml").read_text("utf-8")
@@ -87,14 +99,62 @@ def values_schema(root: Path, chart: str) -> dict[str, Any]:
     }
 
 
-def schema_path(root: Path, chart: str) -> Path:
-    """Where a chart's schema lies."""
-    return root / "charts" / chart / "values.schema.json"
+def generated(root: Path) -> dict[Path, str]:
+    """Every file that is generated, and its content."""
+    schemas = {
+        root / "charts" / chart / "values.schema.json": json.dumps(
+            values_schema(root, chart), indent=2, ensure_ascii=False
+        )
+        + "\n"
+        for chart in CHARTS
+    }
+    resource = root / "charts/selfalign/files/alignmentruns.selfalign.io.yaml"
+    return {**schemas, resource: resource_text(resource.read_text("utf-8"))}
 
 
-def schema_text(root: Path, chart: str) -> str:
-    """The file's content."""
-    return json.dumps(values_schema(root, chart), indent=2, ensure_ascii=False) + "\n"
+def resource_text(resource: str) -> str:
+    """The AlignmentRun resource with the mapping that follows the mark written anew."""
+    before, mark, after = resource.partition(_GENERATED)
+    margin = before.rpartition("\n")[2]
+    _, _key, *lines = after.splitlines(keepends=True)
+    rest = itertools.dropwhile(lambda line: line.startswith(margin + " "), lines)
+    config = RunConfig.model_json_schema()
+    properties = _structural(config, config["$defs"])["properties"]
+    style: dict[str, Any] = {
+        "sort_keys": False,
+        "default_flow_style": None,
+        "width": 100 - len(margin),
+    }
+    text = yaml.dump({"properties": properties}, Dumper=_NoAliases, **style)
+    return before + mark + "\n" + textwrap.indent(text, margin) + "".join(rest)
+
+
+def _structural(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """What an API server checks of a field: the keys of objects and the bounds of numbers. The rest
+    is the controller's to check, which says more of what is wrong."""
+    kinds = [kind for kind in field.get("anyOf", [field]) if kind.get("type") != "null"]
+    kind = kinds[0] if len(kinds) == 1 else {}
+    kind = definitions[kind["$ref"].rpartition("/")[2]] if "$ref" in kind else kind
+    if kind.get("type") in ("integer", "number"):
+        return {"type": kind["type"], **_NULLABLE, **_bounds(kind)}
+    if "properties" not in kind:
+        return _ANYTHING
+    inner = {name: _structural(child, definitions) for name, child in kind["properties"].items()}
+    return {"type": "object", **_ANYTHING, "properties": inner}
+
+
+def _bounds(number: dict[str, Any]) -> dict[str, Any]:
+    """A number's bounds as OpenAPI 3.0 has them, where exclusive ones are marked by a boolean."""
+    bounds = {}
+    for name in ("minimum", "maximum"):
+        exclusive = f"exclusive{name.capitalize()}"
+        if exclusive in number and number["type"] == "integer":
+            bounds[name] = number[exclusive] + (1 if name == "minimum" else -1)
+        elif exclusive in number:
+            bounds |= {name: number[exclusive], exclusive: True}
+        elif name in number:
+            bounds[name] = number[name]
+    return bounds
 
 
 def _node(node: Any, lines: list[str]) -> dict[str, Any]:

@@ -16,15 +16,7 @@ import pytest
 from selfalign.deploy import releases
 from selfalign.deploy.cluster import RESOURCE, ensure_namespace, kubectl
 from selfalign.deploy.helm import upgrade
-from tests.charts.conftest import (
-    CRD,
-    ROOT,
-    UNCHECKED_GROUPS,
-    Manifest,
-    everything,
-    pod_of,
-    render_platform,
-)
+from tests.charts.conftest import CRD, ROOT, UNCHECKED_GROUPS, Manifest, everything, pod_of
 
 pytestmark = [
     pytest.mark.cluster,
@@ -48,8 +40,8 @@ def namespace() -> Iterator[str]:
     name = f"charts-{uuid.uuid4().hex[:8]}"
     assert ensure_namespace(name)
     kinds = ("Role", "RoleBinding", "ServiceAccount")
-    found = [m for m in render_platform() if m["kind"] in kinds]
-    assert _apply("apply", name, found) == []
+    found = {(m["kind"], m["metadata"]["name"]): m for m in everything() if m["kind"] in kinds}
+    assert _apply("apply", name, list(found.values())) == []
     yield name
     kubectl("delete", "namespace", name, "--wait=false")
 
@@ -103,6 +95,11 @@ def _run(name: str, spec: dict[str, Any]) -> Manifest:
         ("x", {"ttlSecondsAfterFinished": 31536001}, "should be less than or equal to 31536000"),
         ("x", {"priority": "Not A Class"}, "should match"),
         ("x", {"more": 1}, "unknown field"),
+        ("x", {"config": {"instruct": {"num_shards": 10_001}}}, "less than or equal to 10000"),
+        ("x", {"config": {"clone": {"epochs": 1e300}}}, "less than or equal to 10000"),
+        ("x", {"config": {"align": {"sampling": {"max_new_tokens": 2**25}}}}, "16777216"),
+        ("x", {"config": {"elaborate": {"engine": {"batch_size": 0}}}}, "or equal to 1"),
+        ("x", {"config": {"engrave": {"max_steps": "many"}}}, "must be of type integer"),
     ],
 )
 def test_a_wrong_run_is_refused(
@@ -112,7 +109,9 @@ def test_a_wrong_run_is_refused(
 
 
 def test_what_a_run_was_created_with_cannot_be_changed(resource: bool, namespace: str) -> None:
-    asked = {"config": {"align": {"sampling": {"top_p": 0.5}}}, "queueName": "nights"}
+    align = {"sampling": {"top_p": 0.5}, "engine": {"options": {"a": 1}}}
+    config = {"align": align, "evaluate": {"heldout": None}}  # null is a value, never dropped
+    asked = {"config": config, "queueName": "nights"}
     assert _apply("create", namespace, [_run("fixed", asked)]) == []
     stored = kubectl("get", "alignmentrun/fixed", "-n", namespace, "-o", "json").stdout
     assert json.loads(stored)["spec"] == {**asked, "maxAttempts": 3, "suspend": False}
@@ -124,7 +123,11 @@ def test_what_a_run_was_created_with_cannot_be_changed(resource: bool, namespace
 
     changed = {"align": {"sampling": {"top_p": 0.6}}}
     other = {"align": None, "clone": {"epochs": 1}}  # as many keys as before
-    for spec in ({"config": changed}, {"config": {"seed": 1}}, {"config": other}, {"config": None}):
+    options = {"align": {"engine": {"options": {"a": 2}}}}
+    for spec in (
+        *({"config": changed}, {"config": {"seed": 1}}, {"config": other}, {"config": None}),
+        *({"config": options}, {"config": {"evaluate": {"heldout": "default"}}}),
+    ):
         assert "config is immutable" in patch(spec)
     for spec in ({"queueName": "days"}, {"queueName": None}):
         assert "queueName is immutable" in patch(spec)

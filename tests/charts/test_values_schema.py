@@ -2,28 +2,54 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
 import pytest
+import yaml
 
 from selfalign.config import RunConfig
 from selfalign.deploy import schema
 from selfalign.deploy.helm import HelmFailed
-from tests.charts.conftest import ROOT, of_kind, render
+from tests.charts.conftest import CRD, ROOT, of_kind, render
 
 every_chart = pytest.mark.parametrize("chart", schema.CHARTS)
 
 
 @every_chart
 def test_schema_is_what_values_and_models_say(chart: str) -> None:
-    written = schema.schema_path(ROOT, chart).read_text("utf-8")
-    assert written == schema.schema_text(ROOT, chart), "run `make chart-schema`, commit the result"
-    definitions = json.loads(written)["$defs"]
+    definitions = schema.values_schema(ROOT, chart)["$defs"]
     assert ("RunConfig" in definitions) == (chart != "serving")
     run = definitions.get("RunConfig", {"properties": RunConfig.model_fields})
     assert set(run["properties"]) == set(RunConfig.model_fields)
+
+
+def test_every_generated_file_is_up_to_date() -> None:
+    for path, text in schema.generated(ROOT).items():
+        assert path.read_text("utf-8") == text, "run `make chart-schema`, commit the result"
+
+
+def _leaves(path: str, node: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    if "properties" not in node:
+        return {path: node}
+    found: dict[str, dict[str, Any]] = {}
+    for name, child in node["properties"].items():
+        found |= _leaves(f"{path}.{name}" if path else name, child)
+    return found
+
+
+def test_the_resource_bounds_every_number_of_a_configuration_and_drops_no_null() -> None:
+    version = yaml.safe_load(CRD.read_text("utf-8"))["spec"]["versions"][0]
+    spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+    leaves = _leaves("", spec["config"])
+    assert all(leaf["nullable"] for leaf in leaves.values())
+    numbers = {path: leaf for path, leaf in leaves.items() if "type" in leaf}
+    assert len(numbers) > 100
+    assert [path for path, leaf in numbers.items() if {"minimum", "maximum"} - set(leaf)] == []
+    # An API server takes a bound of an integer only if floating point holds it.
+    assert all(abs(leaf["maximum"]) < 2**53 for leaf in numbers.values())
+    assert numbers["instruct.num_shards"]["maximum"] == 10_000
+    assert "type" not in leaves["engine.options"]
 
 
 def _objects(node: Any) -> list[dict[str, Any]]:

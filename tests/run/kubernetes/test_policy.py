@@ -124,8 +124,11 @@ def test_local_paths_are_refused_before_anything_is_read(section: str, path: str
         ({"instruct": {"num_shards": 65}}, "instruct.num_shards is 65, expected at most 64"),
         ({"engrave": {"deepspeed": {}}}, "spec.config.engrave.deepspeed"),
         ({"align": {"engine": {}}}, "spec.config.align.engine"),
-        ({"engrave": {"max_steps": 1e15}}, "engrave.max_steps is 1000000000000000, expected at"),
-        ({"instruct": {"general_requests": 10**18}}, "expected at most 1000000"),
+        (
+            {"engrave": {"max_steps": 1e8}},
+            "engrave.max_steps is 100000000, expected at most 1000000",
+        ),
+        ({"instruct": {"general_requests": 10**8}}, "expected at most 1000000"),
         ({"instruct": {"general_requests": "9_999_999"}}, "is 9999999, expected at most 1000000"),
         (nested(5000), "nested more than 20 deep"),
         ({"align": [nested(5000)]}, "nested more than 20 deep"),
