@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,15 @@ import pytest
 from selfalign.deploy import releases
 from selfalign.deploy.cluster import RESOURCE, ensure_namespace, kubectl
 from selfalign.deploy.helm import upgrade
-from tests.charts.conftest import CRD, ROOT, UNCHECKED_GROUPS, Manifest, everything, pod_of
+from tests.charts.conftest import (
+    CRD,
+    ROOT,
+    UNCHECKED_GROUPS,
+    Manifest,
+    everything,
+    pod_of,
+    render_platform,
+)
 
 pytestmark = [
     pytest.mark.cluster,
@@ -106,6 +115,44 @@ def test_a_wrong_run_is_refused(
     resource: bool, namespace: str, name: str, spec: dict[str, Any], refusal: str
 ) -> None:
     assert refusal in " ".join(_apply("create", namespace, [_run(name, spec)]))
+
+
+def test_only_who_may_use_the_verb_labels_a_run_as_nightly(resource: bool, namespace: str) -> None:
+    kinds = ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
+    policy = [m for m in render_platform() if m["kind"] in kinds]
+    assert _apply("apply", namespace, policy) == []
+    bind = ["create", "rolebinding", "creator", "--role=selfalign-run-creator", "--user=creator"]
+    assert kubectl(*bind, "-n", namespace).returncode == 0
+    submit = f"system:serviceaccount:{namespace}:selfalign-submit"
+
+    def as_user(name: str, *arguments: str, stdin: str | None = None) -> str:
+        answer = kubectl(*arguments, "-n", namespace, f"--as={name}", stdin=stdin)
+        return answer.stderr if answer.returncode else ""
+
+    def create(name: str, user: str, *labels: str) -> str:
+        run = _run(name, {})
+        run["metadata"]["labels"] = dict.fromkeys(labels, "true")
+        return as_user(user, "create", "-f", "-", stdin=json.dumps(run))
+
+    label = "selfalign.io/nightly"
+    try:
+        until = time.monotonic() + 30  # the API server learns of a policy a moment later
+        while "label-nightly" not in (refusal := create("mine", "creator", label)):
+            assert time.monotonic() < until, refusal
+            kubectl("delete", "alignmentrun/mine", "-n", namespace)
+            time.sleep(1)
+        assert create("mine", "creator", "other") == ""
+        assert create("tonight", submit, label) == ""
+        change = ["patch", "--type=merge", "-p"]
+        named = json.dumps({"metadata": {"labels": {label: "true"}}})
+        assert "label-nightly" in as_user("creator", *change, named, "alignmentrun/mine")
+        bare = json.dumps({"metadata": {"labels": {label: None}}})
+        assert "label-nightly" in as_user("creator", *change, bare, "alignmentrun/tonight")
+        suspended = json.dumps({"spec": {"suspend": True}})
+        assert as_user("creator", *change, suspended, "alignmentrun/tonight") == ""
+    finally:
+        for manifest in policy:
+            kubectl("delete", manifest["kind"], manifest["metadata"]["name"])
 
 
 def test_what_a_run_was_created_with_cannot_be_changed(resource: bool, namespace: str) -> None:

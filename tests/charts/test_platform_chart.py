@@ -45,7 +45,8 @@ PERMISSIONS = {
         "/events": "create list patch",  # list: a Job without pods (quota)
     },
     "submit": {
-        "selfalign.io/alignmentruns": "create list",  # list: refuse an overlap
+        # list: refuse an overlap; label-nightly: templates/admission.yaml
+        "selfalign.io/alignmentruns": "create list label-nightly",
         "/configmaps selfalign-config": "get",
         "/events": "create patch",  # patch: the same refusal once more
     },
