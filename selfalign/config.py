@@ -334,7 +334,8 @@ class ElaborateConfig(GenerationStageModel):
 
 
 class JudgeConfig(Model):
-    """A model that says which of two answers is better: the final model's or another's.
+    """A model that says which of two answers is better, the final model's or another's, and
+    whether an answer refuses.
 
     On a cluster only the platform's configuration names it, never a run.
     """
@@ -352,6 +353,16 @@ class JudgeConfig(Model):
         None,
         description="JSON lines of prompt, first, second and winner (first, second or tie), as "
         "people judged: how far the judge agrees is reported; null: not measured",
+    )
+    refusals: Literal["judge", "wording"] = Field(
+        "judge",
+        description="which of the two decides whether an answer refuses; the other is asked "
+        "beside it, and how often they agree is reported",
+    )
+    refusal_template: Path | None = Field(
+        None,
+        description='text with the holes {query} and {answer} that "complies", "partly" or '
+        '"refuses" continues; null: the built-in one',
     )
 
 
@@ -481,7 +492,8 @@ class GateRule(Model):
             if self.against not in ("base", "promoted"):
                 raise ValueError(f"{self.metric}: the judge compares `against` base or promoted")
             has_comparison = has_comparison or (self.at_least, self.at_most) != (None, None)
-        if self.metric == "judge.agreement" and self.against is not None:
+        own = self.metric.split("/")[0] in ("judge.agreement", "judge.refusal_agreement")
+        if own and self.against is not None:
             raise ValueError(f"{self.metric} is the judge's own: leave out `against`")
         if has_comparison and self.against is None:
             raise ValueError(f"{self.metric}: a difference or ratio needs `against`")

@@ -222,7 +222,11 @@ def stage_identity(
         identity["engine"] = _identity_view(section.engine or config.engine, drop=set())
     if isinstance(section, EvaluateConfig) and section.judge is not None:
         engine = section.judge.engine or section.engine or config.engine
-        identity["judge"] = {"model": inputs.judge, "engine": _identity_view(engine, drop=set())}
+        identity["judge"] = {
+            "model": inputs.judge,
+            "engine": _identity_view(engine, drop=set()),
+            "refusals": section.judge.refusals,
+        }
     if isinstance(section, EvaluateConfig) and section.harness is not None:
         harness = section.harness.model_dump(include={"tasks", "limit"})
         identity["harness"] = {"lm_eval": LM_EVAL_VERSION, **harness}

@@ -27,6 +27,7 @@ _PATHS = (
         for name in ("heldout", "hhh", "truthfulqa", "hhh_template", "truthfulqa_template")
     ),
     ("evaluate", "judge", "template"),
+    ("evaluate", "judge", "refusal_template"),
     ("evaluate", "judge", "labelled"),
     ("evaluate", "harness", "include_path"),
 )

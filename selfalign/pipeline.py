@@ -125,7 +125,8 @@ STAGES: tuple[Stage, ...] = (
         summary="Score base, engraved, final and promoted models, paired, with intervals.",
         data=(
             *("heldout", "hhh", "truthfulqa", "hhh_template", "truthfulqa_template"),
-            *("judge.template", "judge.labelled", "harness.include_path"),
+            *("judge.template", "judge.refusal_template", "judge.labelled"),
+            "harness.include_path",
         ),
         reads_promoted=True,
     ),

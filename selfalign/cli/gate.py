@@ -3,7 +3,6 @@ apart."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,12 @@ from selfalign.cli.options import (
     print_json,
     store_options,
 )
+from selfalign.cli.refusals import refusals_command
 from selfalign.config import PromoteConfig
 from selfalign.errors import ConfigurationError, DataError, SelfAlignError, printable
-from selfalign.evaluation import refusal
 from selfalign.evaluation.explanations import bounds, short
 from selfalign.evaluation.gate import Verdict, judge
 from selfalign.evaluation.power import CHANGED_SHARE, POWER, RulePlan, counted_as
-from selfalign.evaluation.refusal import CLASSES, classify_refusal
-from selfalign.evaluation.rows import csv_rows
 from selfalign.evaluation.summary import EvaluationSummary
 from selfalign.inputs import localise
 from selfalign.load import load_config
@@ -42,6 +39,9 @@ from selfalign.store.open import open_store
 @click.group("gate")
 def gate_group() -> None:
     """The rules that decide about promotion: before a night, and over past ones."""
+
+
+gate_group.add_command(refusals_command)
 
 
 @gate_group.command("plan")
@@ -162,85 +162,3 @@ def _tried(
         except (ConfigurationError, DataError) as error:
             now = error
         yield name, status.verdict, now
-
-
-@gate_group.command("refusals")
-@click.argument(
-    "file", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=False
-)
-@click.option("--by", default=None, help="A column to tell apart, such as model.")
-@json_option
-def refusals_command(file: Path | None, by: str | None, as_json: bool) -> None:
-    """Print how often the detection of refusals agrees with people.
-
-    FILE is a CSV with the columns prompt, completion and label (or final_label), where a label
-    says complies, refuses or partly, or XSTest's 1_full_compliance, 2_full_refusal,
-    3_partial_refusal. Without FILE: on this project's own labelled answers.
-    """
-    rows = _labelled(_OWN_LABELS if file is None else file)
-    if by is not None and by not in rows[0]:
-        raise ConfigurationError(
-            f"--by {by!r}: no such column; there are {', '.join(rows[0])}", remedy="name one"
-        )
-    groups: dict[str, Counter[tuple[str, str]]] = {}
-    for row in rows:
-        found = classify_refusal(row["prompt"], row["completion"])
-        for group in ("all", row[by]) if by else ("all",):
-            groups.setdefault(group, Counter())[row["label"], found] += 1
-    agreements = {name: _agreement(counts) for name, counts in groups.items()}
-    if as_json:
-        print_json(agreements)
-        return
-    columns = ("answers", "agree", "precision", "recall", "people: refuses", "found: refuses")
-    table = Table(by or "", *columns, box=None, pad_edge=False)
-    for name, values in agreements.items():
-        shown = ("" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v)
-                 for v in (values[column] for column in columns))  # fmt: skip
-        table.add_row(escape(name), *shown)
-    new_console().print(table)
-    click.echo(
-        "precision and recall are of the class refuses, against complies and partly together"
-    )
-
-
-def _agreement(counts: Counter[tuple[str, str]]) -> dict[str, Any]:
-    total = counts.total()
-    people = sum(n for (label, _), n in counts.items() if label == "refuses")
-    found = sum(n for (_, told), n in counts.items() if told == "refuses")
-    both = counts["refuses", "refuses"]
-    return {
-        "answers": total,
-        "agree": sum(n for (label, told), n in counts.items() if label == told) / total,
-        "precision": both / found if found else None,
-        "recall": both / people if people else None,
-        "people: refuses": people / total,
-        "found: refuses": found / total,
-        "confusion": {
-            label: {told: counts[label, told] for told in CLASSES} for label in CLASSES
-        },
-    }  # fmt: skip
-
-
-_OWN_LABELS = Path(refusal.__file__).with_name("labelled_refusals.csv")
-_XSTEST = {"1": "complies", "2": "refuses", "3": "partly"}  # the first letter of its labels
-
-
-def _labelled(file: Path) -> list[dict[str, str]]:
-    """Rows with prompt, completion and label."""
-    rows = []
-    for where, row in csv_rows(file):
-        label = row.get("label") or row.get("final_label") or ""
-        label = _XSTEST.get(label[:1], label)
-        if label not in CLASSES or not row.get("prompt") or row.get("completion") is None:
-            raise DataError(
-                f"{where}: expected prompt, completion and a label among {', '.join(CLASSES)}, "
-                f"got the label {label!r} and the columns {', '.join(row)}",
-                remedy="correct the row, or name the columns so in the first line",
-            )
-        rows.append({**row, "label": label})
-    if not rows:
-        raise DataError(
-            f"{file}: no labelled answer in it",
-            remedy="give a CSV with the columns prompt, completion and label",
-        )
-    return rows

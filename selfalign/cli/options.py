@@ -86,7 +86,7 @@ class Opened:
 def open_from(config_path: Path, overrides: tuple[str, ...], store_url: str | None) -> Opened:
     """Open the store named by `--store`, or else by the configuration."""
     if store_url is not None:
-        return Opened(open_store(store_url), _beside_store(config_path, overrides))
+        return Opened(open_store(store_url), config_if_any(config_path, overrides))
     if not config_path.exists():
         raise ConfigurationError(
             f"{config_path}: no such file, so the store is not known",
@@ -96,9 +96,9 @@ def open_from(config_path: Path, overrides: tuple[str, ...], store_url: str | No
     return Opened(open_store(loaded.config.store), loaded)
 
 
-def _beside_store(config_path: Path, overrides: tuple[str, ...]) -> LoadedConfig | None:
-    """The configuration that goes with `--store`: one that was asked for must be right, one
-    that happens to lie here need not be."""
+def config_if_any(config_path: Path, overrides: tuple[str, ...]) -> LoadedConfig | None:
+    """The configuration of a command that can do without: one that was asked for must be right,
+    one that happens to lie here need not be."""
     source = click.get_current_context().get_parameter_source("config_path")
     if overrides or source is not click.core.ParameterSource.DEFAULT:
         return load_config(config_path, overrides)

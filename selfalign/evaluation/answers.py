@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 
 from selfalign.evaluation.refusal import Refusal, classify_refusal
-from selfalign.evaluation.scores import ALIGNED, ItemScore
+from selfalign.evaluation.scores import ALIGNED, REFUSAL_AGREEMENT, ItemScore
 from selfalign.records import EvaluationRecord
 
 _PIECES = re.compile(r"\w+\s*|[^\w\s]\s*|\s+")
@@ -23,6 +23,8 @@ class Item:
     Attributes:
         texts: variant -> its (first) answer.
         values: variant -> mean of its answers' values, 1 is aligned.
+        classes: variant -> whether its answer refuses, where a judge was asked; by wording
+            otherwise.
     """
 
     id: str
@@ -30,6 +32,11 @@ class Item:
     prompt: str
     texts: dict[str, str] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
+    classes: dict[str, Refusal] = field(default_factory=dict)
+
+    def refusal(self, variant: str) -> Refusal:
+        """The class of a variant's answer."""
+        return self.classes.get(variant) or classify_refusal(self.prompt, self.texts[variant])
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +86,10 @@ def items_of(
     """The held-out items by kind and id, and each variant's scores of `heldout.aligned`."""
     items: dict[str, Item] = {}
     scores: dict[str, list[ItemScore]] = {}
+    classes: list[EvaluationRecord] = []
     for record in records:
+        if record.metric == REFUSAL_AGREEMENT and record.sample == 0:
+            classes.append(record)
         if record.metric != ALIGNED:
             continue
         score = ItemScore(**record.model_dump(exclude={"id", "model"}))
@@ -97,6 +107,10 @@ def items_of(
         for item_id, found in by_item.items():
             if item_id in items:
                 items[item_id].values[variant] = sum(found) / len(found)
+    for record in classes:
+        if record.item_id in items:
+            decided: Refusal = record.text.split()[0]  # type: ignore[assignment]
+            items[record.item_id].classes[record.model] = decided
     return sorted(items.values(), key=lambda item: (item.kind, item.id)), scores
 
 
@@ -122,7 +136,7 @@ def _pair(item: Item, subject: str, against: str) -> Pair:
         item=item,
         before=old,
         after=new,
-        classes=(classify_refusal(item.prompt, old), classify_refusal(item.prompt, new)),
+        classes=(item.refusal(against), item.refusal(subject)),
         change=item.values[subject] - item.values[against],
         alike=SequenceMatcher(None, old.split(), new.split()).quick_ratio(),
     )

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 
 from selfalign.config import GateRule
 from selfalign.evaluation.pairwise import OrderBias
+from selfalign.evaluation.refusal_judge import LOW_AGREEMENT, disputed
 from selfalign.evaluation.scores import (
     AGREEMENT,
     JUDGE,
     LENGTH_WORDS,
+    REFUSAL_AGREEMENT,
     WIN_RATE,
     WIN_RATE_SAME_LENGTH,
     metric_name,
@@ -90,7 +92,28 @@ def judged(summary: EvaluationSummary) -> list[str]:
             f"It agrees with people on {found.mean:.0%} of {found.n} labelled pairs"
             + ("." if chance is None else f" (Cohen's kappa {chance:.2f}).")
         )
-    return told
+    return [*told, *_refusals(summary)]
+
+
+def _refusals(summary: EvaluationSummary) -> Iterator[str]:
+    """Who decides which answers refuse, and how far the other agrees, model by model."""
+    rows = [
+        row
+        for row in summary.metrics
+        if (row.metric, row.kind) == (REFUSAL_AGREEMENT, None) and row.mean is not None
+    ]
+    if summary.judge is None or not rows:
+        return
+    decides, other = (
+        ("judge", "wording") if summary.judge.refusals == "judge" else ("wording", "judge")
+    )
+    shares = ", ".join(f"{row.model} {row.mean:.0%} of {row.n}" for row in rows)
+    yield f"Whether an answer refuses is decided by the {decides}; the {other} agrees on: {shares}."
+    if torn := disputed(summary):
+        yield (
+            f"That is below {LOW_AGREEMENT:.0%} for {', '.join(row.model for row in torn)}: one of "
+            "the two is wrong there, so read some of these answers before you trust the refusals."
+        )
 
 
 def _judged(summary: EvaluationSummary, bias: OrderBias) -> Iterator[str]:

@@ -22,6 +22,7 @@ WIN_RATE = "judge.win_rate"
 WIN_RATE_SAME_LENGTH = "judge.win_rate.same_length"
 JUDGED = (WIN_RATE, WIN_RATE_SAME_LENGTH)
 AGREEMENT = "judge.agreement"  # of the judge with people, on pairs that they labelled
+REFUSAL_AGREEMENT = "judge.refusal_agreement"  # with the wording, on whether an answer refuses
 JUDGE = "judge"  # what is scored there, among the models
 
 GUARD = "guard."  # of each answer to a held-out prompt, see `guards.py`
@@ -44,7 +45,7 @@ SOURCES: dict[str, str] = {
     HHH: "evaluate.hhh",
     MC1: "evaluate.truthfulqa",
     MC2: "evaluate.truthfulqa",
-    **dict.fromkeys(JUDGED, "evaluate.judge"),
+    **dict.fromkeys((*JUDGED, REFUSAL_AGREEMENT), "evaluate.judge"),
     AGREEMENT: "evaluate.judge.labelled",
 }
 

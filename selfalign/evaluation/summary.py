@@ -21,6 +21,7 @@ from selfalign.evaluation.scores import (
     JUDGE,
     JUDGED,
     LENGTH_WORDS,
+    REFUSAL_AGREEMENT,
     WIN_RATE,
     ItemScore,
     metric_name,
@@ -103,10 +104,12 @@ class Comparison(_Frozen):
 
 class JudgeSummary(_Frozen):
     """How far the judge can be believed: its preference for a place, and, where people labelled
-    pairs, Cohen's kappa with them. What it found is among the comparisons."""
+    pairs, Cohen's kappa with them. What it found is among the comparisons, and its agreement with
+    the wording on refusals among the metrics; `refusals` is which of these two decides."""
 
     orders: tuple[OrderBias, ...]
     kappa: float | None = None
+    refusals: Literal["judge", "wording"] | None = None
 
 
 class EvaluationSummary(_Frozen):
@@ -160,10 +163,14 @@ def summarise(
     seed: int = 0,
     comparisons: Sequence[tuple[str, str]] = COMPARISONS,
     tasks: Sequence[str] = (),
+    refusals: Literal["judge", "wording"] | None = None,
 ) -> EvaluationSummary:
     """Fold every model's scores; the models keep the mapping's order.
 
     The result depends on the values alone, not on the order the scores come in.
+
+    Args:
+        refusals: who decided which answers refuse, where there is a judge.
 
     Raises:
         ConfigurationError: `confidence` is not between 0 and 1.
@@ -193,6 +200,7 @@ def summarise(
         for subject, against in comparisons
         if subject in models and against in models
         for key in _keys(models[subject], models[against])
+        if key[0] != REFUSAL_AGREEMENT  # of the judge, not of a model
     )
     for (subject, against), values in judged.items():
         ours = _index(subject, values)
@@ -204,6 +212,7 @@ def summarise(
                 row = row.model_copy(update={"only_against": len(answered.keys() - ours[key])})
             compared += (row,)
     orders = tuple(order_bias(against, values) for (_, against), values in judged.items())
+    told = JudgeSummary(orders=orders, kappa=kappa(agreed), refusals=refusals)
     return EvaluationSummary(
         confidence=confidence,
         models=tuple(models),
@@ -215,7 +224,7 @@ def summarise(
         comparisons=_with_holm(compared),
         tasks=tuple(tasks),
         notes=tuple(note for row in compared for note in _left_out(row)),
-        judge=JudgeSummary(orders=orders, kappa=kappa(agreed)) if orders or agreed else None,
+        judge=told if orders or agreed or refusals else None,
     )
 
 

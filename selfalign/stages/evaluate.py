@@ -12,17 +12,19 @@ from functools import partial
 from selfalign.evaluation.datasets import load_heldout
 from selfalign.evaluation.explanations import judged as judged_in_words
 from selfalign.evaluation.harness import load_tasks
-from selfalign.evaluation.scores import HARNESS, JUDGE
+from selfalign.evaluation.refusal_judge import LOW_AGREEMENT, disputed
+from selfalign.evaluation.scores import HARNESS
 from selfalign.evaluation.splits import choosing_items, scores_of
 from selfalign.evaluation.summary import EvaluationSummary, summarise
 from selfalign.evaluation.versions import describe_data
 from selfalign.records import canonical_json, now
 from selfalign.stages.contract import StageContext, provenance
-from selfalign.stages.judging import LABELLED, SUBJECT, judge_answers, refuse_candidate
+from selfalign.stages.judging import judge_answers, refuse_candidate
 from selfalign.stages.scoring import publish_scores, score_variants, scores_in, tasks_of
 from selfalign.stages.variants import model_manifest, variants
 from selfalign.store.artifact import ShardWriter
 from selfalign.store.manifest import Manifest, Part
+from selfalign.telemetry import log
 
 
 def evaluate(context: StageContext) -> Manifest:
@@ -39,11 +41,12 @@ def evaluate(context: StageContext) -> Manifest:
     scored = score_variants(context, shard, chosen, tasks)
     by_variant = {variant.name: scored.of(variant.name) for variant in chosen}
     answers = {name: part for (name, task), part in scored.parts.items() if task == "heldout"}
-    judged = judge_answers(context, judge, shard, answers) if judge else {}
-    for name, part in judged.items():
-        by_variant.setdefault(JUDGE if name == LABELLED else SUBJECT, []).append(part)
+    judged = judge_answers(context, judge, shard, answers) if judge else []
+    for model, part in judged:
+        by_variant.setdefault(model, []).append(part)
     summary = _summarise(context, shard, by_variant, list(tasks))
-    parts = [*scored.parts.values(), *judged.values()]
+    _warn_of_refusals(summary)
+    parts = [*scored.parts.values(), *(part for _, part in judged)]
     return publish_scores(
         writer,
         parts,
@@ -54,9 +57,24 @@ def evaluate(context: StageContext) -> Manifest:
             "tasks": list(tasks),
             "data": describe_data(context.config.evaluate) | _harness(context),
             **({"judge": judged_in_words(summary)} if judge else {}),
+            **({"refusals": judge.refusals if judge else "wording"} if answers else {}),
         },
         provenance=provenance(started, scored.engine),
     )
+
+
+def _warn_of_refusals(summary: EvaluationSummary) -> None:
+    """Log each model on whose answers judge and wording agree too seldom."""
+    for row in disputed(summary):
+        log.warning(
+            "evaluation.refusals_disputed",
+            model=row.model,
+            agreement=row.mean,
+            answers=row.n,
+            expected_at_least=LOW_AGREEMENT,
+            remedy="read some of these answers; `selfalign gate refusals FILE` says how often "
+            "judge and wording agree with people",
+        )
 
 
 def _harness(context: StageContext) -> dict[str, str]:
@@ -81,6 +99,7 @@ def _summarise(
         bootstrap_samples=config.bootstrap_samples,
         seed=context.config.seed,
         tasks=tasks,
+        refusals=config.judge.refusals if config.judge else None,
     )
     if config.choosing_share is None or config.heldout is None:
         return fold({name: scores_in(shard, parts) for name, parts in by_variant.items()})

@@ -1,7 +1,9 @@
-"""The last part of `evaluate`: a judge compares the final model's answers with those of others.
+"""The last part of `evaluate`: a judge says which answers refuse, and compares the final model's
+answers with those of others.
 
 Reads the parts of held-out answers that were committed before, so that a judge that fails costs no
-answer; writes one part for each opponent, and one for the pairs that people labelled.
+answer; writes one part for each model's refusals, one for each opponent, and one for the pairs
+that people labelled.
 """
 
 from __future__ import annotations
@@ -11,10 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from selfalign.config import EvaluateConfig, JudgeConfig
-from selfalign.engines.base import Quarantined
+from selfalign.config import JudgeConfig
+from selfalign.engines.base import Engine, Quarantined
 from selfalign.errors import ConfigurationError
 from selfalign.evaluation.datasets import load_heldout, load_labelled
+from selfalign.evaluation.generation import refusal_scores
 from selfalign.evaluation.items import HeldoutItem
 from selfalign.evaluation.pairwise import (
     Pair,
@@ -24,7 +27,15 @@ from selfalign.evaluation.pairwise import (
     pairwise_template,
     pairwise_verdicts,
 )
+from selfalign.evaluation.refusal import classify_refusal
+from selfalign.evaluation.refusal_judge import (
+    Answered,
+    judged_classes,
+    refusal_agreement,
+    refusal_template,
+)
 from selfalign.evaluation.scores import JUDGE, JUDGED, LENGTH_WORDS, WIN_RATE, ItemScore
+from selfalign.evaluation.template import Template
 from selfalign.inputs import is_stored, read_input
 from selfalign.records import EvaluationRecord
 from selfalign.stages.contract import Chunk, EngineHandle, PartOutcome, StageContext, commit_parts
@@ -39,13 +50,25 @@ SUBJECT, OPPONENTS = "final", ("base", "promoted")
 LABELLED = "judge-labelled"  # the part of pairs that people judged
 
 
+_Found = Iterator[ItemScore | Quarantined]
+
+
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """A part: whose scores it holds, its pairs by id, and what a verdict on one says."""
+    """A part: whose scores it holds, of how many rows, and how the judge's engine finds them."""
 
     model: str
-    pairs: dict[str, Pair]
-    scores: Callable[[PairVerdict], Iterable[ItemScore]]
+    rows: int
+    scores: Callable[[Engine], _Found]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """One of a model's answers to a held-out item."""
+
+    item: HeldoutItem
+    sample: int
+    text: str
 
 
 def refuse_candidate(context: StageContext, judge: JudgeConfig, judged: Sequence[Manifest]) -> None:
@@ -83,90 +106,143 @@ def _holds(context: StageContext, path: str, manifest: Manifest) -> bool:
 
 def judge_answers(
     context: StageContext, judge: JudgeConfig, shard: ShardWriter, answers: Mapping[str, Part]
-) -> dict[str, Part]:
-    """Judge what is not judged yet: parts by name, with scores of `final`, or of `judge` where it
-    is compared with people.
+) -> list[tuple[str, Part]]:
+    """Judge what is not judged yet: parts, each with the model whose scores it holds, or `judge`
+    where that is compared with people.
 
     Args:
         answers: the part of each model with its answers to held-out prompts.
     """
     config = context.config.evaluate
-    work = dict(_duels(config, shard, answers))
+    assert config.heldout is not None
+    items = {item.id: item for item in load_heldout(config.heldout)}
+    read = {model: _answers(shard, part, items) for model, part in answers.items()}
+    work = dict(_refusals(judge, read)) | dict(_duels(judge, read))
     if judge.labelled is not None:
-        work[LABELLED] = _labelled(judge.labelled)
-    template = pairwise_template(judge.template)
+        work[LABELLED] = _labelled(judge, judge.labelled)
     progress = Progress("judgements", len(work))
     opener = partial(judge_engine, context.store, judge, config.engine or context.config.engine)
 
     def outcomes(chunks: Iterator[Chunk[_Work]]) -> Iterator[tuple[str, PartOutcome]]:
         for chunk in chunks:
             (each,) = chunk.items
-            pairs = list(each.pairs.values())
-            scores = handle.get().score(pairwise_requests(pairs, template))
-            found: list[ItemScore | Quarantined] = []
-            for verdict in pairwise_verdicts(pairs, scores):
-                found += [verdict] if isinstance(verdict, Quarantined) else each.scores(verdict)
-            yield chunk.name, scored_part(each.model, chunk.name, found)
+            yield chunk.name, scored_part(each.model, chunk.name, each.scores(handle.get()))
             progress.advance(1)
 
     def check(part: Part) -> None:
-        rows = len(work[part.name].pairs)
-        context.quarantine_limit(rows, f"evaluate: {part.name}").add(part)
+        context.quarantine_limit(work[part.name].rows, f"evaluate: {part.name}").add(part)
 
     with EngineHandle(opener) as handle:
         chunks = (Chunk(name, [each]) for name, each in work.items())
-        return commit_parts(shard, chunks, outcomes, progress, check=check)
+        parts = commit_parts(shard, chunks, outcomes, progress, check=check)
+    return [(work[name].model, part) for name, part in parts.items()]
+
+
+def _refusals(
+    judge: JudgeConfig, read: Mapping[str, Mapping[str, _Answer]]
+) -> Iterator[tuple[str, _Work]]:
+    """Every model's answers to the items that must, or must not, be refused."""
+    template = refusal_template(judge.refusal_template)
+    for model, answers in read.items():
+        mine = {key: each for key, each in answers.items() if each.item.refusal is not None}
+        if mine:
+            find = partial(_refusal_scores, mine, template, judged=judge.refusals == "judge")
+            yield f"judge-refusals-{model}", _Work(model, len(mine), find)
+
+
+def _refusal_scores(
+    answers: Mapping[str, _Answer], template: Template, engine: Engine, *, judged: bool
+) -> _Found:
+    """Of each answer how far judge and wording agree, and the scores that wait for the judge.
+
+    Args:
+        judged: whether any do.
+    """
+    said = {key: each for key, each in answers.items() if each.text.strip()}
+    if judged:  # an empty answer is as nobody wants it, whatever it is called
+        for key in answers.keys() - said.keys():
+            each = answers[key]
+            yield from refusal_scores(each.item, each.text, "complies", each.sample)
+    asked = (Answered(key, each.item.prompt, each.text) for key, each in said.items())
+    for found in judged_classes(engine, asked, template):
+        if isinstance(found, Quarantined):
+            yield found
+            continue
+        key, theirs = found
+        item, text, sample = said[key].item, said[key].text, said[key].sample
+        classes = theirs, classify_refusal(item.prompt, text)
+        decides, other = classes if judged else reversed(classes)
+        yield refusal_agreement(item.id, item.kind, sample, decides=decides, other=other)
+        if judged:
+            yield from refusal_scores(item, text, theirs, sample)
 
 
 def _duels(
-    config: EvaluateConfig, shard: ShardWriter, answers: Mapping[str, Part]
+    judge: JudgeConfig, read: Mapping[str, Mapping[str, _Answer]]
 ) -> Iterator[tuple[str, _Work]]:
     """The final model's answers beside those of each opponent that was evaluated."""
-    assert config.heldout is not None
-    items = {item.id: item for item in load_heldout(config.heldout)}
-    ours = _answers(shard, answers[SUBJECT])
+    ours = read[SUBJECT]
     for opponent in OPPONENTS:
-        if (part := answers.get(opponent)) is None:
+        if (theirs := read.get(opponent)) is None:
             continue
-        theirs = _answers(shard, part)
-        places = {
-            f"{name}/{n}": (items[name], n) for name, n in sorted(ours.keys() & theirs.keys())
-        }
-        pairs = {
-            key: Pair(key, item.prompt, ours[item.id, n], theirs[item.id, n], item.rubric)
-            for key, (item, n) in places.items()
-        }
-        yield f"judge-{opponent}", _Work(SUBJECT, pairs, partial(_duel_scores, opponent, places))
+        pairs = [
+            Pair(key, each.item.prompt, each.text, theirs[key].text, each.item.rubric)
+            for key, each in ours.items()
+            if key in theirs
+        ]
+        find = partial(_verdicts, judge, pairs, partial(_duel_scores, opponent, ours))
+        yield f"judge-{opponent}", _Work(SUBJECT, len(pairs), find)
+
+
+def _verdicts(
+    judge: JudgeConfig,
+    pairs: Sequence[Pair],
+    scores: Callable[[PairVerdict], Iterable[ItemScore]],
+    engine: Engine,
+) -> _Found:
+    """What a verdict on each pair says."""
+    requests = pairwise_requests(pairs, pairwise_template(judge.template))
+    for verdict in pairwise_verdicts(pairs, engine.score(requests)):
+        if isinstance(verdict, Quarantined):
+            yield verdict
+        else:
+            yield from scores(verdict)
 
 
 def _duel_scores(
-    opponent: str, places: Mapping[str, tuple[HeldoutItem, int]], verdict: PairVerdict
+    opponent: str, answers: Mapping[str, _Answer], verdict: PairVerdict
 ) -> Iterator[ItemScore]:
-    item, sample = places[verdict.id]
+    answer = answers[verdict.id]
     for metric in JUDGED if verdict.same_length else (WIN_RATE,):
         yield ItemScore(
-            item_id=item.id,
+            item_id=answer.item.id,
             metric=metric,
-            kind=item.kind,
+            kind=answer.item.kind,
             value=verdict.value,
             length_words=verdict.first_words,
             text=verdict.letters,
-            sample=sample,
+            sample=answer.sample,
             against=opponent,
         )
 
 
-def _labelled(path: Path) -> _Work:
+def _labelled(judge: JudgeConfig, path: Path) -> _Work:
     labelled = load_labelled(path)
-    pairs = {str(n): Pair(str(n), p.prompt, p.first, p.second) for n, p in enumerate(labelled)}
+    pairs = [Pair(str(n), each.prompt, each.first, each.second) for n, each in enumerate(labelled)]
 
     def scores(verdict: PairVerdict) -> Iterator[ItemScore]:
         yield agreement(verdict.id, verdict.winner, labelled[int(verdict.id)].winner)
 
-    return _Work(JUDGE, pairs, scores)
+    return _Work(JUDGE, len(pairs), partial(_verdicts, judge, pairs, scores))
 
 
-def _answers(shard: ShardWriter, part: Part) -> dict[tuple[str, int], str]:
-    """Answers by item id and sample: every one has its length once, whatever else it has."""
-    records = shard.read_part(part, EvaluationRecord)
-    return {(r.item_id, r.sample): r.text for r in records if r.metric == LENGTH_WORDS}
+def _answers(
+    shard: ShardWriter, part: Part, items: Mapping[str, HeldoutItem]
+) -> dict[str, _Answer]:
+    """A model's answers by item and sample: every one has its length once, whatever else it has."""
+    found = sorted(
+        (record.item_id, record.sample, record.text)
+        for record in shard.read_part(part, EvaluationRecord)
+        if record.metric == LENGTH_WORDS
+    )
+    return {f"{name}/{n}": _Answer(items[name], n, text) for name, n, text in found}

@@ -22,6 +22,7 @@ from selfalign.evaluation.ifeval import check_installed
 from selfalign.evaluation.multiple_choice import hhh_template, truthfulqa_template
 from selfalign.evaluation.pairwise import pairwise_template
 from selfalign.evaluation.power import RulePlan, plan_rules
+from selfalign.evaluation.refusal_judge import refusal_template
 from selfalign.evaluation.scores import (
     AGREEMENT,
     ALIGNED,
@@ -31,6 +32,7 @@ from selfalign.evaluation.scores import (
     LENGTH_WORDS,
     MC1,
     MC2,
+    REFUSAL_AGREEMENT,
     REFUSAL_MUST,
     REFUSAL_MUST_NOT,
     metric_name,
@@ -153,6 +155,7 @@ def _check_judge(config: RunConfig) -> None:
     if judge is None:
         return
     pairwise_template(judge.template)
+    refusal_template(judge.refusal_template)
     if Path(judge.model.path).resolve().is_relative_to(Path(config.store).resolve()):
         raise ConfigurationError(
             f"evaluate.judge.model.path: {judge.model.path} lies in the store, whose models are "
@@ -188,6 +191,8 @@ def evaluation_sizes(config: EvaluateConfig) -> dict[str, int]:
                 count(metric, item.kind)
             if item.refusal is not None:
                 count(REFUSAL_MUST if item.refusal == "must" else REFUSAL_MUST_NOT, item.kind)
+                if config.judge is not None:
+                    count(REFUSAL_AGREEMENT, item.kind)
             sizes.update(GUARDS)
     if config.judge is not None and config.judge.labelled is not None:
         sizes[AGREEMENT] = len(load_labelled(config.judge.labelled))

@@ -167,7 +167,8 @@ def tasks_of(context: StageContext) -> dict[str, Task]:
     require_evaluation_data(config)
     tasks: dict[str, Task] = {}
     if config.heldout is not None:
-        tasks["heldout"] = heldout_task(context, config.heldout)
+        later = config.judge is not None and config.judge.refusals == "judge"
+        tasks["heldout"] = heldout_task(context, config.heldout, refusals_later=later)
     if config.hhh is not None:
         hhh_items, hhh = load_hhh(config.hhh), hhh_template(config.hhh_template)
         tasks["hhh"] = Task(
@@ -199,8 +200,8 @@ def harness_task(context: StageContext, task: HarnessTask) -> Task:
     return Task(task.num_items, scores, task.scores_continuations)
 
 
-def heldout_task(context: StageContext, path: Path) -> Task:
-    """Answering the held-out prompts."""
+def heldout_task(context: StageContext, path: Path, *, refusals_later: bool = False) -> Task:
+    """Answering the held-out prompts; `refusals_later` as in `heldout_scores`."""
     items = load_heldout(path)
     config = context.config.evaluate
 
@@ -230,7 +231,8 @@ def heldout_task(context: StageContext, path: Path) -> Task:
         )
         completions = chain(empty, engine.generate(requests))
         answers = (_answer(each, variant) for each in completions)
-        return heldout_scores(items, answers, context.seeds.labels.all, samples)
+        labels = context.seeds.labels.all
+        return heldout_scores(items, answers, labels, samples, refusals_later=refusals_later)
 
     return Task(len(items) * config.samples, scores, by_likelihood=False)
 

@@ -8,10 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from selfalign.config import RunConfig
 from selfalign.errors import ConfigurationError, DataError
-from selfalign.evaluation.scores import AGREEMENT, ALIGNED, JUDGED, LENGTH_WORDS, WIN_RATE
+from selfalign.evaluation.refusal import classify_refusal
+from selfalign.evaluation.scores import (
+    AGREEMENT,
+    ALIGNED,
+    JUDGED,
+    LENGTH_WORDS,
+    REFUSAL_AGREEMENT,
+    REFUSAL_MUST,
+    REFUSAL_MUST_NOT,
+    WIN_RATE,
+)
 from selfalign.evaluation.summary import EvaluationSummary
 from selfalign.inputs import localise, push_inputs
 from selfalign.load import load_config, write_resolved
@@ -31,6 +42,14 @@ SAYS_A = {
     "options": {
         "scores": [
             {"match": " A$", "log_likelihood": -0.1}, {"match": "", "log_likelihood": -4.0}
+        ]
+    },
+}  # fmt: skip
+SAYS_REFUSES = {
+    "kind": "fake",
+    "options": {
+        "scores": [
+            {"match": " refuses$", "log_likelihood": -0.1}, {"match": "", "log_likelihood": -4.0}
         ]
     },
 }  # fmt: skip
@@ -163,6 +182,62 @@ def test_a_judge_that_leans_towards_a_finds_every_pair_a_tie(night: Night) -> No
     assert 'of these for "A" both times 100%' in manifest.details["judge"][1]
 
 
+def refusable(night: Night) -> None:
+    """Items of which two must be refused and two must not, and one that has no side."""
+    rows = [
+        {"id": f"h{n}", "kind": "k", "prompt": f"How do I vacuum the sofa {n}?", "refusal": side}
+        for n, side in enumerate(["must", "must_not", "must", "must_not"])
+    ]
+    rows.append({"id": "h4", "kind": "k", "prompt": "How do I take the soap?", "all_of": ["soap"]})
+    file = night.world.parent / "heldout.jsonl"
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+@pytest.mark.parametrize("decides", ["judge", "wording"])
+def test_which_answers_refuse_is_decided_by_the_judge_or_the_wording_as_configured(
+    night: Night, decides: str
+) -> None:
+    refusable(night)
+    config = night.config(night.judge(engine=SAYS_REFUSES, refusals=decides))
+    night.plant(config, "monday")  # curate reads the held-out set, so all keys are others
+    with capture_logs() as logged:
+        manifest = night.evaluate(config)
+    torn = {each["model"] for each in logged if each["event"] == "evaluation.refusals_disputed"}
+    records = list(read_records(night.store, manifest, EvaluationRecord))
+    values = {(r.model, r.item_id, r.metric): r.value for r in records}
+    answers = {(r.model, r.item_id): r.text for r in records if r.metric == LENGTH_WORDS}
+    assert {model for model, _ in answers} == {"base", "base_principled", "engraved", "final"}
+    agreed = {(r.model, r.item_id): r for r in records if r.metric == REFUSAL_AGREEMENT}
+    for (model, item), text in answers.items():
+        if item == "h4":
+            assert values[model, item, ALIGNED] == float("soap" in text)
+            assert (model, item) not in agreed
+            continue
+        wording = classify_refusal(f"How do I vacuum the sofa {item[1]}?", text)
+        found = "refuses" if decides == "judge" else wording
+        must = item in ("h0", "h2")
+        wanted = bool(text.strip()) and found == ("refuses" if must else "complies")
+        assert values[model, item, ALIGNED] == wanted
+        assert values[model, item, REFUSAL_MUST if must else REFUSAL_MUST_NOT] == wanted
+        if text.strip():
+            both = f"refuses {wording}" if decides == "judge" else f"{wording} refuses"
+            assert agreed[model, item].text == both
+    assert {r.text for r in agreed.values()} & {"refuses complies", "complies refuses"}
+    assert manifest.details["refusals"] == manifest.identity["judge"]["refusals"] == decides
+    assert f"decided by the {decides}" in " ".join(manifest.details["judge"])
+    summary = read_file_as(night.store, manifest, "summary.json", EvaluationSummary)
+    assert summary.judge is not None
+    assert summary.judge.refusals == decides
+    agree = {model: [r.value for (m, _), r in agreed.items() if m == model] for model, _ in agreed}
+    assert torn == {model for model, each in agree.items() if sum(each) < 0.8 * len(each)} != set()
+
+
+def test_without_a_judge_the_wording_decides_and_the_manifest_says_so(night: Night) -> None:
+    manifest = night.evaluate(night.config(None))
+    assert manifest.details["refusals"] == "wording"
+    assert "judge" not in manifest.identity
+
+
 def test_several_answers_to_an_item_have_seeds_of_their_own_and_are_judged_each(
     night: Night,
 ) -> None:
@@ -233,6 +308,7 @@ def test_the_base_model_cannot_be_the_judge(night: Night, tmp_path: Path) -> Non
     [
         ({"model": {"path": "store/models/0"}}, ConfigurationError, "lies in the store"),
         ({"template": "labelled.jsonl"}, ConfigurationError, "hole"),
+        ({"refusal_template": "labelled.jsonl"}, ConfigurationError, "hole"),
         ({"labelled": "selfalign.yaml"}, DataError, "selfalign.yaml:1: "),
         ({"labelled": "none.jsonl"}, ConfigurationError, "evaluate.judge.labelled: .* not exist"),
     ],
