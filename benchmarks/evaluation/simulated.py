@@ -9,8 +9,8 @@ patterns and guards are judged by the product's own code.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 
 import regex
@@ -23,6 +23,7 @@ from selfalign.evaluation.generation import heldout_scores
 from selfalign.evaluation.items import HeldoutItem
 from selfalign.evaluation.rules import rules_of
 from selfalign.evaluation.scores import ALIGNED, REFUSAL_MUST, REFUSAL_MUST_NOT, ItemScore
+from selfalign.evaluation.splits import choosing_items
 from selfalign.evaluation.summary import summarise
 
 REDRAWN = 0.17  # of a model's answers: two equal models at 0.8 differ in a tenth
@@ -153,6 +154,16 @@ class World:
             outcomes.append(drawn < (share if isinstance(share, float) else share(item)))
         return outcomes
 
+    def luck(self, scores: Sequence[ItemScore], share: float, told: Container[str]) -> float:
+        """The mean on some of the items, less that of all models with the same true share."""
+        hardness = random.Random(self.seed)
+        fresh, found = REDRAWN * share, []
+        for item, score in zip(self.items, scores, strict=True):
+            usual = (1 - REDRAWN) * (hardness.random() < share) + fresh
+            if item.id in told:
+                found.append(score.value - usual)
+        return sum(found) / len(found)
+
     def values(self, right: Sequence[bool]) -> list[ItemScore]:
         """The scores of answers that are right or wrong and nothing else, without a text."""
         rows = []
@@ -205,10 +216,43 @@ def _fill(template: str, index: int) -> str:
     return template.format(thing=thing, place=place)
 
 
-def nights(world: World, count: int, *, loss: float, start: float = 0.8) -> list[float]:
-    """True shares of what is promoted after each of `count` nights, when each night's candidate
-    is `loss` worse than what is promoted then."""
-    rules = [rule for rule in rules_of(PromoteConfig(), ["heldout"]) if rule.metric == ALIGNED]
+@dataclass(frozen=True, slots=True)
+class Night:
+    """After a night.
+
+    Attributes:
+        promoted: whether its candidate was.
+        share: true share of right answers of what is promoted now.
+        flattery: of that model's score as it was told when it was promoted, how much is luck: the
+            score less what a model of its true share scores on those items in the mean.
+    """
+
+    promoted: bool
+    share: float
+    flattery: float
+
+
+def nights(
+    world: World,
+    count: int,
+    *,
+    loss: float,
+    start: float = 0.8,
+    anchored: bool = True,
+    choosing_share: float | None = None,
+) -> list[Night]:
+    """Nights in a row, each with a candidate that is `loss` worse than what is promoted then,
+    judged by the default rules on `heldout.aligned`.
+
+    Args:
+        anchored: whether candidates are held to the anchor too.
+        choosing_share: as in the configuration.
+    """
+    rules = [
+        rule
+        for rule in rules_of(PromoteConfig(), ["heldout"])
+        if rule.metric == ALIGNED and (anchored or rule.against != "anchor")
+    ]
     config = PromoteConfig(rules=rules, guards=None)
 
     def values(share: float, name: str) -> list[ItemScore]:
@@ -217,23 +261,33 @@ def nights(world: World, count: int, *, loss: float, start: float = 0.8) -> list
             ItemScore(item.id, ALIGNED, None, float(good), 1, str(good)) for item, good in outcomes
         ]
 
+    everything = frozenset(item.id for item in world.items)
     promoted = anchor = values(start, "first")
     base = values(0.3, "base")
-    share, promotions, shares = start, 0, []
+    now = Night(True, start, world.luck(promoted, start, everything))
+    promotions, past = 0, []
     for night in range(count):
-        final = values(share - loss, f"night {night}")
+        share = now.share - loss
+        final = values(share, f"night {night}")
         models = {"base": base, "final": final, "promoted": promoted}
-        if anchor is not promoted:
+        if anchor is not promoted and anchored:
             models["anchor"] = anchor
+        chosen = told = everything
+        if choosing_share is not None:
+            chosen = choosing_items(world.items, choosing_share, f"night {night}")
+            told = everything - chosen
         summary = summarise(
-            models,
+            {name: [each for each in m if each.item_id in chosen] for name, m in models.items()},
             confidence=0.9,
             comparisons=[("final", name) for name in models if name != "final"],
             tasks=("heldout",),
         )
         if judge(summary, config).promote:
-            promoted, share, promotions = final, share - loss, promotions + 1
+            now = Night(True, share, world.luck(final, share, told))
+            promoted, promotions = final, promotions + 1
             if surpasses_anchor(summary, promotions):
                 anchor, promotions = final, 0
-        shares.append(share)
-    return shares
+        else:
+            now = replace(now, promoted=False)
+        past.append(now)
+    return past
