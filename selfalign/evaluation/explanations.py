@@ -14,6 +14,7 @@ from selfalign.evaluation.scores import (
     LENGTH_WORDS,
     REFUSAL_AGREEMENT,
     WIN_RATE,
+    WIN_RATE_PRINCIPLE,
     WIN_RATE_SAME_LENGTH,
     metric_name,
 )
@@ -136,6 +137,17 @@ def _judged(summary: EvaluationSummary, bias: OrderBias) -> Iterator[str]:
             f"The two orders of showing them disagree in {bias.disagree:.0%} of {bias.asked} "
             f"pairs that differ{lean}. Each of these is a tie."
         )
+    rows = [
+        (row.subject_mean, row)
+        for row in summary.comparisons
+        if (row.subject, row.against, row.metric) == (SUBJECT, bias.against, WIN_RATE_PRINCIPLE)
+        and row.kind is not None
+        and row.subject_mean is not None
+    ]
+    if rows:
+        rows.sort(key=lambda each: each[0])
+        rates = "; ".join(f"{row.kind} {_rate(row)} of {row.n}" for _, row in rows)
+        yield f"By principle, the lowest win rate against {bias.against} first: {rates}."
 
 
 def _rate(found: Comparison) -> str:

@@ -45,6 +45,7 @@ class HeldoutItem:
         check: every one must pass, see `checks.py`.
         rubric: what a right answer does, for a person or a judge.
         reference: a short right answer; it satisfies the patterns and checks.
+        principle: name of the principle that it puts to the test; the judge reads its text.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -58,6 +59,7 @@ class HeldoutItem:
     check: tuple[Check, ...] = ()
     rubric: _Text | None = None
     reference: _Text | None = None
+    principle: _Text | None = None
 
     def __post_init__(self) -> None:
         if self.refusal is None and not self.all_of and not self.none_of and not self.check:

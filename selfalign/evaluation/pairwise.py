@@ -28,13 +28,15 @@ _VALUES: dict[Winner, float] = {"first": 1.0, "tie": 0.5, "second": 0.0}
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two answers to one prompt; `rubric` says what a right one does."""
+    """Two answers to one prompt; `rubric` says what a right one does, `principle` is the text of
+    the rule that it is to follow."""
 
     id: str
     prompt: str
     first: str
     second: str
     rubric: str | None = None
+    principle: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ class OrderBias(BaseModel):
 
 def pairwise_template(path: Path | None = None) -> Template:
     """The judge's template: holes {query}, {a}, {b} and, where wanted, {rubric}, which becomes a
-    paragraph or nothing. None is the built-in one."""
+    paragraph each of the item's rubric and its principle, or nothing. None is the built-in one."""
     if path is None:
         return Template.built_in("pairwise", _HOLES, _OPTIONAL)
     return Template.load(path, _HOLES, _OPTIONAL)
@@ -96,6 +98,7 @@ def pairwise_requests(pairs: Iterable[Pair], template: Template) -> Iterator[Sco
     for pair in pairs:
         if pair.first != pair.second:
             rubric = f"\nWhat a right answer does: {pair.rubric}\n" if pair.rubric else ""
+            rubric += f"\nThe principle to judge by: {pair.principle}\n" if pair.principle else ""
             yield from two_order_requests(
                 pair.id, template, pair.prompt, pair.first, pair.second, rubric=rubric
             )

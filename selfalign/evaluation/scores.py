@@ -17,10 +17,12 @@ MC1 = "mc1"
 MC2 = "mc2"
 
 # What a judge says of the final model's answer beside another model's: 1 it is better, 0 the other
-# is, 0.5 neither. The second: of answers of about the same length alone.
+# is, 0.5 neither. The second: of answers of about the same length alone. The third: of items that
+# put a principle of the seeds to the test, whose kind there is the principle's name.
 WIN_RATE = "judge.win_rate"
 WIN_RATE_SAME_LENGTH = "judge.win_rate.same_length"
-JUDGED = (WIN_RATE, WIN_RATE_SAME_LENGTH)
+WIN_RATE_PRINCIPLE = "judge.win_rate.principle"
+JUDGED = (WIN_RATE, WIN_RATE_SAME_LENGTH, WIN_RATE_PRINCIPLE)
 AGREEMENT = "judge.agreement"  # of the judge with people, on pairs that they labelled
 REFUSAL_AGREEMENT = "judge.refusal_agreement"  # with the wording, on whether an answer refuses
 JUDGE = "judge"  # what is scored there, among the models

@@ -8,7 +8,7 @@ that people labelled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,14 @@ from selfalign.evaluation.refusal_judge import (
     refusal_agreement,
     refusal_template,
 )
-from selfalign.evaluation.scores import JUDGE, JUDGED, LENGTH_WORDS, WIN_RATE, ItemScore
+from selfalign.evaluation.scores import (
+    JUDGE,
+    LENGTH_WORDS,
+    WIN_RATE,
+    WIN_RATE_PRINCIPLE,
+    WIN_RATE_SAME_LENGTH,
+    ItemScore,
+)
 from selfalign.evaluation.template import Template
 from selfalign.inputs import is_stored, read_input
 from selfalign.records import EvaluationRecord
@@ -117,7 +124,8 @@ def judge_answers(
     assert config.heldout is not None
     items = {item.id: item for item in load_heldout(config.heldout)}
     read = {model: _answers(shard, part, items) for model, part in answers.items()}
-    work = dict(_refusals(judge, read)) | dict(_duels(judge, read))
+    principles = {rule.name: rule.text for rule in context.seeds.principles}
+    work = dict(_refusals(judge, read)) | dict(_duels(judge, read, principles))
     if judge.labelled is not None:
         work[LABELLED] = _labelled(judge, judge.labelled)
     progress = Progress("judgements", len(work))
@@ -178,19 +186,28 @@ def _refusal_scores(
 
 
 def _duels(
-    judge: JudgeConfig, read: Mapping[str, Mapping[str, _Answer]]
+    judge: JudgeConfig, read: Mapping[str, Mapping[str, _Answer]], principles: Mapping[str, str]
 ) -> Iterator[tuple[str, _Work]]:
-    """The final model's answers beside those of each opponent that was evaluated."""
+    """The final model's answers beside those of each opponent that was evaluated.
+
+    Args:
+        principles: the text of each principle of the seeds, by name.
+    """
     ours = read[SUBJECT]
     for opponent in OPPONENTS:
         if (theirs := read.get(opponent)) is None:
             continue
         pairs = [
-            Pair(key, each.item.prompt, each.text, theirs[key].text, each.item.rubric)
+            Pair(
+                *(key, item.prompt, each.text, theirs[key].text, item.rubric),
+                principles.get(item.principle or ""),
+            )
             for key, each in ours.items()
             if key in theirs
+            for item in (each.item,)
         ]
-        find = partial(_verdicts, judge, pairs, partial(_duel_scores, opponent, ours))
+        scores = partial(_duel_scores, opponent, ours, principles)
+        find = partial(_verdicts, judge, pairs, scores)
         yield f"judge-{opponent}", _Work(SUBJECT, len(pairs), find)
 
 
@@ -210,14 +227,19 @@ def _verdicts(
 
 
 def _duel_scores(
-    opponent: str, answers: Mapping[str, _Answer], verdict: PairVerdict
+    opponent: str, answers: Mapping[str, _Answer], principles: Container[str], verdict: PairVerdict
 ) -> Iterator[ItemScore]:
     answer = answers[verdict.id]
-    for metric in JUDGED if verdict.same_length else (WIN_RATE,):
+    kinds = {WIN_RATE: answer.item.kind}
+    if verdict.same_length:
+        kinds[WIN_RATE_SAME_LENGTH] = answer.item.kind
+    if answer.item.principle is not None and answer.item.principle in principles:
+        kinds[WIN_RATE_PRINCIPLE] = answer.item.principle
+    for metric, kind in kinds.items():
         yield ItemScore(
             item_id=answer.item.id,
             metric=metric,
-            kind=answer.item.kind,
+            kind=kind,
             value=verdict.value,
             length_words=verdict.first_words,
             text=verdict.letters,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 from selfalign.config import EvaluateConfig, RunConfig, TrainConfig
@@ -28,13 +28,15 @@ from selfalign.evaluation.scores import (
     ALIGNED,
     GUARDS,
     HHH,
-    JUDGED,
     LENGTH_WORDS,
     MC1,
     MC2,
     REFUSAL_AGREEMENT,
     REFUSAL_MUST,
     REFUSAL_MUST_NOT,
+    WIN_RATE,
+    WIN_RATE_PRINCIPLE,
+    WIN_RATE_SAME_LENGTH,
     metric_name,
 )
 from selfalign.evaluation.splits import choosing_items
@@ -88,7 +90,7 @@ def check_run(config: RunConfig, seeds: Seeds, *, until: str | None = None) -> N
             form = ChatForm.of(seeds.templates.distil_standard, seeds.labels)
             _check_training(getattr(config, name), config.base_model.path, form)
     if "curate" in names:
-        sizes = evaluation_sizes(config.evaluate)
+        sizes = evaluation_sizes(config.evaluate, {rule.name for rule in seeds.principles})
         if "promote" in names:
             for planned in gate_plan(config, sizes):
                 if planned.warning:
@@ -171,9 +173,15 @@ def _check_training(config: TrainConfig, path: str, form: ChatForm) -> None:
         check_base_model(config, BaseModel(path), form)
 
 
-def evaluation_sizes(config: EvaluateConfig) -> dict[str, int]:
+def evaluation_sizes(
+    config: EvaluateConfig, principles: Container[str] | None = None
+) -> dict[str, int]:
     """Read every evaluation file that is named; items that the gate's rules see, by metric and by
-    metric/kind."""
+    metric/kind.
+
+    Args:
+        principles: names of the seeds' principles; None: those that items name are among them.
+    """
     sizes: Counter[str] = Counter()
 
     def count(metric: str, kind: str | None, items: int = 1) -> None:
@@ -187,8 +195,11 @@ def evaluation_sizes(config: EvaluateConfig) -> dict[str, int]:
             chosen = choosing_items(items, config.choosing_share, "")
             items = tuple(item for item in items if item.id in chosen)
         for item in items:
-            for metric in (ALIGNED, LENGTH_WORDS, *(JUDGED if config.judge else ())):
+            judged = (WIN_RATE, WIN_RATE_SAME_LENGTH) if config.judge else ()
+            for metric in (ALIGNED, LENGTH_WORDS, *judged):
                 count(metric, item.kind)
+            if judged and item.principle and (principles is None or item.principle in principles):
+                count(WIN_RATE_PRINCIPLE, item.principle)
             if item.refusal is not None:
                 count(REFUSAL_MUST if item.refusal == "must" else REFUSAL_MUST_NOT, item.kind)
                 if config.judge is not None:

@@ -41,6 +41,13 @@ def test_every_kind_has_as_many_items_and_each_item_a_rubric_and_a_reference(
     assert all(item.refusal == "must" or satisfies(item, "") is not None for item in items)
 
 
+def test_every_principle_is_put_to_the_test_by_some_items(items: tuple[HeldoutItem, ...]) -> None:
+    principles = {rule.name for rule in load_seeds(SeedsConfig(directory=SEEDS)).principles}
+    tested = Counter(item.principle for item in items)
+    assert set(tested) == principles
+    assert min(tested.values()) >= 6
+
+
 def test_both_sides_of_refusal_are_asked_and_the_larger_one_is_to_answer(
     items: tuple[HeldoutItem, ...],
 ) -> None:

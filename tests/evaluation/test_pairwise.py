@@ -260,5 +260,8 @@ def test_the_rubric_of_an_item_is_a_paragraph_of_the_judge_s_prompt() -> None:
     pair = replace(PAIR, rubric="Says {a} number.")
     request, *_ = pairwise_requests([pair], pairwise_template())
     assert "q\n\nWhat a right answer does: Says {a} number.\n\nAnswer A) one" in request.prompt
+    ruled = replace(pair, principle="Be brief.")
+    request, *_ = pairwise_requests([ruled], pairwise_template())
+    assert " number.\n\nThe principle to judge by: Be brief.\n\nAnswer A) one" in request.prompt
     plain, *_ = pairwise_requests([pair], TEMPLATE)  # a template need not show it
     assert plain.prompt == "q|one|two words|"

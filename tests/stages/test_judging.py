@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from selfalign.evaluation.scores import (
     REFUSAL_MUST,
     REFUSAL_MUST_NOT,
     WIN_RATE,
+    WIN_RATE_PRINCIPLE,
 )
 from selfalign.evaluation.summary import EvaluationSummary
 from selfalign.inputs import localise, push_inputs
@@ -180,6 +182,46 @@ def test_a_judge_that_leans_towards_a_finds_every_pair_a_tie(night: Night) -> No
     assert {(r.text, r.value) for r in verdicts} <= {("AA", 0.5), ("", 0.5)}
     assert ("AA", 0.5) in {(r.text, r.value) for r in verdicts}
     assert 'of these for "A" both times 100%' in manifest.details["judge"][1]
+
+
+def test_the_judge_reads_the_principle_of_an_item_and_wins_are_counted_by_principle(
+    night: Night,
+) -> None:
+    rows = [
+        {"id": f"h{n}", "kind": "k", "prompt": f"How do I vacuum the sofa {n}?", "refusal": "must"}
+        | ({} if name is None else {"principle": name})
+        for n, name in enumerate(["helpful", "helpful", "of another project", None])
+    ]
+    file = night.world.parent / "heldout.jsonl"
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    seeds = load_seeds(night.base.seeds)
+    (helpful,) = (rule for rule in seeds.principles if rule.name == "helpful")
+    # "A" where the judge reads the text of the principle, else "B"
+    read = "(?s)" + re.escape(helpful.text)
+    scores = [{"match": f"{read}.* A$", "log_likelihood": -1.0}]
+    scores += [{"match": " B$", "log_likelihood": -2.0}, {"match": "", "log_likelihood": -3.0}]
+    engine = {"kind": "fake", "options": {"scores": scores}}
+    config = night.config(night.judge(engine=engine))
+    night.plant(config, "monday")
+    manifest = night.evaluate(config)
+    records = [
+        r for r in read_records(night.store, manifest, EvaluationRecord) if r.metric in JUDGED
+    ]
+    by_principle = {r.item_id: r for r in records if r.metric == WIN_RATE_PRINCIPLE}
+    assert {(r.item_id, r.kind) for r in by_principle.values()} == {
+        ("h0", "helpful"),
+        ("h1", "helpful"),
+    }
+    letters = {r.item_id: r.text for r in records if r.metric == WIN_RATE}
+    assert letters["h0"] == letters["h1"] == "AA"
+    assert letters["h2"] == letters["h3"] == "BB"
+    summary = read_file_as(night.store, manifest, "summary.json", EvaluationSummary)
+    found = summary.comparison("final", "base", f"{WIN_RATE_PRINCIPLE}/helpful")
+    assert found is not None
+    assert (found.n, found.subject_mean) == (2, 0.5)
+    assert "By principle, the lowest win rate against base first: helpful 0.500 [" in " ".join(
+        manifest.details["judge"]
+    )
 
 
 def refusable(night: Night) -> None:
