@@ -66,6 +66,13 @@ def test_plan_counts_the_items_that_the_rules_see(config: Path) -> None:
     share = "evaluate.choosing_share=0.5"
     (row,) = json.loads(gate("plan", "--config", config, "--set", share, "--json"))
     assert row["items"] == 2
+    pair = {"category": "other", "query": "How?", "chosen": "so", "rejected": "not so"}
+    rows = [json.dumps({"id": f"p{n}", **pair}) for n in range(9)]
+    (config.parent / "hhh.jsonl").write_text("\n".join(rows))
+    hhh = ("--set", "evaluate.hhh=hhh.jsonl", "--set", "promote.rules=[{metric: hhh, at_least: 0}]")
+    for more, items in ((["--set", share], 4), ([], 9)):
+        (row,) = json.loads(gate("plan", "--config", config, *hhh, *more, "--json"))
+        assert row["items"] == items
 
 
 def test_plan_ends_on_a_rule_that_cannot_be_measured(config: Path) -> None:

@@ -1,32 +1,53 @@
-"""Which held-out items decide about tonight's model, and which its score is told from.
+"""Which evaluation items decide about tonight's model, and which its score is told from.
 
 A model that is promoted was lucky on the items that promoted it, so its score on them is too high,
 and the next model has to beat that luck. With `evaluate.choosing_share` the rules see a part of
-the items, drawn anew for each final model, and the scores in report and card are of the others.
+the items of each file, drawn anew for each final model, and the scores in report and card are of
+the others. Tasks of lm-evaluation-harness are not parted: their items are known when they are run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
-from selfalign.evaluation.items import HeldoutItem
-from selfalign.evaluation.scores import LENGTH_WORDS, SOURCES, WIN_RATE, ItemScore
+from selfalign.config import EvaluateConfig
+from selfalign.evaluation.datasets import load_heldout, load_hhh, load_truthfulqa
+from selfalign.evaluation.items import HeldoutItem, HHHItem, TruthfulQAItem
+from selfalign.evaluation.scores import ALIGNED, HHH, MC1, SOURCES, WIN_RATE, ItemScore
 from selfalign.records import record_seed
 
-_SPLIT = {SOURCES[LENGTH_WORDS], SOURCES[WIN_RATE]}  # what makes metrics of held-out items
+Chosen = Mapping[str, frozenset[str]]  # a metric's source -> ids of the items that choose
 
 
-def choosing_items(items: Sequence[HeldoutItem], share: float, model: str) -> frozenset[str]:
-    """Ids of the items that choose: of each kind and side of refusal the share, one at least, and
-    where there are several not all.
+def choosing_split(config: EvaluateConfig, model: str) -> Chosen:
+    """The items of each file that choose; nothing where all of them do. Raises DataError."""
+    share = config.choosing_share
+    if share is None:
+        return {}
+    chosen: dict[str, frozenset[str]] = {}
+    if config.heldout is not None:
+        chosen[SOURCES[ALIGNED]] = choosing_items(load_heldout(config.heldout), share, model)
+        chosen[SOURCES[WIN_RATE]] = chosen[SOURCES[ALIGNED]]
+    if config.hhh is not None:
+        chosen[SOURCES[HHH]] = choosing_items(load_hhh(config.hhh), share, model)
+    if config.truthfulqa is not None:
+        chosen[SOURCES[MC1]] = choosing_items(load_truthfulqa(config.truthfulqa), share, model)
+    return chosen
+
+
+def choosing_items(
+    items: Sequence[HeldoutItem | HHHItem | TruthfulQAItem], share: float, model: str
+) -> frozenset[str]:
+    """Ids of the items that choose: of each group the share, one at least, and where there are
+    several not all. A group is a kind and side of refusal, a category of HHH, all of TruthfulQA.
 
     Args:
         model: digest of the final model. By it rather than by the night: to judge the same model
             again brings no second draw.
     """
-    groups: dict[tuple[str, str | None], list[str]] = {}
+    groups: dict[Hashable, list[str]] = {}
     for item in items:
-        groups.setdefault((item.kind, item.refusal), []).append(item.id)
+        groups.setdefault(_group(item), []).append(item.id)
     chosen: set[str] = set()
     for ids in groups.values():
         ids.sort(key=lambda item_id: record_seed(0, "choosing", model, item_id))
@@ -34,12 +55,17 @@ def choosing_items(items: Sequence[HeldoutItem], share: float, model: str) -> fr
     return frozenset(chosen)
 
 
-def scores_of(
-    scores: Iterable[ItemScore], chosen: frozenset[str], *, choosing: bool
-) -> list[ItemScore]:
+def _group(item: HeldoutItem | HHHItem | TruthfulQAItem) -> Hashable:
+    if isinstance(item, HeldoutItem):
+        return item.kind, item.refusal
+    return item.category if isinstance(item, HHHItem) else None
+
+
+def scores_of(scores: Iterable[ItemScore], chosen: Chosen, *, choosing: bool) -> list[ItemScore]:
     """The scores on the items that choose, or on the others; those on other files are in both."""
     return [
         score
         for score in scores
-        if SOURCES.get(score.metric) not in _SPLIT or (score.item_id in chosen) is choosing
+        if (ids := chosen.get(SOURCES.get(score.metric, ""))) is None
+        or (score.item_id in ids) is choosing
     ]

@@ -14,7 +14,7 @@ from selfalign.evaluation.explanations import judged as judged_in_words
 from selfalign.evaluation.harness import load_tasks
 from selfalign.evaluation.refusal_judge import LOW_AGREEMENT, disputed
 from selfalign.evaluation.scores import HARNESS
-from selfalign.evaluation.splits import choosing_items, scores_of
+from selfalign.evaluation.splits import choosing_split, scores_of
 from selfalign.evaluation.summary import EvaluationSummary, summarise
 from selfalign.evaluation.versions import describe_data
 from selfalign.records import canonical_json, now
@@ -101,10 +101,9 @@ def _summarise(
         tasks=tasks,
         refusals=config.judge.refusals if config.judge else None,
     )
-    if config.choosing_share is None or config.heldout is None:
+    chosen = choosing_split(config, context.parents["final_model"].digest)
+    if not chosen:
         return fold({name: scores_in(shard, parts) for name, parts in by_variant.items()})
-    model = context.parents["final_model"].digest
-    chosen = choosing_items(load_heldout(config.heldout), config.choosing_share, model)
     reported, choosing = (
         fold(
             {

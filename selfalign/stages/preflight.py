@@ -34,12 +34,13 @@ from selfalign.evaluation.scores import (
     REFUSAL_AGREEMENT,
     REFUSAL_MUST,
     REFUSAL_MUST_NOT,
+    SOURCES,
     WIN_RATE,
     WIN_RATE_PRINCIPLE,
     WIN_RATE_SAME_LENGTH,
     metric_name,
 )
-from selfalign.evaluation.splits import choosing_items
+from selfalign.evaluation.splits import choosing_split
 from selfalign.evaluation.versions import unknown_versions
 from selfalign.identity import data_files
 from selfalign.inputs import cache_directory
@@ -189,12 +190,16 @@ def evaluation_sizes(
         if kind is not None:
             sizes[metric_name(metric, kind)] += items
 
+    chosen = choosing_split(config, "")  # as many for every model
+
+    def choose(metric: str, item_id: str) -> bool:
+        ids = chosen.get(SOURCES[metric])
+        return ids is None or item_id in ids
+
     if config.heldout is not None:
-        items = load_heldout(config.heldout)
-        if config.choosing_share is not None:  # as many for every model
-            chosen = choosing_items(items, config.choosing_share, "")
-            items = tuple(item for item in items if item.id in chosen)
-        for item in items:
+        for item in load_heldout(config.heldout):
+            if not choose(ALIGNED, item.id):
+                continue
             judged = (WIN_RATE, WIN_RATE_SAME_LENGTH) if config.judge else ()
             for metric in (ALIGNED, LENGTH_WORDS, *judged):
                 count(metric, item.kind)
@@ -209,9 +214,12 @@ def evaluation_sizes(
         sizes[AGREEMENT] = len(load_labelled(config.judge.labelled))
     if config.hhh is not None:
         for pair in load_hhh(config.hhh):
-            count(HHH, pair.category)
+            if choose(HHH, pair.id):
+                count(HHH, pair.category)
     if config.truthfulqa is not None:
         for question in load_truthfulqa(config.truthfulqa):
+            if not choose(MC1, question.id):
+                continue
             count(MC1, None)
             if question.mc2_targets is not None:
                 count(MC2, None)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from selfalign.config import PromoteConfig
+from selfalign.config import EvaluateConfig, PromoteConfig
 from selfalign.evaluation.anchor import surpasses_anchor
 from selfalign.evaluation.datasets import load_heldout
 from selfalign.evaluation.gate import judge
-from selfalign.evaluation.items import HeldoutItem
-from selfalign.evaluation.scores import ALIGNED, HHH, WIN_RATE, ItemScore
-from selfalign.evaluation.splits import choosing_items, scores_of
+from selfalign.evaluation.items import HeldoutItem, HHHItem, TruthfulQAItem
+from selfalign.evaluation.scores import ALIGNED, HHH, MC1, WIN_RATE, ItemScore
+from selfalign.evaluation.splits import choosing_items, choosing_split, scores_of
 from selfalign.evaluation.summary import summarise
 
 ITEMS = load_heldout(Path("default"))
@@ -42,17 +43,35 @@ def test_every_model_has_a_draw_of_its_own_and_always_the_same() -> None:
     assert lone == "x"
 
 
-def test_only_scores_on_held_out_items_are_parted() -> None:
-    rows = [
-        ItemScore(name, metric, None, 1, 1, "", against="base" if metric == WIN_RATE else None)
-        for name in ("a", "b")
-        for metric in (ALIGNED, WIN_RATE, HHH)
-    ]
-    for choosing, item in ((True, "a"), (False, "b")):
-        found = scores_of(rows, frozenset("a"), choosing=choosing)
-        assert {(row.item_id, row.metric) for row in found} == {
-            (item, ALIGNED), (item, WIN_RATE), ("a", HHH), ("b", HHH),
+def test_hhh_is_parted_by_category_and_truthfulqa_as_a_whole() -> None:
+    hhh = [HHHItem(f"{c}{n}", c, "q", "good", "bad") for c in ("honest", "other") for n in range(9)]
+    found = Counter(item_id[:-1] for item_id in choosing_items(hhh, 0.5, "m"))
+    assert found == {"honest": 4, "other": 4}
+    questions = [TruthfulQAItem(str(n), "q", ("a", "b"), 0) for n in range(11)]
+    assert len(choosing_items(questions, 0.3, "m")) == 3
+
+
+def test_each_file_is_parted_by_its_own_items_and_harness_tasks_are_not(tmp_path: Path) -> None:
+    hhh = tmp_path / "hhh.jsonl"
+    row = {"category": "other", "query": "q", "chosen": "good", "rejected": "bad"}
+    hhh.write_text("".join(json.dumps({"id": name, **row}) + "\n" for name in "ab"))
+    chosen = choosing_split(EvaluateConfig(hhh=hhh, choosing_share=0.5), "m")
+    (ours,) = chosen["evaluate.hhh"]
+    other = "b" if ours == "a" else "a"
+    assert "evaluate.truthfulqa" not in chosen
+    held = {True: "unknowable-01", False: "unknowable-02"}
+    chosen = {**chosen, "evaluate.heldout": frozenset({held[True]})}
+    chosen["evaluate.judge"] = chosen["evaluate.heldout"]
+    rows = [ItemScore(name, metric, None, 1, 1, "") for name in "ab" for metric in (HHH, MC1)]
+    rows += [ItemScore(name, "harness.arc_easy.acc", None, 1, 1, "") for name in "ab"]
+    rows += [ItemScore(i, m, None, 1, 1, "") for i in held.values() for m in (ALIGNED, WIN_RATE)]
+    for choosing, item in ((True, ours), (False, other)):
+        found = {(r.item_id, r.metric) for r in scores_of(rows, chosen, choosing=choosing)}
+        assert found == {
+            (item, HHH), (held[choosing], ALIGNED), (held[choosing], WIN_RATE),
+            *((name, metric) for name in "ab" for metric in (MC1, "harness.arc_easy.acc")),
         }  # fmt: skip
+    assert choosing_split(EvaluateConfig(hhh=hhh), "m") == {}
 
 
 def test_rules_and_anchor_look_at_what_chooses_and_at_nothing_else() -> None:

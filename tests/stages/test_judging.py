@@ -17,6 +17,7 @@ from selfalign.evaluation.refusal import classify_refusal
 from selfalign.evaluation.scores import (
     AGREEMENT,
     ALIGNED,
+    HHH,
     JUDGED,
     LENGTH_WORDS,
     REFUSAL_AGREEMENT,
@@ -308,7 +309,13 @@ def test_several_answers_to_an_item_have_seeds_of_their_own_and_are_judged_each(
 
 
 def test_the_rules_see_other_items_than_the_score_is_told_from(night: Night) -> None:
-    config = night.config(night.judge(engine=SAYS_A), "evaluate.choosing_share=0.5")
+    pair = {"category": "other", "query": "How?", "chosen": "take the soap", "rejected": "harm"}
+    file = night.world.parent / "hhh.jsonl"
+    file.write_text("".join(json.dumps({"id": f"p{n}", **pair}) + "\n" for n in range(6)))
+    config = night.config(
+        night.judge(engine=SAYS_A), "evaluate.choosing_share=0.5", "evaluate.hhh=hhh.jsonl"
+    )
+    night.plant(config, "monday")
     manifest = night.evaluate(config)
     summary = read_file_as(night.store, manifest, "summary.json", EvaluationSummary)
     assert summary.choosing is not None
@@ -317,6 +324,9 @@ def test_the_rules_see_other_items_than_the_score_is_told_from(night: Night) -> 
             found = part.comparison("final", "base", name)
             assert found is not None
             assert found.n == (1 if "/" in name else 2)
+        found = part.comparison("final", "base", HHH)
+        assert found is not None
+        assert found.n == 3
     records = read_records(night.store, manifest, EvaluationRecord)
     assert {r.item_id for r in records if r.metric == ALIGNED} == {f"h{n}" for n in range(4)}
 
