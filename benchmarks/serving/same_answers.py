@@ -1,12 +1,13 @@
 """Does a vLLM server answer as `selfalign chat` does? Greedy, two turns each, some hostile.
 
-Starts the OpenAI server of vLLM on `models/<digest>` as it lies in a local store, asks every
-conversation through /v1/chat/completions and through what `selfalign chat` asks, and compares:
+Starts vLLM by `selfalign serving start` on `models/<digest>` as it lies in a local store, asks
+every conversation through /v1/chat/completions and through what `selfalign chat` asks, and
+compares:
 
     python benchmarks/serving/same_answers.py --config FILE [--set KEY=VALUE ...] [--python PYTHON]
 
-PYTHON is an interpreter that has vllm; the engine of `evaluate.engine` answers for chat. Prints
-one JSON object; the exit code is 1 where an answer differs.
+PYTHON is an interpreter that has vllm and selfalign; the engine of `evaluate.engine` answers for
+chat. Prints one JSON object; the exit code is 1 where an answer differs.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from selfalign.seeds import load_seeds
 from selfalign.serving.template import Message
 from selfalign.stages.asking import asking
 from selfalign.stages.models import artifact_engine
+from selfalign.stages.serving import SERVED_NAME
 from selfalign.store.open import open_store
 from selfalign.store.pointer import promoted_manifest, read_pointer
 
@@ -50,7 +52,6 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
-    "VLLM_NO_USAGE_STATS": "1",
 }
 
 
@@ -88,16 +89,14 @@ def _answers(
 def server(
     python: str, directory: Path, *, log: Path
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A starting vLLM server of the model, in the precision of its weights; its address."""
+    """A starting vLLM server of the model; its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    dtype = json.loads((directory / "config.json").read_text())["dtype"]
     command = [
-        python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(directory),
-        "--served-model-name", "current", "--host", "127.0.0.1", "--port", str(port),
-        "--dtype", dtype, "--enforce-eager", "--gpu-memory-utilization", "0.1",
-    ]  # fmt: skip
+        *(python, "-m", "selfalign", "serving", "start", str(directory), "--port", str(port)),
+        *("--", "--enforce-eager", "--gpu-memory-utilization", "0.1"),
+    ]
     with (
         log.open("wb") as output,
         subprocess.Popen(
@@ -126,7 +125,7 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 def ask_server(url: str, messages: list[Message], max_tokens: int) -> str:
     """One request, with the server's default sampling but for the number of tokens."""
-    body = {"model": "current", "messages": messages, "max_tokens": max_tokens}
+    body = {"model": SERVED_NAME, "messages": messages, "max_tokens": max_tokens}
     request = urllib.request.Request(
         f"{url}/v1/chat/completions",
         json.dumps(body).encode(),

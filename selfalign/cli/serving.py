@@ -97,8 +97,18 @@ def fetch_command(
     show_default=True,
     help="Address to listen at; 0.0.0.0 is every one. There is no authentication.",
 )
+@click.option(
+    "--shutdown-seconds",
+    type=click.IntRange(min=1),
+    default=60,
+    show_default=True,
+    help="How long after SIGTERM vLLM goes on with the requests that it has accepted. The small "
+    "server answers all of them.",
+)
 @click.argument("vllm", nargs=-1, type=click.UNPROCESSED)
-def start_command(directory: Path, port: int, host: str, vllm: tuple[str, ...]) -> None:
+def start_command(
+    directory: Path, port: int, host: str, shutdown_seconds: int, vllm: tuple[str, ...]
+) -> None:
     """Serve the model in DIRECTORY over OpenAI's API until SIGTERM, as `selfalign` and under its
     digest.
 
@@ -107,9 +117,16 @@ def start_command(directory: Path, port: int, host: str, vllm: tuple[str, ...]) 
     """
     served, _ = read_model_directory(directory)
     if find_spec("vllm") is not None:
-        command = vllm_arguments(directory, served.digest, host=host, port=port, more=vllm)
+        command = vllm_arguments(
+            directory,
+            served.digest,
+            host=host,
+            port=port,
+            shutdown_seconds=shutdown_seconds,
+            more=vllm,
+        )
         log.info("server.starting", server="vllm", model=served.digest)
-        os.execv(command[0], command)
+        os.execve(command[0], command, {"VLLM_NO_USAGE_STATS": "1", **os.environ})
     if vllm:
         raise click.UsageError(f"{vllm[0]} is for vLLM, which is not installed here")
     from selfalign.engines.open import open_engine

@@ -26,11 +26,19 @@ _DTYPES: dict[str, _Dtype] = {"float32": "float32", "bfloat16": "bfloat16", "flo
 
 
 def vllm_arguments(
-    directory: Path, digest: str, *, host: str, port: int, more: Sequence[str] = ()
+    directory: Path,
+    digest: str,
+    *,
+    host: str,
+    port: int,
+    shutdown_seconds: int,
+    more: Sequence[str] = (),
 ) -> list[str]:
     """The command of vLLM's server for a model's directory.
 
     Args:
+        shutdown_seconds: how long after SIGTERM it goes on with what it has accepted; vLLM's own
+            choice is to break it off.
         more: vLLM's own arguments; they come last, so they win.
     """
     return [
@@ -38,7 +46,7 @@ def vllm_arguments(
         *("--model", str(directory), "--served-model-name", SERVED_NAME, digest),
         # vLLM's own choice for float32 is half of it, which the model was not evaluated in
         *("--dtype", model_dtype(directory)),
-        *("--host", host, "--port", str(port), *more),
+        *("--host", host, "--port", str(port), "--shutdown-timeout", str(shutdown_seconds), *more),
     ]
 
 

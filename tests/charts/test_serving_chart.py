@@ -37,7 +37,9 @@ def test_a_roll_starts_the_new_before_the_old_goes_and_asks_it_first() -> None:
     assert startup["periodSeconds"] * startup["failureThreshold"] == 900
     assert spec["progressDeadlineSeconds"] > 900
     drain = server["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert 0 < drain < spec["template"]["spec"]["terminationGracePeriodSeconds"]
+    shutdown = int(server["args"][4].removeprefix("--shutdown-seconds="))
+    assert min(drain, shutdown) > 0
+    assert drain + shutdown < spec["template"]["spec"]["terminationGracePeriodSeconds"]
 
 
 def test_only_the_init_container_gets_the_stores_credentials_and_writes_the_model() -> None:
@@ -58,7 +60,8 @@ def test_arguments_are_vllms_and_come_after_two_dashes() -> None:
         found: list[str] = deployment(**values)["spec"]["template"]["spec"]["containers"][0]["args"]
         return found
 
-    assert arguments() == ["--host", "0.0.0.0", "--port", "8000"]
+    listening = ["--host", "0.0.0.0", "--port", "8000"]
+    assert arguments() == [*listening, "--shutdown-seconds=100"]
     more = arguments(server={"vllmArgs": ["--max-model-len=4096"]})
     assert more[-2:] == ["--", "--max-model-len=4096"]
 

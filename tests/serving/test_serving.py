@@ -244,22 +244,24 @@ def test_vllm_gets_the_models_own_precision_and_both_names(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = read_directory(directory)[0].digest
-    arguments = vllm_arguments(directory, digest, host="::", port=1, more=["--max-num-seqs", "8"])
+    more = ["--max-num-seqs", "8"]
+    arguments = vllm_arguments(directory, digest, host="::", port=1, shutdown_seconds=9, more=more)
     assert arguments[1:] == [
         *("-m", "vllm.entrypoints.openai.api_server", "--model", str(directory)),
         *("--served-model-name", "selfalign", digest, "--dtype", "float32"),
-        *("--host", "::", "--port", "1", "--max-num-seqs", "8"),
+        *("--host", "::", "--port", "1", "--shutdown-timeout", "9", "--max-num-seqs", "8"),
     ]
-    executed: list[list[str]] = []
+    executed: list[tuple[list[str], str]] = []
     monkeypatch.setattr(command, "find_spec", lambda _name: object())
 
-    def execute(_path: str, arguments: list[str]) -> None:
-        executed.append(arguments)
+    def execute(_path: str, arguments: list[str], environment: dict[str, str]) -> None:
+        executed.append((arguments, environment["VLLM_NO_USAGE_STATS"]))
         raise SystemExit(0)
 
-    monkeypatch.setattr(command.os, "execv", execute)
-    invoke("start", str(directory), "--host", "::", "--port", "1", "--", *arguments[-2:])
-    assert executed == [arguments]
+    monkeypatch.setattr(command.os, "execve", execute)
+    listening = ["--host", "::", "--port", "1", "--shutdown-seconds", "9"]
+    invoke("start", str(directory), *listening, "--", *more)
+    assert executed == [(arguments, "1")]
 
 
 def test_a_directory_without_a_whole_model_is_not_served(tmp_path: Path) -> None:
