@@ -68,13 +68,13 @@ def push(
         for entry in exported.files:
             if not target.has_blob(entry.sha256):
                 download_file(store, prefix, entry, copy)
-                target.upload_blob(copy, entry.sha256)
+                target.upload_blob(copy, entry.sha256, entry.name)
                 copy.unlink()
             progress.advance()
-        for data in (*written.values(), config):
+        for name, data in {**written, "the artifact's configuration": config}.items():
             if not target.has_blob(_sha256(data)):
                 copy.write_bytes(data)
-                target.upload_blob(copy, _sha256(data))
+                target.upload_blob(copy, _sha256(data), name)
         target.write_manifest(tag, manifest)
     return f"{told}@sha256:{_sha256(manifest)}"
 

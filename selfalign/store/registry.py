@@ -94,8 +94,12 @@ class Repository:
         """Whether the repository holds the blob: a registry keeps nothing under a wrong digest."""
         return self._request("HEAD", f"blobs/sha256:{sha256}", missing=True).status_code != 404
 
-    def upload_blob(self, source: Path, sha256: str) -> None:
-        """Send a file, streaming; the registry refuses what has another digest."""
+    def upload_blob(self, source: Path, sha256: str, name: str) -> None:
+        """Send a file, streaming; the registry refuses what has another digest.
+
+        Args:
+            name: what errors call it.
+        """
         size = source.stat().st_size
 
         def send() -> httpx2.Response:
@@ -109,7 +113,7 @@ class Repository:
                 return self._once("PUT", url, content=_pieces(file), headers=headers)
 
         with os_errors(str(source), "read"):
-            self._persist(send, f"{source.name} (sha256:{sha256[:12]})")
+            self._persist(send, f"{name} (sha256:{sha256[:12]})")
 
     def read_manifest(self, tag: str) -> bytes | None:
         """The manifest under a tag, or None."""

@@ -125,7 +125,7 @@ def test_a_registry_that_keeps_breaking_off_or_loses_a_byte_is_told_and_nothing_
 ) -> None:
     manifest = model(store)
     registry.break_off = 99
-    with pytest.raises(StoreUnavailable, match=r"oci://.*/team/model: object \(sha256:"):
+    with pytest.raises(StoreUnavailable, match=r"oci://.*/team/model: config\.json \(sha256:"):
         push(store, manifest, registry)
     registry.break_off, registry.lose_a_byte = 0, True
     with pytest.raises(StoreUnavailable, match="DIGEST_INVALID"):

@@ -115,6 +115,13 @@ class Server:
             time.sleep(0.5)
         raise AssertionError(self.log.read_text()[-3000:])
 
+    def running(self) -> bool:
+        """Whether it is at work on a request."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=60) as response:
+            lines = response.read().decode().splitlines()
+        (found,) = (line for line in lines if line.startswith("vllm:num_requests_running{"))
+        return float(found.split()[-1]) > 0
+
     def ask(self, **body: Any) -> dict[str, Any]:
         messages = [{"role": "user", "content": "How do I clean a carpet?"}]
         data = json.dumps({"model": "selfalign", "messages": messages, **body}).encode()
@@ -181,12 +188,11 @@ def test_a_promotion_arrives_and_the_old_server_answers_what_it_has_accepted(
         with serving(after) as new:
             assert "4 of 4 answers as evaluated" in invoke("probe", str(after), "--url", new.url)
         long: list[dict[str, Any]] = []
-        client = threading.Thread(
-            target=lambda: long.append(old.ask(n=64, max_tokens=900, ignore_eos=True))
-        )
+        body = {"n": 64, "max_tokens": 900, "temperature": 1.0, "ignore_eos": True}
+        client = threading.Thread(target=lambda: long.append(old.ask(**body)))
         client.start()
-        time.sleep(2)  # it is under way; the request takes several times as long
-        assert client.is_alive()
+        while not old.running():
+            assert client.is_alive()
         old.process.send_signal(signal.SIGTERM)
         client.join(600)
         assert long[0]["usage"]["completion_tokens"] == 64 * 900
