@@ -140,8 +140,8 @@ def serving(directory: Path) -> Iterator[Server]:
         server.wait()
         yield server
     finally:
-        server.process.kill()
-        server.process.wait(60)
+        server.process.terminate()  # killed, it would leave its engine's processes behind
+        server.process.wait(120)
 
 
 def readme_curl(port: int) -> str:
