@@ -8,14 +8,18 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from selfalign.config import RunConfig
+from selfalign.config import EngineConfig, RunConfig
+from selfalign.engines.base import Quarantined
+from selfalign.engines.open import open_engine
 from selfalign.errors import ConfigurationError, DataError
+from selfalign.evaluation.harness import HarnessTask, harness_scores, load_tasks
 from selfalign.evaluation.summary import EvaluationSummary
 from selfalign.identity import LM_EVAL_VERSION
 from selfalign.inputs import localise, push_inputs
@@ -29,6 +33,8 @@ from selfalign.store.artifact import read_file_as, read_records
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Manifest
 from tests.conftest import PROJECT
+from tests.engines.served import serving
+from tests.pipeline_world import WORDS, write_llama
 from tests.stages.planting import config_of, plant, rows
 
 installed = pytest.mark.skipif(
@@ -228,6 +234,58 @@ def test_values_are_those_of_the_harness_s_own_model_and_become_records_of_the_e
                     assert record.text.strip() == sample["resps"][0][0].strip()
                 seen += 1
     assert seen == len(base)
+
+
+@installed
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "openai",
+        pytest.param(
+            "vllm",
+            marks=[
+                pytest.mark.filterwarnings("default"),
+                pytest.mark.skipif(
+                    importlib.util.find_spec("vllm") is None, reason="vllm is not installed here"
+                ),
+            ],
+        ),
+    ],
+)
+def test_a_server_and_vllm_give_the_values_that_transformers_gives(
+    world: Path, tmp_path: Path, kind: str
+) -> None:
+    model = tmp_path / "model"
+    sizes = {"hidden_size": 64, "intermediate_size": 64}  # heads of 32, which vLLM has kernels for
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512}
+    write_llama(model, list(dict.fromkeys(WORDS)), **sizes)
+    tasks = load_tasks(config_for(world, "toy_group", "toy_answer").evaluate.harness)
+    with ExitStack() as stack:
+        more: dict[str, Any] = {"options": {"enforce_eager": True}}
+        if kind == "openai":
+            url = stack.enter_context(serving(model, 400)).url
+            more = {"server": {"url": url, "concurrency": 4}}
+        mine, other = said("transformers", model, tasks), said(kind, model, tasks, **more)
+    assert mine.keys() == other.keys()
+    assert len([place for place in mine if place[0] == "too_long"]) == 3
+    for place, (value, text) in mine.items():
+        assert other[place] == (pytest.approx(value, abs=1e-4), text)
+
+
+def said(
+    kind: str, model: Path, tasks: Mapping[str, HarnessTask], **more: Any
+) -> dict[tuple[str, str], tuple[float, str]]:
+    """By metric (or why an item is set aside) and item: value and text."""
+    settings = {"kind": kind, "dtype": "float32", "max_length": 400, **more}
+    found = {}
+    with open_engine(EngineConfig.model_validate(settings), model) as engine:
+        for name, task in tasks.items():
+            for each in harness_scores(task, engine, "", 0):
+                if isinstance(each, Quarantined):
+                    found[each.reason, f"{name}/{each.id}"] = (0.0, "")
+                else:
+                    found[each.metric, each.item_id] = (each.value, each.text)
+    return found
 
 
 @installed
