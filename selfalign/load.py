@@ -88,6 +88,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
         for leaf in _leaves(value, name) if isinstance(value, dict) else [name]:
             origins[leaf] = "--set"
     _resolve_paths(raw, path.resolve().parent)
+    _refuse_other_bytes(raw, path)
     return LoadedConfig(validate_config(raw, str(path)), origins)
 
 
@@ -255,6 +256,20 @@ def _resolve_paths(raw: dict[str, Any], directory: Path) -> None:
     store = raw.get("store", "store")
     if isinstance(store, str) and "://" not in store:
         raw["store"] = str(_absolute(directory, store, "store"))
+
+
+def _refuse_other_bytes(raw: dict[str, Any], path: Path) -> None:
+    """Refuse names of files whose bytes are no UTF-8, for the records of runs are JSON."""
+    for name in _leaves(raw):
+        text = str(_node(raw, name.split(".")))
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigurationError(
+                f"{path}: {name}: {text[:200]!r}: expected a name in UTF-8",
+                remedy="rename the directory or the file (mv), or move it: records of runs and "
+                "tokenizers take no other names",
+            ) from error
 
 
 def _node(raw: Any, names: Sequence[str]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -83,6 +84,18 @@ def test_paths_count_from_the_file_and_a_hub_id_stays(tmp_path: Path) -> None:
     assert config.store == str(tmp_path / "out")
     assert config.evaluate.heldout == tmp_path / "h.jsonl"
     assert config.seeds.directory == tmp_path / "seeds"
+
+
+def test_a_directory_whose_name_is_no_utf_8_is_refused_wherever_it_is_named(tmp_path: Path) -> None:
+    latin = tmp_path / os.fsdecode(b"caf\xe9")
+    latin.mkdir()
+    path = latin / "selfalign.yaml"
+    path.write_text("base_model: {path: hub/id, revision: abc}\n")
+    for overrides in ((), (f"store={tmp_path}",)):  # the seeds lie there, too
+        with pytest.raises(ConfigurationError, match=r"caf\\udce9.*: expected a name in UTF-8"):
+            load_config(path, overrides)
+    elsewhere = (f"store={tmp_path}", f"seeds.directory={tmp_path}")
+    assert load_config(path, elsewhere).config.seeds.directory == tmp_path
 
 
 def test_the_resolved_file_loads_to_the_same_configuration(tmp_path: Path) -> None:
