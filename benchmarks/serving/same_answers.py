@@ -5,9 +5,13 @@ every conversation through /v1/chat/completions and through what `selfalign chat
 compares:
 
     python benchmarks/serving/same_answers.py --config FILE [--set KEY=VALUE ...] [--python PYTHON]
+        [--dtype float32]
 
 PYTHON is an interpreter that has vllm and selfalign; the engine of `evaluate.engine` answers for
-chat. Prints one JSON object; the exit code is 1 where an answer differs.
+chat. Both compute in the precision of the weights, or in --dtype: in bfloat16 two kernels round
+otherwise, and where two tokens are nearly as likely the greedy answers part; float32 tells that
+from a wrong template or wrong weights. Prints one JSON object; the exit code is 1 where an answer
+differs.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ from selfalign.seeds import load_seeds
 from selfalign.serving.template import Message
 from selfalign.stages.asking import asking
 from selfalign.stages.models import artifact_engine
-from selfalign.stages.serving import SERVED_NAME
+from selfalign.stages.serving import SERVED_NAME, model_dtype
 from selfalign.store.open import open_store
 from selfalign.store.pointer import promoted_manifest, read_pointer
 
@@ -87,7 +91,7 @@ def _answers(
 
 @contextlib.contextmanager
 def server(
-    python: str, directory: Path, *, log: Path
+    python: str, directory: Path, dtype: str, *, log: Path
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A starting vLLM server of the model; its address."""
     with socket.socket() as probe:
@@ -95,7 +99,7 @@ def server(
         port = probe.getsockname()[1]
     command = [
         *(python, "-m", "selfalign", "serving", "start", str(directory), "--port", str(port)),
-        *("--", "--enforce-eager", "--gpu-memory-utilization", "0.1"),
+        *("--", "--enforce-eager", "--gpu-memory-utilization", "0.1", "--dtype", dtype),
     ]
     with (
         log.open("wb") as output,
@@ -137,7 +141,7 @@ def ask_server(url: str, messages: list[Message], max_tokens: int) -> str:
 
 
 def compare(
-    config: RunConfig, python: str, count: int, max_tokens: int, log: Path
+    config: RunConfig, python: str, count: int, max_tokens: int, dtype: str | None, log: Path
 ) -> dict[str, Any]:
     """Ask both; every conversation whose answers differ."""
     store = open_store(config.store)
@@ -155,8 +159,10 @@ def compare(
     wanted = conversations(questions, count)
     systems = [None, "Be brief."]
     sampling = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=max_tokens, stop=asked.stop)
-    with server(python, directory, log=log) as (url, process):
-        with artifact_engine(store, manifest, config, config.evaluate.engine) as engine:
+    dtype = dtype or model_dtype(directory)
+    chat = (config.evaluate.engine or config.engine).model_copy(update={"dtype": dtype})
+    with server(python, directory, dtype, log=log) as (url, process):
+        with artifact_engine(store, manifest, config, chat) as engine:
             ours = _answers(
                 "chat", lambda m: asked.answer(engine, m, sampling, seed=0), wanted, systems
             )
@@ -165,6 +171,7 @@ def compare(
     pairs = zip(wanted, ours, theirs, strict=True)
     return {
         "model": model.directory,
+        "dtype": dtype,
         "conversations": count,
         "answers": sum(map(len, ours)),
         "distinct_answers": len({answer for answers in ours for answer in answers}),
@@ -180,10 +187,18 @@ def main() -> int:
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--max-tokens", type=int, default=48)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--log", type=Path, default=Path("vllm-server.log"))
     arguments = parser.parse_args()
     config = load_config(arguments.config, tuple(arguments.overrides)).config
-    found = compare(config, arguments.python, arguments.count, arguments.max_tokens, arguments.log)
+    found = compare(
+        config,
+        arguments.python,
+        arguments.count,
+        arguments.max_tokens,
+        arguments.dtype,
+        arguments.log,
+    )
     print(json.dumps(found, indent=2, ensure_ascii=False))
     return 1 if found["different"] else 0
 

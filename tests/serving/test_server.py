@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -95,7 +96,7 @@ class Server:
             self.process = subprocess.Popen(
                 [
                     *(VLLM_PYTHON, "-m", "selfalign", "serving", "start", str(directory)),
-                    *("--port", str(self.port), "--shutdown-seconds", "300"),
+                    *("--port", str(self.port), "--shutdown-seconds", "600"),
                     *("--", "--enforce-eager", "--gpu-memory-utilization", "0.1"),
                 ],
                 stdout=output,
@@ -128,7 +129,7 @@ class Server:
         request = urllib.request.Request(
             f"{self.url}/v1/chat/completions", data, {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=600) as response:
+        with urllib.request.urlopen(request, timeout=900) as response:
             found: dict[str, Any] = json.load(response)
             return found
 
@@ -145,10 +146,10 @@ def serving(directory: Path) -> Iterator[Server]:
 
 
 def readme_curl(port: int) -> str:
-    """The README's request, as it stands there but for the port."""
-    lines = (PROJECT / "README.md").read_text().splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("curl -s localhost:8000"))
-    return "\n".join(lines[start : start + 2]).replace("localhost:8000", f"localhost:{port}")
+    """The README's request, as it stands there but for the port: the rest of its block."""
+    found = re.search(r"curl -s [^`]+", (PROJECT / "README.md").read_text())
+    assert found is not None
+    return found[0].replace("localhost:8000", f"localhost:{port}")
 
 
 def test_the_server_answers_as_chat_does(world: Path, tmp_path: Path) -> None:
@@ -188,12 +189,12 @@ def test_a_promotion_arrives_and_the_old_server_answers_what_it_has_accepted(
         with serving(after) as new:
             assert "4 of 4 answers as evaluated" in invoke("probe", str(after), "--url", new.url)
         long: list[dict[str, Any]] = []
-        body = {"n": 64, "max_tokens": 900, "temperature": 1.0, "ignore_eos": True}
+        body = {"n": 16, "max_tokens": 900, "temperature": 1.0, "ignore_eos": True}
         client = threading.Thread(target=lambda: long.append(old.ask(**body)))
         client.start()
         while not old.running():
             assert client.is_alive()
         old.process.send_signal(signal.SIGTERM)
-        client.join(600)
-        assert long[0]["usage"]["completion_tokens"] == 64 * 900
+        client.join(900)
+        assert long[0]["usage"]["completion_tokens"] == 16 * 900
         assert old.process.wait(120) == 0
