@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 import structlog
 from hypothesis import settings
 
-from tests.pipeline_world import write_base_model, write_world
+from selfalign.load import load_config
+from tests.pipeline_world import run_stages, write_base_model, write_world
 
 # Continuous integration judges a change, not its luck; at a desk, every run explores anew.
 settings.register_profile("selfalign", deadline=None, derandomize=bool(os.environ.get("CI")))
@@ -54,3 +56,20 @@ def world(tmp_path: Path, tiny_base_model: Path) -> Path:
     directory = tmp_path / "world"
     directory.mkdir()
     return write_world(directory, tiny_base_model)
+
+
+@pytest.fixture(scope="session")
+def finished_store(tmp_path_factory: pytest.TempPathFactory, tiny_base_model: Path) -> Path:
+    """The store of `world` after all eight stages, made once per worker. Copy it."""
+    directory = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SELFALIGN_CACHE_DIR", str(directory / "cache"))
+        run_stages(load_config(write_world(directory, tiny_base_model), ()).config)
+    return directory / "store"
+
+
+@pytest.fixture
+def finished(world: Path, finished_store: Path) -> Path:
+    """`world` with a copy of `finished_store`: its stages have nothing to do."""
+    shutil.copytree(finished_store, world.parent / "store")
+    return world

@@ -12,6 +12,12 @@ from typing import Any
 
 import yaml
 
+from selfalign.config import RunConfig
+from selfalign.pipeline import STAGES
+from selfalign.run.stage import run_stage
+from selfalign.store.local import LocalStore
+from selfalign.store.manifest import Manifest
+
 TOY_SEEDS = Path(__file__).resolve().parent.parent / "examples" / "toy_world" / "seeds"
 WORDS = """
 User: Thought: Assistant: A plain brief chat . , ? ! with long answers How do I the This
@@ -108,6 +114,29 @@ def write_world(directory: Path, base_model: Path) -> Path:
     path = directory / "selfalign.yaml"
     path.write_text(yaml.safe_dump(settings(base_model)))
     return path
+
+
+def run_stages(config: RunConfig, last: str = "promote") -> dict[str, Manifest]:
+    """Run the stages in order up to `last`, in this process; manifests by artifact."""
+    store = LocalStore(Path(config.store))
+    manifests = {}
+    for stage in STAGES:
+        manifest = run_stage(stage.name, config, store)
+        assert manifest is not None
+        manifests[stage.writes] = manifest
+        if stage.name == last:
+            break
+    return manifests
+
+
+def forget_after(config: RunConfig, last: str) -> None:
+    """Make the stages after `last` unpublished again, and nothing promoted."""
+    store = Path(config.store)
+    names = [stage.name for stage in STAGES]
+    for stage in STAGES[names.index(last) + 1 :]:
+        shutil.rmtree(store / "artifacts" / stage.writes)
+    shutil.rmtree(store / "models")
+    (store / "current.json").unlink()
 
 
 def settings(base_model: Path) -> dict[str, Any]:

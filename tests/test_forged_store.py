@@ -17,12 +17,10 @@ from click.testing import CliRunner
 from selfalign.cli.main import cli
 from selfalign.errors import EXIT_CODES, SelfAlignError
 from selfalign.load import load_config
-from selfalign.pipeline import STAGES
 from selfalign.records import digest
 from selfalign.run.record import RunRecord, RunStatus, StageState, write_run, write_status
-from selfalign.run.stage import run_stage
 from selfalign.store.local import LocalStore
-from tests.pipeline_world import write_world
+from tests.pipeline_world import run_stages, write_world
 
 Change = Callable[[Any], object]
 ESC = "\x1b]0;owned\x07[/x] :cd: \u202e"
@@ -111,22 +109,21 @@ SHOWN: list[tuple[str, Change]] = [
 
 @pytest.fixture(scope="module")
 def finished(
-    tiny_base_model: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_base_model: Path, finished_store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Path, LocalStore]]:
     """A world whose eight stages are published, with a run of them."""
     directory = tmp_path_factory.mktemp("forged")
     path = write_world(directory, tiny_base_model)
+    shutil.copytree(finished_store, directory / "store")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SELFALIGN_CACHE_DIR", str(directory / "cache"))
         config = load_config(path, ()).config
         store = LocalStore(Path(config.store))
-        states = []
-        for stage in STAGES:
-            manifest = run_stage(stage.name, config, store)
-            assert manifest is not None
-            states.append(
-                StageState(name=stage.name, phase="Done", key=manifest.key, digest=manifest.digest)
-            )
+        manifests = run_stages(config)
+    states = [
+        StageState(name=m.stage, phase="Done", key=m.key, digest=m.digest)
+        for m in manifests.values()
+    ]
     when = "2026-01-01T00:00:00+00:00"
     request = RunRecord(
         id="r", created_at=when, code_version="0", config=config.model_dump(mode="json")

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "transformers", "vllm", "peft", "scipy", "numpy", "pandas", "datasets", "boto3")
+MODELS = ("torch", "transformers", "tokenizers", "vllm", "deepspeed")
+HEAVY = (*MODELS, "peft", "scipy", "numpy", "pandas", "datasets", "boto3")
 HEAVY += ("pyarrow", "mlflow", "tensorboardX")
 CLIENTS = ("kubernetes", "prometheus_client", "urllib3", "jinja2")
 LIGHT = ("pydantic", "yaml")
@@ -26,8 +27,10 @@ LIGHT = ("pydantic", "yaml")
         ("import selfalign.cli.parquet", ("pyarrow",)),
         ("import selfalign.cli.export", ("mlflow", "tensorboardX")),
         ("import selfalign.run.executors.kubernetes.controller", (*HEAVY, *CLIENTS)),
+        ("import selfalign.engines.open, selfalign.engines.fake", MODELS),
+        ("import selfalign.training", (*MODELS, "peft")),
     ],
-    ids=["--help", "status", "logs", "parquet", "export", "controller"],
+    ids=["--help", "status", "logs", "parquet", "export", "controller", "engines", "training"],
 )
 def test_heavy_modules_are_imported_where_they_are_used(
     program: str, forbidden: tuple[str, ...]

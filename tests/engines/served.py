@@ -7,7 +7,6 @@ are real, the sampling is that of `transformers`. One request is computed at a t
 from __future__ import annotations
 
 import json
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -172,6 +171,7 @@ def serving(directory: Path, max_length: int, port: int = 0) -> Iterator[ModelSe
         thread.join()
 
 
-if __name__ == "__main__":
-    with serving(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])):
+def serve(directory: Path, max_length: int, port: int) -> None:
+    """Serve until the process is killed."""
+    with serving(directory, max_length, port):
         threading.Event().wait()

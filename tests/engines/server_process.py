@@ -11,10 +11,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tests.engines import served
+from tests.forked import context
+
+Kill = Callable[[], None]
 PROJECT = Path(__file__).resolve().parents[2]
 STARTS_WITHIN_SECONDS = 240
 # Of the CPU build; on a GPU they change nothing.
@@ -24,8 +28,8 @@ _ENVIRONMENT = {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_CPU_KVCACHE_SPACE": "
 @contextmanager
 def vllm_serving(
     model: Path, max_length: int, log: Path, port: int | None = None
-) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Its URL and its process."""
+) -> Iterator[tuple[str, Kill]]:
+    """Its URL, and what kills it."""
     port = port or free_port()
     arguments = {
         "--model": str(model),
@@ -37,23 +41,32 @@ def vllm_serving(
     }
     command = ["-m", "vllm.entrypoints.openai.api_server", "--enforce-eager"]
     command += [word for pair in arguments.items() for word in pair]
-    with _running(command, log, f"http://127.0.0.1:{port}/health") as process:
-        yield f"http://127.0.0.1:{port}/v1", process
+    with _running(command, log, f"http://127.0.0.1:{port}/health") as kill:
+        yield f"http://127.0.0.1:{port}/v1", kill
 
 
 @contextmanager
 def transformers_serving(
     model: Path, max_length: int, log: Path, port: int | None = None
-) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Its URL and its process."""
+) -> Iterator[tuple[str, Kill]]:
+    """Its URL, and what kills it."""
     port = port or free_port()
-    command = ["-m", "tests.engines.served", str(model), str(max_length), str(port)]
-    with _running(command, log, f"http://127.0.0.1:{port}/version") as process:
-        yield f"http://127.0.0.1:{port}/v1", process
+    process = context().Process(target=served.serve, args=(model, max_length, port))
+    process.start()
+
+    def kill() -> None:
+        process.kill()
+        process.join()
+
+    try:
+        _wait(f"http://127.0.0.1:{port}/version", process.is_alive, log)
+        yield f"http://127.0.0.1:{port}/v1", kill
+    finally:
+        kill()
 
 
 @contextmanager
-def _running(command: list[str], log: Path, ready: str) -> Iterator[subprocess.Popen[bytes]]:
+def _running(command: list[str], log: Path, ready: str) -> Iterator[Kill]:
     with log.open("ab") as out:
         process = subprocess.Popen(
             [sys.executable, *command],
@@ -63,18 +76,18 @@ def _running(command: list[str], log: Path, ready: str) -> Iterator[subprocess.P
             env={**os.environ, **_ENVIRONMENT},
             start_new_session=True,
         )
+
+    def kill() -> None:
+        """SIGKILL to the server and to what it started."""
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
     try:
-        _wait(ready, process, log)
-        yield process
+        _wait(ready, lambda: process.poll() is None, log)
+        yield kill
     finally:
-        kill(process)
-
-
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to the server and to what it started."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+        kill()
 
 
 def free_port() -> int:
@@ -84,10 +97,10 @@ def free_port() -> int:
         return int(bound.getsockname()[1])
 
 
-def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait(url: str, alive: Callable[[], bool], log: Path) -> None:
     end = time.monotonic() + STARTS_WITHIN_SECONDS
     while time.monotonic() < end:
-        assert process.poll() is None, log.read_text()[-3000:]
+        assert alive(), log.read_text()[-3000:] if log.exists() else "the server has ended"
         try:
             urllib.request.urlopen(url, timeout=5).close()
         except (urllib.error.URLError, OSError):

@@ -14,17 +14,25 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import IO
 
 import pytest
+import torch
 import yaml
+from click.testing import CliRunner
 
+from examples.toy_world.build import build
+from selfalign.cli.main import cli
 from selfalign.pipeline import BY_NAME, STAGES
+from tests.forked import start
+from tests.kill.world import CONFIG
 
 PROJECT = Path(__file__).resolve().parents[2]
 TOY = PROJECT / "examples" / "toy_world"
@@ -109,71 +117,69 @@ def configuration(world: Path, directory: Path) -> Path:
 @pytest.fixture(scope="module")
 def config_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("kill")
-    world = directory / "world"
-    made = subprocess.run(
-        [sys.executable, "-m", "tests.kill.world", str(world)],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert made.returncode == 0, made.stderr[-2000:]
-    return configuration(world, directory)
+    small = replace(CONFIG, hidden_size=64, intermediate_size=172, num_layers=2, num_processes=1)
+    build(directory / "world", small)
+    return configuration(directory / "world", directory)
 
 
-def start(stage: str, config: Path, store: Path) -> subprocess.Popen[str]:
-    environment = dict(
-        os.environ,
-        SELFALIGN_LOG="json",
-        SELFALIGN_CACHE_DIR=str(store.parent / "cache"),
-        OMP_NUM_THREADS="1",
-    )
-    return subprocess.Popen(
-        [
-            sys.executable, "-m", "selfalign", "--log-level", "debug", stage,
-            "--config", str(config), "--set", f"store={store}", "--json",
-        ],
-        cwd=PROJECT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
+def command(stage: str, config: Path, store: Path) -> list[str]:
+    options = ["--config", str(config), "--set", f"store={store}", "--json"]
+    return ["--log-level", "debug", stage, *options]
 
 
-def finish(stage: str, config: Path, store: Path) -> Finished:
-    with start(stage, config, store) as process:
-        assert process.stderr is not None
-        assert process.stdout is not None
-        first = time.monotonic()
-        lines, events = [], 0
-        for line in process.stderr:
-            if '"stage.started"' in line:
-                first, events = time.monotonic(), 0
-            events += 1
-            lines.append(line)
-        seconds = time.monotonic() - first
-        output = process.stdout.read()
-    assert process.returncode == 0, "".join(lines[-5:])
-    result = json.loads(output)
-    assert result["published"]
-    return Finished(result["digest"], events, seconds)
+def surroundings(store: Path) -> dict[str, str]:
+    return {"SELFALIGN_LOG": "json", "SELFALIGN_CACHE_DIR": str(store.parent / "cache")}
+
+
+@contextmanager
+def started(stage: str, config: Path, store: Path) -> Iterator[tuple[BaseProcess, IO[str]]]:
+    """A process of the stage and what it logs."""
+    reader, writer = os.pipe()
+    environment = {**os.environ, **surroundings(store), "OMP_NUM_THREADS": "1"}
+    with Path(os.devnull).open("r+") as null, os.fdopen(reader) as lines:
+        streams = (null.fileno(), null.fileno(), writer)
+        process = start(command(stage, config, store), streams, environment)
+        os.close(writer)
+        yield process, lines
+        process.join()
+
+
+def undisturbed(stage: str, config: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Finished:
+    """Run a stage in this process: its strings have other hashes than the killed ones'."""
+    for name, value in surroundings(store).items():
+        monkeypatch.setenv(name, value)
+    result = CliRunner().invoke(cli, command(stage, config, store))
+    assert result.exit_code == 0, (result.stderr[-2000:], result.exception)
+    events = [json.loads(line) for line in result.stderr.splitlines() if line.startswith("{")]
+    (first,) = (n for n, event in enumerate(events) if event["event"] == "stage.started")
+    begin, end = (datetime.fromisoformat(events[n]["timestamp"]) for n in (first, -1))
+    written = json.loads(result.stdout)
+    assert written["published"]
+    return Finished(written["digest"], len(events) - first, (end - begin).total_seconds())
+
+
+def finish(stage: str, config: Path, store: Path) -> str:
+    """Leave a stage to itself; the digest of its artifact."""
+    with started(stage, config, store) as (process, lines):
+        log = list(lines)
+    assert process.exitcode == 0, "".join(log[-5:])
+    (manifest,) = store.glob(f"artifacts/{BY_NAME[stage].writes}/*/manifest.json")
+    digest: str = json.loads(manifest.read_bytes())["digest"]
+    return digest
 
 
 def kill(stage: str, config: Path, store: Path, events: int, seconds: float) -> bool:
     """Start a stage, SIGKILL it some events and seconds into its work; whether it lived then."""
-    with start(stage, config, store) as process:
-        assert process.stderr is not None
+    with started(stage, config, store) as (process, lines):
         seen = -1
-        for line in process.stderr:
+        for line in lines:
             if seen >= 0 or '"stage.started"' in line:
                 seen += 1
             if seen >= events:
                 break
         time.sleep(seconds)
-        alive = process.poll() is None
-        process.send_signal(signal.SIGKILL)
-    return alive
+        process.kill()
+    return process.exitcode == -signal.SIGKILL
 
 
 def start_over(artifact: str, store: Path) -> None:
@@ -192,12 +198,19 @@ def kills_per_stage(total: int, order: random.Random) -> Iterator[tuple[str, int
 
 
 def test_stages_killed_at_random_points_write_what_an_undisturbed_run_writes(
-    config_path: Path, tmp_path: Path, request: pytest.FixtureRequest
+    config_path: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kills: int = request.config.getoption("--kills")
     seed: int = request.config.getoption("--kill-seed")
     reference_store, store = tmp_path / "reference" / "store", tmp_path / "killed" / "store"
-    reference = {stage.name: finish(stage.name, config_path, reference_store) for stage in STAGES}
+    torch.set_num_threads(1)  # sums in the same order as in the processes below
+    reference = {
+        stage.name: undisturbed(stage.name, config_path, reference_store, monkeypatch)
+        for stage in STAGES
+    }
     order = random.Random(seed)
     for stage, wanted in kills_per_stage(kills, order):
         landed = tried = 0
@@ -211,7 +224,7 @@ def test_stages_killed_at_random_points_write_what_an_undisturbed_run_writes(
                 landed += 1
             elif landed < wanted:
                 start_over(BY_NAME[stage].writes, store)
-        assert finish(stage, config_path, store).digest == reference[stage].digest, stage
+        assert finish(stage, config_path, store) == reference[stage].digest, stage
         print(f"{stage}: {landed} kills, same artifact {reference[stage].digest[:12]}")
     leftovers = [p for p in store.rglob("checkpoints/*") if p.is_file()]
     assert leftovers == []

@@ -12,5 +12,7 @@ from pathlib import Path
 from examples.toy_world.build import build
 from examples.toy_world.pretrain import PretrainConfig
 
+CONFIG = PretrainConfig(num_steps=90, docs_per_step=32)
+
 if __name__ == "__main__":
-    build(Path(sys.argv[1]), PretrainConfig(num_steps=90, docs_per_step=32))
+    build(Path(sys.argv[1]), CONFIG)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import threading
 import urllib.error
@@ -19,15 +20,13 @@ from selfalign.cli.main import cli
 from selfalign.engines.open import open_engine
 from selfalign.errors import ConfigurationError, DataError, TemporaryError
 from selfalign.load import load_config
-from selfalign.pipeline import STAGES
-from selfalign.run.stage import run_stage
 from selfalign.serving.chat_server import Ask, ChatServer, Reply
 from selfalign.serving.probe import Outcome, Question, check, compare, new_probe
 from selfalign.serving.probe import read_model_directory as read_directory
 from selfalign.stages.serving import answering, engine_config, vllm_arguments
 from selfalign.store.local import LocalStore
 from selfalign.store.pointer import read_pointer
-from tests.pipeline_world import write_world
+from tests.pipeline_world import forget_after, run_stages, write_world
 
 REAL = 'evaluate.engine={"kind":"transformers"}'
 TOO_LARGE = b"a body of which the server reads nothing"
@@ -35,12 +34,15 @@ SHORT = "evaluate.sampling={temperature: 0, max_new_tokens: 24}"
 
 
 @pytest.fixture(scope="module")
-def promoted(tmp_path_factory: pytest.TempPathFactory, tiny_base_model: Path) -> Path:
+def promoted(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base_model: Path, finished_store: Path
+) -> Path:
     """The configuration of a world in which a model is promoted that was really evaluated."""
     path = write_world(tmp_path_factory.mktemp("world"), tiny_base_model)
+    shutil.copytree(finished_store, path.parent / "store")
     config = load_config(path, (REAL, SHORT)).config
-    for stage in STAGES:
-        run_stage(stage.name, config, LocalStore(Path(config.store)))
+    forget_after(config, "clone")
+    run_stages(config)
     return path
 
 

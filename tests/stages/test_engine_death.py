@@ -17,7 +17,7 @@ from selfalign.run.stage import run_stage
 from selfalign.store.artifact import ShardWriter
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Part
-from tests.engines.server_process import free_port, kill, transformers_serving, vllm_serving
+from tests.engines.server_process import free_port, transformers_serving, vllm_serving
 from tests.pipeline_world import write_vllm_model
 from tests.stages.planting import GOOD, config_of, plant, rows
 
@@ -43,7 +43,7 @@ def test_a_shard_goes_on_after_its_last_part_when_the_engine_was_killed(
         tiny_base_model = tmp_path / "model"
         write_vllm_model(tiny_base_model)
     port, log = free_port(), tmp_path / "log"
-    with serve(tiny_base_model, 512, log, port) as (url, process):
+    with serve(tiny_base_model, 512, log, port) as (url, kill):
         undisturbed = planted(tmp_path / "whole", tiny_base_model, url)
         expected = run_stage("align", undisturbed, LocalStore(Path(undisturbed.store)))
         assert expected is not None
@@ -54,15 +54,14 @@ def test_a_shard_goes_on_after_its_last_part_when_the_engine_was_killed(
         def commit_and_kill(self: ShardWriter, *args: Any) -> Part:
             part = commit(self, *args)
             if len(self.committed()) == 2:
-                kill(process)
+                kill()
             return part
 
         with monkeypatch.context() as patch:
             patch.setattr(ShardWriter, "commit", commit_and_kill)
             with pytest.raises(EngineError) as caught:
                 run_stage("align", config, store)
-    assert caught.value.retryable
-    assert caught.value.exit_code == 70
+    assert caught.value.exit_code == 70  # to be tried again
     before = {name: store.read(name) for name in store.list("artifacts/aligned_responses")}
     parts = [name for name in before if name.endswith(".json")]
     assert 2 <= len(parts) < len(GOOD) / 10

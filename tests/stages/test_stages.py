@@ -24,26 +24,13 @@ from selfalign.stages.rollback import roll_back
 from selfalign.store.artifact import read_file, read_records
 from selfalign.store.files import file_sha256
 from selfalign.store.local import LocalStore
-from selfalign.store.manifest import Manifest
 from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
 from selfalign.training import Example
+from tests.pipeline_world import forget_after, run_stages
 
 
 def load(world: Path, *overrides: str) -> RunConfig:
     return load_config(world, overrides).config
-
-
-def run_through(config: RunConfig, last: str) -> dict[str, Manifest]:
-    """Run the stages in order up to `last`; manifests by artifact."""
-    store = LocalStore(Path(config.store))
-    manifests = {}
-    for stage in STAGES:
-        manifest = run_stage(stage.name, config, store)
-        assert manifest is not None
-        manifests[stage.writes] = manifest
-        if stage.name == last:
-            break
-    return manifests
 
 
 def published(config: RunConfig) -> set[str]:
@@ -56,10 +43,10 @@ def published(config: RunConfig) -> set[str]:
     }
 
 
-def test_the_whole_method_ends_in_a_promoted_model_and_runs_only_once(world: Path) -> None:
-    config = load(world)
+def test_the_whole_method_ends_in_a_promoted_model_and_runs_only_once(finished: Path) -> None:
+    config = load(finished)
     store = LocalStore(Path(config.store))
-    manifests = run_through(config, "promote")
+    manifests = run_stages(config, "promote")
     assert set(manifests) == {stage.writes for stage in STAGES}
     assert manifests["promotion"].details["promoted"] is True
     notice = read_notice(store, manifests["promotion"].key)
@@ -70,7 +57,7 @@ def test_the_whole_method_ends_in_a_promoted_model_and_runs_only_once(world: Pat
     assert current.pointer.model.digest == manifests["final_model"].digest
     _loads_as_it_lies(store, current.pointer.model)
     # what is current now is no new input: the same run finds all it made
-    assert run_through(config, "promote") == manifests
+    assert run_stages(config, "promote") == manifests
     assert published(config) == {stage.name for stage in STAGES}
 
 
@@ -102,10 +89,10 @@ def _loads_as_it_lies(store: LocalStore, model: PromotedModel) -> None:
     assert (defaults.eos_token_id, defaults.temperature) == ([2], 0.0)
 
 
-def test_every_row_can_be_traced(world: Path) -> None:
-    config = load(world)
+def test_every_row_can_be_traced(finished: Path) -> None:
+    config = load(finished)
     store = LocalStore(Path(config.store))
-    manifests = run_through(config, "align")
+    manifests = run_stages(config, "align")
     prompts = {p.id: p for p in read_records(store, manifests["prompts"], Prompt)}
     candidates = {c.id for c in read_records(store, manifests["candidates"], Candidate)}
     rows = list(read_records(store, manifests["aligned_responses"], AlignedResponse))
@@ -122,8 +109,8 @@ def test_every_row_can_be_traced(world: Path) -> None:
     assert sources == {"self_instruct", "topic_guided"}
 
 
-def test_counts_add_up_and_each_filter_has_its_own(world: Path) -> None:
-    manifests = run_through(load(world), "align")
+def test_counts_add_up_and_each_filter_has_its_own(finished: Path) -> None:
+    manifests = run_stages(load(finished), "align")
     for name in ("candidates", "prompts", "aligned_responses"):
         counts = manifests[name].counts
         assert counts.read == counts.kept + sum(counts.dropped.values()), name
@@ -132,25 +119,23 @@ def test_counts_add_up_and_each_filter_has_its_own(world: Path) -> None:
     assert manifests["aligned_responses"].counts.read == manifests["prompts"].counts.kept
 
 
-def test_editing_a_principle_redoes_align_and_what_follows(world: Path) -> None:
-    config = load(world)
-    run_through(config, "promote")
-    principles = world.parent / "seeds" / "principles.txt"
+def test_editing_a_principle_redoes_align_and_what_follows(finished: Path) -> None:
+    config = load(finished)
+    principles = finished.parent / "seeds" / "principles.txt"
     principles.write_text(principles.read_text().replace("refuse to help", "decline to help"))
     assert published(config) == {"instruct", "curate"}
 
 
-def test_a_setting_that_only_says_how_work_is_done_redoes_nothing(world: Path) -> None:
-    run_through(load(world), "align")
-    changed = load(world, "instruct.num_shards=3", "align.num_shards=2")
-    assert published(changed) == {"instruct", "curate", "align"}
-    assert published(load(world, "align.sampling.temperature=0.6")) == {"instruct", "curate"}
-    assert published(load(world, "seed=1")) == set()
+def test_a_setting_that_only_says_how_work_is_done_redoes_nothing(finished: Path) -> None:
+    changed = load(finished, "instruct.num_shards=3", "align.num_shards=2")
+    assert published(changed) == {stage.name for stage in STAGES}
+    assert published(load(finished, "align.sampling.temperature=0.6")) == {"instruct", "curate"}
+    assert published(load(finished, "seed=1")) == set()
 
 
-def test_shards_together_write_what_one_worker_writes(world: Path, tmp_path: Path) -> None:
-    one = run_through(load(world), "align")
-    config = load(world, f"store={tmp_path / 'sharded'}")
+def test_shards_together_write_what_one_worker_writes(finished: Path, tmp_path: Path) -> None:
+    one = run_stages(load(finished), "align")
+    config = load(finished, f"store={tmp_path / 'sharded'}")
     store = LocalStore(tmp_path / "sharded")
     for stage in ("instruct", "curate", "align"):
         shards = 3 if stage != "curate" else 1
@@ -158,7 +143,7 @@ def test_shards_together_write_what_one_worker_writes(world: Path, tmp_path: Pat
             run_stage(stage, config, store, shard=i, num_shards=shards) for i in range(shards)
         ]
         assert [r is not None for r in results] == [False] * (shards - 1) + [True]
-    whole = LocalStore(Path(load(world).store))
+    whole = LocalStore(Path(load(finished).store))
     sharded = plan_from_store(config, collect_inputs(config), store)[:3]
     for planned, kind in zip(sharded, (Candidate, Prompt, AlignedResponse), strict=True):
         manifest, expected = planned.manifest, one[planned.stage.writes]
@@ -168,9 +153,9 @@ def test_shards_together_write_what_one_worker_writes(world: Path, tmp_path: Pat
         assert found == list(read_records(whole, expected, kind))
 
 
-def test_verbose_answers_come_from_the_engraved_model(world: Path) -> None:
-    config = load(world)
-    manifests = run_through(config, "elaborate")
+def test_verbose_answers_come_from_the_engraved_model(finished: Path) -> None:
+    config = load(finished)
+    manifests = run_stages(config, "elaborate")
     store = LocalStore(Path(config.store))
     rows = list(read_records(store, manifests["verbose_responses"], VerboseResponse))
     assert rows
@@ -178,8 +163,8 @@ def test_verbose_answers_come_from_the_engraved_model(world: Path) -> None:
     assert len(rows[0].response.split()) > 10
 
 
-def test_both_trainings_start_from_the_base_model(world: Path) -> None:
-    manifests = run_through(load(world), "clone")
+def test_both_trainings_start_from_the_base_model(finished: Path) -> None:
+    manifests = run_stages(load(finished), "clone")
     assert (
         manifests["engraved_model"].identity["base_model"]
         == manifests["final_model"].identity["base_model"]
@@ -191,10 +176,10 @@ def test_both_trainings_start_from_the_base_model(world: Path) -> None:
     assert "files/loss.jsonl" in names
 
 
-def test_a_trained_model_says_what_trained_it_and_what_the_adapter_changes(world: Path) -> None:
+def test_a_trained_model_says_what_trained_it_and_what_the_adapter_changes(finished: Path) -> None:
     import torch
 
-    manifest = run_through(load(world), "engrave")["engraved_model"]
+    manifest = run_stages(load(finished), "engrave")["engraved_model"]
     engine = manifest.provenance.engine
     assert (engine["name"], engine["torch"]) == ("transformers", torch.__version__)
     assert (manifest.provenance.tokens_per_second or 0) > 0
@@ -203,10 +188,10 @@ def test_a_trained_model_says_what_trained_it_and_what_the_adapter_changes(world
     assert manifest.details["adapted_modules"] == dict.fromkeys(projections, 2)
 
 
-def test_an_engine_that_fails_leaves_what_was_done_and_the_stage_resumes(world: Path) -> None:
-    config = load(world)
+def test_an_engine_that_fails_leaves_what_was_done_and_the_stage_resumes(finished: Path) -> None:
+    config = load(finished)
     store = LocalStore(Path(config.store))
-    run_through(config, "curate")
+    run_stages(config, "curate")
     options = {**config.engine.options, "fail_after": 10}
     failing = config.engine.model_copy(update={"options": options})
     align = config.align.model_copy(update={"engine": failing})
@@ -243,16 +228,16 @@ def test_a_shard_that_cannot_be_is_refused(world: Path, shard: int, shards: int)
         run_stage(stage, config, LocalStore(Path(config.store)), shard=shard, num_shards=shards)
 
 
-def test_nothing_left_to_train_on_is_an_error_that_says_where_to_look(world: Path) -> None:
-    config = load(world, "align.min_answer_characters=100000")
+def test_nothing_left_to_train_on_is_an_error_that_says_where_to_look(finished: Path) -> None:
+    config = load(finished, "align.min_answer_characters=100000")
     with pytest.raises(DataError, match="holds no records to train on") as caught:
-        run_through(config, "engrave")
+        run_stages(config, "engrave")
     assert "selfalign show aligned_responses" in str(caught.value)
 
 
-def test_examples_that_training_leaves_out_are_counted_by_reason(world: Path) -> None:
+def test_examples_that_training_leaves_out_are_counted_by_reason(finished: Path) -> None:
     # prompts are 11 or 12 tokens long
-    manifests = run_through(load(world, "engrave.max_length=12"), "engrave")
+    manifests = run_stages(load(finished, "engrave.max_length=12"), "engrave")
     counts = manifests["engraved_model"].counts
     assert counts.read == manifests["aligned_responses"].counts.kept
     assert counts.dropped["prompt_too_long"] > 0
@@ -263,7 +248,7 @@ def test_examples_that_training_leaves_out_are_counted_by_reason(world: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("answer", "finished"),
+    ("answer", "ended"),
     [
         ("Take the soap and work slowly. Then rest.", True),
         # 20 words are the limit, of which the thought takes 6
@@ -274,11 +259,11 @@ def test_examples_that_training_leaves_out_are_counted_by_reason(world: Path) ->
     ids=["ended", "token limit", "token limit after the next turn", "repetition"],
 )
 def test_the_end_of_an_answer_is_taught_only_where_the_model_ended_it(
-    world: Path, monkeypatch: pytest.MonkeyPatch, answer: str, finished: bool
+    finished: Path, monkeypatch: pytest.MonkeyPatch, answer: str, ended: bool
 ) -> None:
-    config = load(world, "align.sampling.max_new_tokens=20")
+    config = load(finished, "align.sampling.max_new_tokens=20")
     store = LocalStore(Path(config.store))
-    run_through(config, "curate")
+    run_stages(config, "curate")
     text = f" This is fair: 3 (helpful).\nAssistant: {answer}"
     engine = EngineConfig(kind="fake", options={"responses": [{"match": "", "text": text}]})
     align = config.align.model_copy(update={"engine": engine})
@@ -293,20 +278,21 @@ def test_the_end_of_an_answer_is_taught_only_where_the_model_ended_it(
     monkeypatch.setattr("selfalign.stages.train.train", fake_train)
     with pytest.raises(EngineError, match="seen enough"):
         run_stage("engrave", scripted, store)
-    assert {example.finished for example in taught} == {finished}
+    assert {example.finished for example in taught} == {ended}
     assert all(e.response.startswith("Take the soap and work slowly.") for e in taught)
 
 
-def test_prompts_that_all_fill_max_length_are_an_error_that_says_so(world: Path) -> None:
+def test_prompts_that_all_fill_max_length_are_an_error_that_says_so(finished: Path) -> None:
     with pytest.raises(DataError, match="their prompt fills max_length 4") as caught:
-        run_through(load(world, "engrave.max_length=4"), "engrave")
+        run_stages(load(finished, "engrave.max_length=4"), "engrave")
     assert "raise max_length" in str(caught.value)
 
 
-def test_a_gate_that_fails_moves_nothing_and_says_why(world: Path) -> None:
+def test_a_gate_that_fails_moves_nothing_and_says_why(finished: Path) -> None:
     strict = "promote.rules=[{metric: heldout.aligned, against: base, min_difference: 0.5}]"
-    config = load(world, strict)
-    manifest = run_through(config, "promote")["promotion"]
+    config = load(finished, strict)
+    forget_after(config, "evaluate")
+    manifest = run_stages(config, "promote")["promotion"]
     assert manifest.details["promoted"] is False
     assert "0.5" in " ".join(manifest.details["reasons"])
     store = LocalStore(Path(config.store))
@@ -316,15 +302,15 @@ def test_a_gate_that_fails_moves_nothing_and_says_why(world: Path) -> None:
 
 
 def test_the_next_run_is_judged_against_what_is_promoted_and_can_be_rolled_back(
-    world: Path,
+    finished: Path,
 ) -> None:
     first, second = (
-        load(world),
-        load(world, "engrave.learning_rate=0.001", "clone.learning_rate=0.001"),
+        load(finished),
+        load(finished, "engrave.learning_rate=0.001", "clone.learning_rate=0.001"),
     )
     store = LocalStore(Path(first.store))
-    one = run_through(first, "promote")
-    two = run_through(second, "promote")
+    one = run_stages(first, "promote")
+    two = run_stages(second, "promote")
     assert two["evaluation"].identity["promoted"] == one["final_model"].digest
     assert "promoted" in two["evaluation"].details["models"]
     current = read_pointer(store)
@@ -336,7 +322,7 @@ def test_the_next_run_is_judged_against_what_is_promoted_and_can_be_rolled_back(
     assert pointer.model.digest == one["final_model"].digest
     assert read_served(store, pointer.model.digest) is not None
     # the same night again does not undo what a person decided
-    assert run_through(second, "promote")["promotion"].key == two["promotion"].key
+    assert run_stages(second, "promote")["promotion"].key == two["promotion"].key
     current = read_pointer(store)
     assert current is not None
     assert current.pointer.model.digest == one["final_model"].digest
@@ -399,12 +385,13 @@ def test_the_beginning_of_two_keys_chooses_neither(
 
 
 def test_a_model_judged_against_another_than_the_current_is_not_promoted(
-    world: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = load(world)
-    second = load(world, "engrave.learning_rate=0.001", "clone.learning_rate=0.001")
+    first = load(finished)
+    second = load(finished, "engrave.learning_rate=0.001", "clone.learning_rate=0.001")
     store = LocalStore(Path(first.store))
-    run_through(second, "evaluate")
+    forget_after(first, "evaluate")
+    run_stages(second, "evaluate")
     monkeypatch.setattr("selfalign.stages.promote.read_pointer", _moved_by_another(first))
     with pytest.raises(TemporaryError, match="judged against nothing"):
         run_stage("promote", second, store)
@@ -414,7 +401,7 @@ def _moved_by_another(config: RunConfig):  # type: ignore[no-untyped-def]
     """The pointer as seen just after another run promoted its own model."""
 
     def read(store: LocalStore):  # type: ignore[no-untyped-def]
-        run_through(config, "evaluate")
+        run_stages(config, "evaluate")
         from selfalign.store.pointer import Pointer, PromotedModel, VersionedPointer
 
         other = PromotedModel(artifact="final_model", key="other", digest="other")
@@ -425,12 +412,12 @@ def _moved_by_another(config: RunConfig):  # type: ignore[no-untyped-def]
 
 
 def test_a_killed_promotion_is_finished_by_the_next_attempt(
-    world: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pointer has moved, the record was not published: the retry publishes it."""
-    config = load(world)
+    config = load(finished)
     store = LocalStore(Path(config.store))
-    run_through(config, "evaluate")
+    forget_after(config, "evaluate")
 
     class Killed(BaseException):
         pass
@@ -452,16 +439,16 @@ def test_a_killed_promotion_is_finished_by_the_next_attempt(
     assert after.pointer == before.pointer
 
 
-def test_evaluation_files_contaminate_no_prompt(world: Path) -> None:
-    config = load(world)
+def test_evaluation_files_contaminate_no_prompt(finished: Path) -> None:
+    config = load(finished)
     store = LocalStore(Path(config.store))
-    candidates = run_through(config, "instruct")["candidates"]
+    candidates = run_stages(config, "instruct")["candidates"]
     leaked = next(iter(read_records(store, candidates, Candidate))).text
     rows = [json.loads(line) for line in config.evaluate.heldout.read_text().splitlines()]  # type: ignore[union-attr]
     rows[0]["prompt"] = leaked
     assert config.evaluate.heldout is not None
     config.evaluate.heldout.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    prompts = run_through(config, "curate")["prompts"]
+    prompts = run_stages(config, "curate")["prompts"]
     assert prompts.counts.dropped["contaminated"] >= 1
     assert leaked not in {p.text for p in read_records(store, prompts, Prompt)}
 

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from selfalign.store.open import open_store
+from tests.forked import selfalign
 
 
 @pytest.mark.parametrize("command", [["align"], ["chat", "A question?"]])
 def test_a_process_names_the_forged_pointer(s3_url: str, world: Path, command: list[str]) -> None:
     open_store(s3_url).write("current.json", b'{"model": {"artifact": "../x"}}')
-    ended = subprocess.run(
-        [
-            *(sys.executable, "-m", "selfalign", *command),
-            *("--config", str(world), "--set", f"store={s3_url}"),
-        ],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "SELFALIGN_LOG": "text"},
-    )
+    at = ("--config", world, "--set", f"store={s3_url}")
+    ended = selfalign(*command, *at, SELFALIGN_LOG="text")
     assert ended.returncode == 3, ended.stderr
     assert f"{s3_url}/current.json: not a valid Pointer" in ended.stderr
     assert "Traceback" not in ended.stderr

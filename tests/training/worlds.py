@@ -1,12 +1,11 @@
 """A tiny model, a mapping to learn, and trainings in processes of their own that may die.
 
-Child processes come from a fork server that has imported the heavy libraries once.
+Child processes come from the fork server of `tests/forked.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import signal
 import traceback
@@ -24,6 +23,7 @@ from selfalign.store.artifact import ArtifactWriter
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import FileEntry
 from selfalign.training import Example, TrainResult, train
+from tests.forked import context
 from tests.pipeline_world import write_llama
 
 QUESTIONS = 8
@@ -225,10 +225,8 @@ class Child:
 
 def start(attempt: Attempt, **environ: str) -> Child:
     """Run a training in a process of its own."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "peft", "transformers.trainer", __name__])
-    receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(attempt, environ, sending))
+    receiving, sending = context().Pipe(duplex=False)
+    process = context().Process(target=_child, args=(attempt, environ, sending))
     process.start()
     sending.close()
     return Child(process, receiving)

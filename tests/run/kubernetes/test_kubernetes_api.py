@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -259,13 +258,3 @@ def test_a_broken_kubeconfig_is_said_without_its_content(tmp_path: Path) -> None
     with pytest.raises(ConfigurationError) as caught:
         connect(kubeconfig=str(path))
     assert "hunter2" not in str(caught.value)
-
-
-def test_the_command_line_s_help_does_not_import_the_client() -> None:
-    program = (
-        "import sys; from selfalign.cli.main import cli; "
-        "import selfalign.run.executors.kubernetes.controller; "
-        "sys.exit(any(m.split('.')[0] in ('kubernetes', 'prometheus_client', 'urllib3') "
-        "for m in sys.modules))"
-    )
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
