@@ -51,6 +51,7 @@ def transformers_serving(
 ) -> Iterator[tuple[str, Kill]]:
     """Its URL, and what kills it."""
     port = port or free_port()
+    log.touch()  # this server writes to the test's own output
     process = context().Process(target=served.serve, args=(model, max_length, port))
     process.start()
 
@@ -100,7 +101,7 @@ def free_port() -> int:
 def _wait(url: str, alive: Callable[[], bool], log: Path) -> None:
     end = time.monotonic() + STARTS_WITHIN_SECONDS
     while time.monotonic() < end:
-        assert alive(), log.read_text()[-3000:] if log.exists() else "the server has ended"
+        assert alive(), log.read_text()[-3000:]
         try:
             urllib.request.urlopen(url, timeout=5).close()
         except (urllib.error.URLError, OSError):
