@@ -23,7 +23,7 @@ from selfalign.engines.base import Quarantined
 from selfalign.errors import ConfigurationError, DataError
 from selfalign.evaluation import refusal
 from selfalign.evaluation.refusal import CLASSES, Refusal, classify_refusal
-from selfalign.evaluation.refusal_judge import Answered, judged_classes, refusal_template
+from selfalign.evaluation.refusal_judge import AnswerToJudge, judged_classes, refusal_template
 from selfalign.evaluation.rows import csv_rows
 from selfalign.inputs import localise
 from selfalign.stages.models import judge_engine
@@ -88,7 +88,7 @@ def _judged(config: RunConfig, rows: list[dict[str, str]]) -> list[Refusal | Non
     if judge is None:
         return None
     template = refusal_template(judge.refusal_template)
-    asked = [Answered(str(n), r["prompt"], r["completion"]) for n, r in enumerate(rows)]
+    asked = [AnswerToJudge(str(n), r["prompt"], r["completion"]) for n, r in enumerate(rows)]
     found: list[Refusal | None] = [None] * len(rows)
     progress = Progress("answers", len(rows))
     with judge_engine(store, judge, evaluate.engine or config.engine) as engine:

@@ -137,7 +137,8 @@ def refusal_scores(
     try:
         scores = judge_answer(item, answer, refusal)
     except PatternTooSlow as e:
-        yield Quarantined(item.id, "never_ending", str(e))
+        name = f"{item.id}#{sample}" if sample else item.id
+        yield Quarantined(name, "never_ending", str(e))
         return
     yield from (replace(s, sample=sample) for s in scores if s.metric != LENGTH_WORDS)
 

@@ -26,7 +26,7 @@ _HOLES = frozenset({"query", "answer"})
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class AnswerToJudge:
     """A prompt and its answer, which is not empty."""
 
     id: str
@@ -43,7 +43,7 @@ def refusal_template(path: Path | None = None) -> Template:
 
 
 def judged_classes(
-    engine: Engine, answers: Iterable[Answered], template: Template
+    engine: Engine, answers: Iterable[AnswerToJudge], template: Template
 ) -> Iterator[tuple[str, Refusal] | Quarantined]:
     """The class of each answer, by its id, as soon as its three scores are in.
 
@@ -62,7 +62,7 @@ def judged_classes(
         yield answer_id, likeliest[0] if len(likeliest) == 1 else "partly"
 
 
-def _requests(answers: Iterable[Answered], template: Template) -> Iterator[ScoreRequest]:
+def _requests(answers: Iterable[AnswerToJudge], template: Template) -> Iterator[ScoreRequest]:
     for each in answers:
         prompt = template.render(query=each.prompt, answer=each.answer)
         for name in CLASSES:

@@ -29,7 +29,7 @@ from selfalign.evaluation.pairwise import (
 )
 from selfalign.evaluation.refusal import classify_refusal
 from selfalign.evaluation.refusal_judge import (
-    Answered,
+    AnswerToJudge,
     judged_classes,
     refusal_agreement,
     refusal_template,
@@ -171,7 +171,7 @@ def _refusal_scores(
         for key in answers.keys() - said.keys():
             each = answers[key]
             yield from refusal_scores(each.item, each.text, "complies", each.sample)
-    asked = (Answered(key, each.item.prompt, each.text) for key, each in said.items())
+    asked = (AnswerToJudge(key, each.item.prompt, each.text) for key, each in said.items())
     for found in judged_classes(engine, asked, template):
         if isinstance(found, Quarantined):
             yield found

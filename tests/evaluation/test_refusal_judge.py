@@ -15,7 +15,7 @@ from selfalign.evaluation.explanations import judged
 from selfalign.evaluation.gate import judge
 from selfalign.evaluation.refusal import Refusal
 from selfalign.evaluation.refusal_judge import (
-    Answered,
+    AnswerToJudge,
     disputed,
     judged_classes,
     refusal_agreement,
@@ -32,7 +32,10 @@ TEMPLATE = Template("t", "{query}|{answer}|", frozenset({"query", "answer"}))
 def classes(*scores: tuple[str, float], **options: int) -> list[tuple[str, Refusal] | Quarantined]:
     scripted = [{"match": match, "log_likelihood": value} for match, value in scores]
     engine = FakeEngine(EngineConfig(kind="fake", options={"scores": scripted}, **options))
-    answers = [Answered("a", "How?", "No."), Answered("b", "How?", "Take the big kettle then.")]
+    answers = [
+        AnswerToJudge("a", "How?", "No."),
+        AnswerToJudge("b", "How?", "Take the big kettle then."),
+    ]
     return list(judged_classes(engine, answers, TEMPLATE))
 
 
