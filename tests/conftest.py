@@ -39,6 +39,7 @@ def _own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=8, help="SIGKILLs in tests/kill")
+    parser.addoption("--corruptions", type=int, default=44, help="of tests/test_corruptions.py")
     parser.addoption("--kill-seed", type=int, default=0, help="which moments they come at")
 
 

@@ -96,6 +96,10 @@ def _shown(cell: Comparison | None) -> str:
     return signed(cell.difference, 2) + ("**" if _is_sure(cell) else "*" if is_clear(cell) else "")
 
 
+def _p(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2g}"
+
+
 def _print(lines: list[LeftOut], summary: EvaluationSummary) -> None:
     """A row for each line, a column for each kind; below, the cells that are clear, in words."""
     found = [(line, _cells(summary, line)) for line in lines]
@@ -114,8 +118,8 @@ def _print(lines: list[LeftOut], summary: EvaluationSummary) -> None:
         click.echo(
             f"{line.line}: {cell.kind or 'all'} {signed(cell.difference)} "
             f"({100 * summary.confidence:g}% interval {signed(cell.low)} to {signed(cell.high)}, "
-            f"{cell.wins} better, {cell.losses} worse of {cell.n}, p {cell.p_value:.2g}, "
-            f"among all cells {cell.p_holm:.2g})"
+            f"{cell.wins} better, {cell.losses} worse of {cell.n}, p {_p(cell.p_value)}, "
+            f"among all cells {_p(cell.p_holm)})"
         )
     total = sum(len(cells) for _, cells in found)
     sure = sum(_is_sure(cell) for _, cell in clear)

@@ -204,7 +204,8 @@ def _missed(rule: GateRule, found: Comparison) -> str:
     if room <= 0:
         return f"{said}, and neither is the difference itself: more items would not help."
     # An interval narrows with the square root of the number of items.
-    needed = max(math.ceil(found.n * (half / room) ** 2), found.n + 1)
+    factor = min(half / room, 1e9)  # the room may be as small as a rounding error
+    needed = max(math.ceil(found.n * factor**2), found.n + 1)
     return f"{said}: too uncertain. A difference of this size would need roughly {_items(needed)}."
 
 

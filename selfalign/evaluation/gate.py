@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from selfalign.config import GateRule, PromoteConfig
 from selfalign.errors import ConfigurationError, DataError
@@ -72,7 +72,7 @@ class RuleOutcome(_Frozen):
     opponent: float | None = None
     observed: float | None
     interval: tuple[float, float] | None
-    items: int | None = None
+    items: int | None = Field(None, ge=0, le=2**53)
     noise: float | None = None
     explanation: str
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from selfalign.errors import ConfigurationError, DataError
 from selfalign.evaluation import statistics
@@ -56,6 +56,11 @@ class _Item:
         return [self.values[sample] for sample in samples]
 
 
+# Of what is read from a store: no arithmetic with these overflows.
+_Number = Annotated[float, Field(ge=-1e12, le=1e12)]
+_Items = Annotated[int, Field(ge=0, le=2**53)]
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -66,10 +71,10 @@ class MetricSummary(_Frozen):
     model: str
     metric: str
     kind: str | None
-    n: int
-    mean: float | None
-    low: float | None
-    high: float | None
+    n: _Items
+    mean: _Number | None
+    low: _Number | None
+    high: _Number | None
     method: statistics.Method
 
 
@@ -86,20 +91,31 @@ class Comparison(_Frozen):
     against: str
     metric: str
     kind: str | None
-    n: int
-    subject_mean: float | None
-    against_mean: float | None
-    difference: float | None
-    low: float | None
-    high: float | None
-    p_value: float | None
-    p_holm: float | None = None
-    wins: int
-    losses: int
-    only_subject: int
-    only_against: int
-    changed: int | None = None
+    n: _Items
+    subject_mean: _Number | None
+    against_mean: _Number | None
+    difference: _Number | None
+    low: _Number | None
+    high: _Number | None
+    p_value: _Number | None
+    p_holm: _Number | None = None
+    wins: _Items
+    losses: _Items
+    only_subject: _Items
+    only_against: _Items
+    changed: _Items | None = None
     method: statistics.Method
+
+    @model_validator(mode="after")
+    def _has_what_an_interval_is_of(self) -> Comparison:
+        means = (self.subject_mean, self.against_mean)
+        if (self.difference is None) != (None in means):
+            raise ValueError("a difference without its two means, or means without it")
+        if (self.low is None) != (self.high is None) or (
+            self.low is not None and self.difference is None
+        ):
+            raise ValueError("an interval without one end, or without its difference")
+        return self
 
 
 class JudgeSummary(_Frozen):
@@ -118,7 +134,7 @@ class EvaluationSummary(_Frozen):
     see, where these are others (`splits.py`)."""
 
     schema_version: Literal[1] = 1
-    confidence: float
+    confidence: float = Field(gt=0, lt=1)
     models: tuple[str, ...]
     metrics: tuple[MetricSummary, ...]
     comparisons: tuple[Comparison, ...]

@@ -65,7 +65,8 @@ def _group(outcome: RuleOutcome) -> Group:
         return "words"
     if rule.min_difference is not None or rule.max_difference is not None:
         return "difference"
-    if (rule.min_ratio is not None or rule.max_ratio is not None) and outcome.opponent:
+    has_ratio = outcome.measured is not None and outcome.opponent
+    if (rule.min_ratio is not None or rule.max_ratio is not None) and has_ratio:
         return "ratio"
     return "mean"
 

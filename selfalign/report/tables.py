@@ -61,8 +61,8 @@ class ScoreTable:
 def variant_name(variant: str, principles: dict[int, str]) -> str:
     """How a person calls a variant."""
     if variant.startswith("base_without_"):
-        number = int(variant.removeprefix("base_without_"))
-        name = principles.get(number)
+        number = variant.removeprefix("base_without_")
+        name = {str(each): name for each, name in principles.items()}.get(number)
         return f"base + principles, without {number}{f' ({name})' if name else ''}"
     return VARIANT_NAMES.get(variant, variant)
 

@@ -21,8 +21,23 @@ from pydantic.alias_generators import to_camel
 from selfalign.errors import ConfigurationError, DataError
 from selfalign.pipeline import BY_NAME
 from selfalign.store.base import NotFound, Store
-from selfalign.store.documents import StoredModel, StoredName, decode_json, parse_document
+from selfalign.store.documents import (
+    StoredCount,
+    StoredModel,
+    StoredName,
+    decode_json,
+    parse_document,
+)
 
+
+def _check_moment(text: str) -> str:
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None or not 1970 <= moment.year < 9000:
+        raise ValueError(f"{text[:40]!r} is no time with its offset from UTC")
+    return text
+
+
+_Moment = Annotated[str, AfterValidator(_check_moment)]
 _READERS = 16  # run.json objects that are read at once
 AttemptCondition = Literal["Pending", "Active", "Complete", "Failed"]
 Cause = Literal["permanent", "temporary", "disrupted"]
@@ -61,19 +76,19 @@ class Attempt(_Status):
 
     stage: str
     key: str
-    number: int
+    number: StoredCount
     condition: AttemptCondition
     cause: Cause | None = None
     exit_code: int | None = None
     message: str = ""
     remedy: str | None = None
     waiting: str = ""
-    done: int | None = None
-    total: int | None = None
-    started_at: str | None = None
-    finished_at: str | None = None
+    done: StoredCount | None = None
+    total: StoredCount | None = None
+    started_at: _Moment | None = None
+    finished_at: _Moment | None = None
     disrupted: bool = False
-    gpus: int | None = None
+    gpus: StoredCount | None = None
 
     @property
     def identity(self) -> tuple[str, str, int]:
@@ -82,11 +97,11 @@ class Attempt(_Status):
 
     @property
     def seconds(self) -> float:
-        """How long the attempt took; 0 while that is not known."""
+        """How long the attempt took; 0 while that is not known, and where clocks differ by more."""
         if not self.started_at or not self.finished_at:
             return 0.0
         took = datetime.fromisoformat(self.finished_at) - datetime.fromisoformat(self.started_at)
-        return took.total_seconds()
+        return max(took.total_seconds(), 0.0)
 
     @property
     def gpu_seconds(self) -> float | None:
@@ -115,11 +130,11 @@ class StageState(_Status):
     phase: StagePhase = "Pending"
     key: StoredName | None = None
     digest: str | None = None
-    attempts: int = 0
-    disruptions: int = 0
-    done: int | None = None
-    total: int | None = None
-    seconds: float | None = None
+    attempts: StoredCount = 0
+    disruptions: StoredCount = 0
+    done: StoredCount | None = None
+    total: StoredCount | None = None
+    seconds: float | None = Field(None, ge=0, le=1e12)
     message: str = ""
 
     @property
@@ -194,7 +209,7 @@ class RunRecord(StoredModel):
     created_at: str
     code_version: str
     config: dict[str, Any]
-    annotation_lines: int | None = None
+    annotation_lines: StoredCount | None = None
 
 
 def of_stage(attempts: Iterable[Attempt], stage: str, key: str | None) -> list[Attempt]:

@@ -22,6 +22,7 @@ from selfalign.stages.contract import StageContext, provenance
 from selfalign.stages.models import model_location
 from selfalign.stages.served import base_model_facts, write_papers
 from selfalign.store.artifact import read_records
+from selfalign.store.documents import StoredCount
 from selfalign.store.manifest import Counts, FileEntry, Manifest
 from selfalign.telemetry import Progress, log
 from selfalign.training import Example, TrainResult, is_main_process, train, wait_for_everyone
@@ -138,7 +139,7 @@ class _Point(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    step: int
+    step: StoredCount
     loss: float
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from selfalign.errors import DataError
 from selfalign.records import digest
@@ -31,6 +31,9 @@ def _check_name(name: str) -> str:
         raise ValueError(f"{name[:100]!r} is not a relative name of an object")
     return name
 
+
+# No count of objects, rows or bytes is larger; arithmetic with what is ends in an OverflowError.
+StoredCount = Annotated[int, Field(ge=0, le=2**53)]
 
 # A name that a document holds: relative, without "..", so that it stays below what it is joined to.
 StoredName = Annotated[str, AfterValidator(_check_name)]

@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Iterable
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from selfalign.errors import DataError
 from selfalign.records import digest
-from selfalign.store.documents import StoredModel, StoredName
+from selfalign.store.documents import StoredCount, StoredModel, StoredName
 
 SCHEMA_VERSION = 1
 
@@ -28,8 +28,8 @@ class FileEntry(StoredModel):
 
     name: StoredName
     sha256: str
-    bytes: int
-    records: int | None = None
+    bytes: StoredCount
+    records: StoredCount | None = None
     key: StoredName | None = None
 
     @property
@@ -43,14 +43,14 @@ class Counts(StoredModel):
     read = kept + sum(dropped) + sum(quarantined) holds where a stage filters; a stage that only
     transforms drops nothing."""
 
-    read: int = 0
-    kept: int = 0
-    dropped: dict[str, int] = Field(default_factory=dict)
-    quarantined: dict[str, int] = Field(default_factory=dict)
+    read: StoredCount = 0
+    kept: StoredCount = 0
+    dropped: dict[str, StoredCount] = Field(default_factory=dict)
+    quarantined: dict[str, StoredCount] = Field(default_factory=dict)
 
     def plus(self, other: Counts) -> Counts:
         """The sum, filter by filter and reason by reason."""
-        return Counts(
+        return Counts.model_construct(  # what is added up is valid, and the sum may be more
             read=self.read + other.read,
             kept=self.kept + other.kept,
             dropped=_sum(self.dropped, other.dropped),
@@ -107,8 +107,8 @@ class Shard(StoredModel):
 
     signed = True
 
-    index: int
-    num_shards: int
+    index: StoredCount
+    num_shards: StoredCount
     parts: list[Part]
     provenance: Provenance
 
@@ -137,6 +137,21 @@ class Manifest(StoredModel):
     details: dict[str, Any] = Field(default_factory=dict)
     provenance: Provenance
     digest: str
+
+    @field_validator("identity")
+    @classmethod
+    def _has_the_form_of_one(cls, identity: dict[str, Any]) -> dict[str, Any]:
+        """Whoever reads an identity takes these parts for what `identity.py` makes of them."""
+        for name in ("config", "data", "judge", "seeds"):
+            part = identity.get(name) or {}
+            if not isinstance(part, dict):
+                raise ValueError(f"{name} is no mapping")
+            digests = part.values() if name in ("data", "seeds") else ()
+            if not all(isinstance(each, str) for each in digests):
+                raise ValueError(f"{name} holds what is no digest")
+        if not isinstance(identity.get("promoted"), str | None):
+            raise ValueError("promoted is no digest")
+        return identity
 
     @property
     def entries(self) -> list[FileEntry]:

@@ -9,7 +9,7 @@ from pydantic import Field
 from selfalign.errors import DataError
 from selfalign.store.artifact import read_manifest
 from selfalign.store.base import NotFound, Store
-from selfalign.store.documents import StoredModel, StoredName, parse_document
+from selfalign.store.documents import StoredCount, StoredModel, StoredName, parse_document
 from selfalign.store.manifest import Manifest
 
 POINTER_KEY = "current.json"
@@ -39,7 +39,7 @@ class Anchor(StoredModel):
     """
 
     model: PromotedModel
-    promotions: int = Field(ge=0)
+    promotions: StoredCount
 
 
 class Pointer(StoredModel):
