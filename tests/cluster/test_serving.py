@@ -6,7 +6,10 @@ The stages run on this machine, against the bucket; the controller and the serve
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
+import subprocess
 import threading
 import time
 import urllib.request
@@ -28,7 +31,7 @@ from selfalign.serving.directory import MARKER, ServedModel, directory_of
 from selfalign.serving.probe import PROBE_NAME, Probe
 from selfalign.store.files import file_sha256
 
-from .site import BUCKET, S3, Site, kubectl, until
+from .site import BUCKET, PROJECT, S3, Site, kubectl, until
 
 pytestmark = pytest.mark.cluster
 ROLL_SECONDS = 120.0
@@ -206,16 +209,41 @@ def served(image_tag: str, s3: S3, local_config: Path, tmp_path: Path) -> Iterat
         kubectl("delete", "namespace", name, "--wait=false", check=False)
 
 
+def write_values(site: Site) -> str:
+    """The file of values for `make deploy-serving`."""
+    path = site.directory / "serving.yaml"
+    port = int(site.s3.url.rpartition(":")[2])
+    path.write_text(yaml.safe_dump({"drainSeconds": 5, "networkPolicy": {"storePorts": [port]}}))
+    return str(path)
+
+
+def test_the_readmes_block_that_ends_with_curl_answers(served: Served) -> None:
+    site = served.site
+    served.promote()
+    blocks = (PROJECT / "README.md").read_text().split("```")[1::2]
+    (block,) = [block for block in blocks if "port-forward" in block]
+    script = block.replace("-n selfalign ", f"-n {site.namespace} ") + "echo\n"  # ends curl's line
+    given = {"NAMESPACE": site.namespace, "VARIANT": "cpu", "SKIP_BUILD": "1",
+             "IMAGE_TAG": site.tag, "VALUES": write_values(site)}  # fmt: skip
+    shell = subprocess.Popen(
+        ["bash", "-c", script], cwd=PROJECT, env={**os.environ, **given}, start_new_session=True,
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert shell.stdout is not None
+    try:
+        told = next((line for line in shell.stdout if "choices" in line), "no answer")
+        assert json.loads(told)["choices"][0]["message"]["content"]
+    finally:
+        os.killpg(shell.pid, signal.SIGTERM)  # the port-forward too
+
+
 def test_promotions_arrive_while_clients_ask_and_a_failed_probe_leaves_the_old_model(
     served: Served,
 ) -> None:
     site = served.site
     first, old = served.promote()
     site.create_run(first, suspend=True)  # its record in the cluster; it starts nothing
-    port = int(site.s3.url.rpartition(":")[2])
-    values = site.directory / "serving.yaml"
-    values.write_text(yaml.safe_dump({"drainSeconds": 5, "networkPolicy": {"storePorts": [port]}}))
-    site.make("deploy-serving", VALUES=str(values))
+    site.make("deploy-serving", VALUES=write_values(site))
     print(f"first model served after {served.arrives(first):.0f} s")
     of_old = served.answers()
 
