@@ -11,6 +11,8 @@ import pytest
 import structlog
 from hypothesis import settings
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when huggingface_hub is imported
+
 from selfalign.load import load_config
 from tests.pipeline_world import run_stages, write_base_model, write_world
 

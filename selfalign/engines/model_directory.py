@@ -176,6 +176,9 @@ def _from_hub(name: str, revision: str, *, weights: bool = True) -> Path:
                 f"{what}: not in the local cache, and HF_HUB_OFFLINE forbids downloading",
                 remedy="download it beforehand, name a local directory, or unset HF_HUB_OFFLINE",
             ) from e
-        raise EngineError(f"{what}: the hub cannot be reached, nothing is cached") from e
+        raise EngineError(
+            f"{what}: the hub cannot be reached, nothing is cached",
+            remedy="check the network; without one, name a local directory",
+        ) from e
     except (HfHubHTTPError, OSError) as e:
         raise EngineError(f"{what}: downloading failed: {type(e).__name__}") from e

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when huggingface_hub is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # quiet in forked processes
 
 from selfalign.training import TrainResult
