@@ -225,16 +225,21 @@ def test_the_readmes_block_that_ends_with_curl_answers(served: Served) -> None:
     script = block.replace("-n selfalign ", f"-n {site.namespace} ") + "echo\n"  # ends curl's line
     given = {"NAMESPACE": site.namespace, "VARIANT": "cpu", "SKIP_BUILD": "1",
              "IMAGE_TAG": site.tag, "VALUES": write_values(site)}  # fmt: skip
-    shell = subprocess.Popen(
+    with subprocess.Popen(
         ["bash", "-c", script], cwd=PROJECT, env={**os.environ, **given}, start_new_session=True,
         stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert shell.stdout is not None
-    try:
-        told = next((line for line in shell.stdout if "choices" in line), "no answer")
-        assert json.loads(told)["choices"][0]["message"]["content"]
-    finally:
-        os.killpg(shell.pid, signal.SIGTERM)  # the port-forward too
+    ) as shell:  # fmt: skip
+        assert shell.stdout is not None
+        told: list[str] = []
+        try:
+            while not told or "choices" not in told[-1]:
+                told.append(shell.stdout.readline())
+                assert told[-1], "".join(told)
+        finally:
+            os.killpg(shell.pid, signal.SIGTERM)  # the port-forward too
+    (choice,) = json.loads(told[-1])["choices"]
+    assert choice["message"]["role"] == "assistant", told[-1]
+    print(told[-1])
 
 
 def test_promotions_arrive_while_clients_ask_and_a_failed_probe_leaves_the_old_model(
