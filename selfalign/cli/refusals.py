@@ -82,11 +82,12 @@ def _cells(values: dict[str, Any], columns: Sequence[str]) -> list[str]:
 
 def _judged(config: RunConfig, rows: list[dict[str, str]]) -> list[Refusal | None] | None:
     """The judge's class of each answer, None for one that it cannot read; None without a judge."""
+    if config.evaluate.judge is None:
+        return None
     store = open_store(config.store)
     evaluate = localise(config, store).evaluate
     judge = evaluate.judge
-    if judge is None:
-        return None
+    assert judge is not None
     template = refusal_template(judge.refusal_template)
     asked = [AnswerToJudge(str(n), r["prompt"], r["completion"]) for n, r in enumerate(rows)]
     found: list[Refusal | None] = [None] * len(rows)
