@@ -12,15 +12,14 @@ from typing import Any
 
 import pytest
 import zstandard
-from click.testing import CliRunner
 
-from selfalign.cli.main import cli
-from selfalign.errors import EXIT_CODES, SelfAlignError
+from selfalign.errors import EXIT_CODES
 from selfalign.load import load_config
 from selfalign.records import digest
 from selfalign.run.record import RunRecord, RunStatus, StageState, write_run, write_status
 from selfalign.store.local import LocalStore
 from tests.pipeline_world import run_stages, write_world
+from tests.whole_store import outcome
 
 Change = Callable[[Any], object]
 ESC = "\x1b]0;owned\x07[/x] :cd: \u202e"
@@ -191,15 +190,9 @@ READERS = {
 }
 
 
-def outcome(arguments: list[str], config: Path, out: Path) -> tuple[int, str]:
-    """Exit code and text of a command. Raises whatever would be a traceback."""
-    filled = [each.format(out=out) for each in arguments]
-    result = CliRunner().invoke(cli, [*filled, "--config", str(config)], input="")
-    if isinstance(result.exception, SelfAlignError):
-        return result.exception.exit_code, str(result.exception)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout
+def read_by(arguments: list[str], config: Path, out: Path) -> tuple[int, str]:
+    """What a command that reads the store ends with, and says."""
+    return outcome(*(each.format(out=out) for each in arguments), "--config", str(config))
 
 
 def test_the_list_is_long_enough() -> None:
@@ -211,7 +204,7 @@ def test_every_reader_is_content_with_what_is_genuine(
 ) -> None:
     config, store = finished
     for name, arguments in READERS.items():
-        code, text = outcome(arguments, config, tmp_path / "report.html")
+        code, text = read_by(arguments, config, tmp_path / "report.html")
         assert code == 0, (name, text)
     for key in list(store.list("runs/again/")):
         store.delete(key)
@@ -227,7 +220,7 @@ def test_a_forged_object_is_named_and_nothing_else_happens(
     refused = []
     try:
         for name, arguments in READERS.items():
-            code, text = outcome(arguments, config, tmp_path / "report.html")
+            code, text = read_by(arguments, config, tmp_path / "report.html")
             assert code == 0 or code in EXIT_CODES, (name, code, text)
             assert "\x1b]0;" not in text, name
             refused += [text] if code else []

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from selfalign.config import GateRule, PromoteConfig
 from selfalign.errors import ConfigurationError, DataError
@@ -38,6 +38,7 @@ from selfalign.evaluation.scores import (
     split_metric_name,
 )
 from selfalign.evaluation.summary import Comparison, EvaluationSummary
+from selfalign.store.documents import StoredCount
 
 SUBJECT = "final"
 # So few equal answers say little about two models; 3 / n bounds the share that would differ.
@@ -72,7 +73,7 @@ class RuleOutcome(_Frozen):
     opponent: float | None = None
     observed: float | None
     interval: tuple[float, float] | None
-    items: int | None = Field(None, ge=0, le=2**53)
+    items: StoredCount | None = None
     noise: float | None = None
     explanation: str
 

@@ -28,6 +28,7 @@ from selfalign.evaluation.scores import (
     split_metric_name,
 )
 from selfalign.records import record_seed
+from selfalign.store.documents import StoredCount
 
 # (subject, against): whom the report and the gate compare, where both were scored.
 COMPARISONS: tuple[tuple[str, str], ...] = (
@@ -58,7 +59,6 @@ class _Item:
 
 # Of what is read from a store: no arithmetic with these overflows.
 _Number = Annotated[float, Field(ge=-1e12, le=1e12)]
-_Items = Annotated[int, Field(ge=0, le=2**53)]
 
 
 class _Frozen(BaseModel):
@@ -71,7 +71,7 @@ class MetricSummary(_Frozen):
     model: str
     metric: str
     kind: str | None
-    n: _Items
+    n: StoredCount
     mean: _Number | None
     low: _Number | None
     high: _Number | None
@@ -91,7 +91,7 @@ class Comparison(_Frozen):
     against: str
     metric: str
     kind: str | None
-    n: _Items
+    n: StoredCount
     subject_mean: _Number | None
     against_mean: _Number | None
     difference: _Number | None
@@ -99,11 +99,11 @@ class Comparison(_Frozen):
     high: _Number | None
     p_value: _Number | None
     p_holm: _Number | None = None
-    wins: _Items
-    losses: _Items
-    only_subject: _Items
-    only_against: _Items
-    changed: _Items | None = None
+    wins: StoredCount
+    losses: StoredCount
+    only_subject: StoredCount
+    only_against: StoredCount
+    changed: StoredCount | None = None
     method: statistics.Method
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +55,16 @@ def push(
         raise ConfigurationError(
             f"{OCI} needs httpx2, which is not installed", remedy="pip install 'selfalign[oci]'"
         ) from error
-    place = parse_reference(to)
-    tag = place.tag or _own_tag(exported)
-    told = f"{OCI}{place.host}/{place.name}:{tag}"
+    named = parse_reference(to)
+    tag = named.tag or _own_tag(exported)
+    place = replace(named, tag=tag)
     layers = [_layer(entry.name, entry.sha256, entry.bytes) for entry in exported.files]
     layers += [_layer(name, _sha256(data), len(data)) for name, data in written.items()]
     config = _config(exported, layers)
     manifest = _manifest(exported, layers, config)
     progress = Progress("files", len(exported.files))
     with Repository(place.host, place.name) as target, tempfile.TemporaryDirectory() as scratch:
-        _require_same(target.read_manifest(tag), exported, told)
+        _require_same(target.read_manifest(tag), exported, str(place))
         copy = Path(scratch) / "object"
         for entry in exported.files:
             if not target.has_blob(entry.sha256):
@@ -76,7 +77,7 @@ def push(
                 copy.write_bytes(data)
                 target.upload_blob(copy, _sha256(data), name)
         target.write_manifest(tag, manifest)
-    return f"{told}@sha256:{_sha256(manifest)}"
+    return f"{place}@sha256:{_sha256(manifest)}"
 
 
 def _require_same(found: bytes | None, exported: ServedModel, told: str) -> None:

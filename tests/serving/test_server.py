@@ -11,7 +11,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -31,6 +30,7 @@ from selfalign.load import load_config
 from selfalign.pipeline import STAGES
 from selfalign.run.stage import run_stage
 from selfalign.store.local import LocalStore
+from tests.engines.server_process import free_port
 from tests.pipeline_world import WORDS, write_llama, write_world
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -87,9 +87,7 @@ class Server:
     """`selfalign serving start` on a fetched model, until the block ends."""
 
     def __init__(self, directory: Path) -> None:
-        with socket.socket() as bound:
-            bound.bind(("127.0.0.1", 0))
-            self.port = bound.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://localhost:{self.port}"
         self.log = directory.with_suffix(".log")
         with self.log.open("wb") as output:

@@ -40,22 +40,14 @@ from selfalign.store.pointer import Pointer, PromotedModel, move_pointer
 from tests.pipeline_world import WORDS, write_base_model, write_llama
 from tests.stages.planting import config_of, plant, rows
 
-SAYS_A = {
-    "kind": "fake",
-    "options": {
-        "scores": [
-            {"match": " A$", "log_likelihood": -0.1}, {"match": "", "log_likelihood": -4.0}
-        ]
-    },
-}  # fmt: skip
-SAYS_REFUSES = {
-    "kind": "fake",
-    "options": {
-        "scores": [
-            {"match": " refuses$", "log_likelihood": -0.1}, {"match": "", "log_likelihood": -4.0}
-        ]
-    },
-}  # fmt: skip
+
+def says(word: str) -> dict[str, Any]:
+    """An engine that finds one continuation likelier than every other."""
+    likely = {"match": f" {word}$", "log_likelihood": -0.1}
+    return {"kind": "fake", "options": {"scores": [likely, {"match": "", "log_likelihood": -4.0}]}}
+
+
+SAYS_A, SAYS_REFUSES = says("A"), says("refuses")
 LABELLED = [
     {"prompt": "How?", "first": f"take the soap {n}", "second": "harm", "winner": winner}
     for n, winner in enumerate(["first", "second", "tie"])
