@@ -85,10 +85,10 @@ def _require_same(found: bytes | None, exported: ServedModel, told: str) -> None
     if found is None:
         return
     try:
-        named = decode_json(found)["annotations"]
+        named = dict(decode_json(found)["annotations"])
     except (ValueError, KeyError, TypeError):
         named = {}
-    if {**named, **_annotations(exported)} != named:
+    if named | _annotations(exported) != named:
         raise ConfigurationError(
             f"{told}: names something else than the {exported.form} form of "
             f"{exported.artifact} {exported.key}",

@@ -25,6 +25,7 @@ from selfalign.errors import (
     StoreDenied,
     StoreUnavailable,
 )
+from selfalign.store.documents import decode_json
 from selfalign.store.files import COPY_BYTES, os_errors
 from selfalign.store.registry_login import RegistryAuth, find_login
 from selfalign.store.s3_errors import redact
@@ -32,7 +33,8 @@ from selfalign.store.s3_errors import redact
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 WAITS_SECONDS = (1.0, 4.0, 16.0)  # before each further attempt at one request or upload
 _TIMEOUT_SECONDS = 60.0  # for a connection, and for each read and write
-_LONGEST_MANIFEST = 4 << 20  # what the specification asks registries to take
+_LONGEST_ANSWER = 4 << 20  # of a manifest, which the specification asks registries to take
+_LONGEST_ANSWER_SECONDS = 300.0
 _DOCKER_HUB = ("docker.io", "registry-1.docker.io")  # what people write; where its API is
 
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
@@ -80,7 +82,10 @@ class Repository:
         self._base, self._where = f"{scheme}://{api}/v2/{full}/", f"oci://{host}/{name}"
         logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request
         self._http = httpx2.Client(
-            timeout=_TIMEOUT_SECONDS, auth=RegistryAuth(self._base, full, find_login(host))
+            timeout=_TIMEOUT_SECONDS,
+            auth=RegistryAuth(self._base, full, find_login(host)),
+            headers={"Accept-Encoding": "identity"},
+            event_hooks={"response": [_bound]},
         )
         self._host = host
 
@@ -119,7 +124,7 @@ class Repository:
         """The manifest under a tag, or None."""
         accept = {"Accept": MANIFEST_TYPE}
         found = self._request("GET", f"manifests/{tag}", headers=accept, missing=True)
-        return None if found.status_code == 404 else found.content[:_LONGEST_MANIFEST]
+        return None if found.status_code == 404 else found.content
 
     def write_manifest(self, tag: str, manifest: bytes) -> None:
         """Put a manifest under a tag; the registry refuses one whose blobs it has not."""
@@ -142,7 +147,8 @@ class Repository:
         for wait in (*WAITS_SECONDS, None):
             try:
                 response: httpx2.Response = ask()
-            except httpx2.TransportError as error:
+            # ValueError: of addresses and headers in an answer that cannot be ones
+            except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
                 failure = self._error(None, f"{what}: {error or type(error).__name__}")
                 failure.__cause__ = error
             else:
@@ -176,6 +182,33 @@ class Repository:
         )
 
 
+class _Bounded(httpx2.SyncByteStream):
+    """An answer's bytes, within a size and a time, whatever the registry sends."""
+
+    def __init__(self, stream: httpx2.SyncByteStream) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        size, until = 0, time.monotonic() + _LONGEST_ANSWER_SECONDS
+        for piece in self._stream:
+            size += len(piece)
+            if size > _LONGEST_ANSWER or time.monotonic() > until:
+                raise httpx2.ReadError(
+                    f"the answer has more than {_LONGEST_ANSWER} bytes, or takes longer than "
+                    f"{_LONGEST_ANSWER_SECONDS:g} s"
+                )
+            yield piece
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def _bound(response: httpx2.Response) -> None:
+    assert isinstance(response.stream, httpx2.SyncByteStream)
+    response.stream = _Bounded(response.stream)
+    response.headers.pop("Content-Encoding", None)  # not asked for; it may unpack to anything
+
+
 def _pieces(file: BinaryIO) -> Iterator[bytes]:
     while piece := file.read(COPY_BYTES):
         yield piece
@@ -184,7 +217,7 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
 def _told(response: httpx2.Response) -> str:
     """The registry's words: the specification's errors, else the status alone."""
     try:
-        errors = response.json()["errors"]
+        errors = decode_json(response.content)["errors"]
         words = "; ".join(f"{each['code']}: {each.get('message', '')}" for each in errors)
     except (ValueError, KeyError, TypeError):
         words = response.reason_phrase

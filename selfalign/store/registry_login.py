@@ -22,10 +22,12 @@ from urllib.request import parse_http_list, parse_keqv_list
 import httpx2
 
 from selfalign.errors import ConfigurationError, StoreDenied
+from selfalign.store.documents import decode_json
 
 _HUB_KEY = "https://index.docker.io/v1/"  # under which docker keeps the login of docker.io
 _HELPER_SECONDS = 60.0
 _HELPER_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_TOKEN = re.compile(r"[!-~]+")
 _IDENTITY_TOKEN = "<token>"  # the user's name, where a helper's secret is an identity token
 
 
@@ -104,9 +106,16 @@ def _ask_helper(name: str, key: str) -> Login | None:
         ) from error
     if done.returncode != 0:
         return None  # it keeps no login of this registry; the registry says if one is needed
-    found = json.loads(done.stdout)
-    user = str(found["Username"])
-    return Login(user, str(found["Secret"]), is_identity_token=user == _IDENTITY_TOKEN)
+    try:
+        found = json.loads(done.stdout)
+        user, secret = str(found["Username"]), str(found["Secret"])
+    except (ValueError, KeyError, TypeError):
+        raise StoreDenied(
+            f"{program}: does not answer with Username and Secret; docker's configuration names "
+            f"it for {key}",
+            remedy="repair it, or log in without it",
+        ) from None  # the error may quote a password
+    return Login(user, secret, is_identity_token=user == _IDENTITY_TOKEN)
 
 
 class RegistryAuth(httpx2.Auth):
@@ -140,13 +149,18 @@ class RegistryAuth(httpx2.Auth):
         if scheme == "basic" and self._login is not None:
             self._header = self._login.basic
         elif scheme == "bearer" and (asked := self._token_request(values, request.url)):
-            self._header = _bearer((yield asked))
+            given = yield asked
+            if not given.is_success:
+                return  # what the token service says is the answer
+            self._header = _bearer(given)
         else:
             return
-        # a body that was streamed is gone; a request without one always comes before it
-        if self._header and isinstance(request.stream, httpx2.ByteStream):
+        if not isinstance(request.stream, httpx2.ByteStream):
+            raise httpx2.WriteError("the token ran out while a file was sent")
+        request.headers.pop("Authorization", None)
+        if self._header:
             request.headers["Authorization"] = self._header
-            yield request
+        yield request
 
     def _token_request(self, values: dict[str, str], asked: httpx2.URL) -> httpx2.Request | None:
         realm = httpx2.URL(values.get("realm", ""))
@@ -170,14 +184,16 @@ def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
 
 def _challenge(header: str) -> tuple[str, dict[str, str]]:
     scheme, _, rest = header.strip().partition(" ")
-    pairs = [each for each in parse_http_list(rest) if "=" in each]
+    pairs = [each for each in parse_http_list(rest) if each.partition("=")[2]]
     return scheme.lower(), parse_keqv_list(pairs)
 
 
 def _bearer(response: httpx2.Response) -> str | None:
     try:
-        found = response.json() if response.is_success else {}
+        found = decode_json(response.content) if response.is_success else {}
     except ValueError:
         return None
     token = found.get("token") or found.get("access_token") if isinstance(found, dict) else None
-    return f"Bearer {token}" if token else None
+    # what is no header's value would be quoted by the error about it
+    usable = isinstance(token, str) and _TOKEN.fullmatch(token)
+    return f"Bearer {token}" if usable else None

@@ -10,11 +10,13 @@ import json
 import shutil
 import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from socketserver import StreamRequestHandler, ThreadingTCPServer
 
 import pytest
 
@@ -202,6 +204,94 @@ def test_helpers_and_identity_tokens_log_in_too(
     with pytest.raises(ConfigurationError, match="cannot be read as docker's") as caught:
         push(store, manifest, registry)
     assert PASSWORD not in str(caught.value)
+
+
+@pytest.mark.parametrize("registry", ["bearer"], indirect=True)
+def test_a_token_that_runs_out_during_an_upload_is_asked_for_again(
+    store: LocalStore, registry: Registry, tmp_path: Path
+) -> None:
+    manifest = model(store)
+    log_in(tmp_path, registry.host)
+    registry.forget = 1
+    push(store, manifest, registry)
+    assert registry.pull("one").keys() == {*FILES, MARKER}
+
+
+def test_a_helper_that_answers_with_something_else_is_told_without_what_it_says(
+    store: LocalStore, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helper = tmp_path / "docker-credential-here"
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    (tmp_path / "config.json").write_text('{"credsStore": "here"}')
+    for told in ("{}", f"{PASSWORD}", f'["{PASSWORD}"]'):
+        helper.write_text(f"#!/bin/sh\necho '{told}'\n")
+        helper.chmod(0o755)
+        with pytest.raises(StoreDenied, match="here: does not answer with Username") as caught:
+            push(store, model(store), registry)
+        assert PASSWORD not in str(caught.value)
+
+
+def _http(head: str, body: bytes = b"{}", status: str = "200 OK") -> bytes:
+    lines = (f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", "Connection: close", head)
+    return "\r\n".join(filter(None, lines)).encode("latin-1") + b"\r\n\r\n" + body
+
+
+DEEP = b"[" * 100_000
+ASKS = 'WWW-Authenticate: Bearer realm="http://{host}/token"'
+HOSTILE: dict[str, tuple[type[Exception], dict[str, bytes]]] = {
+    # by what is asked for (the beginning of the request line), else "": the answer
+    "an endless manifest": (StoreUnavailable, {"": _http("", b" " * (5 << 20))}),
+    "an endless refusal": (StoreUnavailable, {"": _http("", b" " * (5 << 20), "404 Not Found")}),
+    "packed": (ConfigurationError, {"": _http("Content-Encoding: gzip", b"no gzip")}),
+    "a circle": (StoreUnavailable, {"": _http("Location: /v2/", b"", "302 Found")}),
+    "annotations": (ConfigurationError, {"": _http("", b'{"annotations": [1]}')}),
+    "no annotations": (ConfigurationError, {"": _http("", b'{"annotations": null}')}),
+    "a deep refusal": (ConfigurationError, {"": _http("", DEEP, "400 Bad Request")}),
+    "no challenge": (StoreDenied, {"": _http("WWW-Authenticate: Basic a=", b"", "401 No")}),
+    "no token": (StoreDenied, {"GET /token": _http(""), "": _http(ASKS, b"", "401 No")}),
+    "a deep token": (StoreDenied, {"GET /token": _http("", DEEP), "": _http(ASKS, b"", "401 No")}),
+    "a token of two lines": (
+        StoreDenied,
+        {"GET /token": _http("", b'{"token": "a\\nbc"}'), "": _http(ASKS, b"", "401 No")},
+    ),
+    **{
+        name: (
+            StoreUnavailable,
+            {"POST": _http(head, b"", "202 Accepted"), "": _http("", b"", "404 Not Found")},
+        )
+        for name, head in {
+            "a place with a control character": "Location: http://a\x01b/",
+            "a place that is no address": "Location: http://[b/",
+            "a cookie that is no ASCII": "Location: /u\r\nSet-Cookie: \xff=\xff; Path=/",
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_whatever_a_registry_answers_it_is_an_error_that_names_it(
+    store: LocalStore, name: str
+) -> None:
+    error, answers = HOSTILE[name]
+
+    class Handler(StreamRequestHandler):
+        def handle(self) -> None:
+            asked = self.rfile.readline().decode()
+            while self.rfile.readline().strip():
+                pass
+            found = next(answers[each] for each in answers if asked.startswith(each))
+            self.wfile.write(found.replace(b"{host}", host.encode()))
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        host = f"127.0.0.1:{server.server_address[1]}"
+        serving = threading.Thread(target=server.serve_forever, args=(0.02,))
+        serving.start()
+        try:
+            with pytest.raises(error, match=f"oci://{host}/m"):
+                export(store, model(store), "merged", f"oci://{host}/m:one")
+        finally:
+            server.shutdown()
+            serving.join()
 
 
 @pytest.mark.parametrize(
