@@ -26,7 +26,6 @@ HERE = Path(__file__).parent
 # half a minute and more, which so little work never earns back.
 ON_A_GPU = (
     "engine={kind: vllm, dtype: bfloat16, max_length: 4096, options: {enforce_eager: true}}",
-    "evaluate.engine.dtype=bfloat16",
     "instruct.general_requests=256",
     "instruct.topic_rounds=2",
     "instruct.topics_per_type=12",

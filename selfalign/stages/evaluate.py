@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from selfalign.engines.base import EngineInfo
 from selfalign.evaluation.datasets import load_heldout
 from selfalign.evaluation.explanations import judged as judged_in_words
 from selfalign.evaluation.harness import load_tasks
@@ -20,7 +21,9 @@ from selfalign.evaluation.versions import describe_data
 from selfalign.records import canonical_json, now
 from selfalign.stages.contract import StageContext, provenance
 from selfalign.stages.judging import judge_answers, refuse_candidate
+from selfalign.stages.models import WEIGHTS, merged_model
 from selfalign.stages.scoring import publish_scores, score_variants, scores_in, tasks_of
+from selfalign.stages.serving import model_dtype
 from selfalign.stages.variants import model_manifest, variants
 from selfalign.store.artifact import ShardWriter
 from selfalign.store.manifest import Manifest, Part
@@ -46,6 +49,7 @@ def evaluate(context: StageContext) -> Manifest:
         by_variant.setdefault(model, []).append(part)
     summary = _summarise(context, shard, by_variant, list(tasks))
     _warn_of_refusals(summary)
+    _warn_of_precision(context, scored.engine)
     parts = [*scored.parts.values(), *(part for _, part in judged)]
     return publish_scores(
         writer,
@@ -74,6 +78,22 @@ def _warn_of_refusals(summary: EvaluationSummary) -> None:
             expected_at_least=LOW_AGREEMENT,
             remedy="read some of these answers; `selfalign gate refusals FILE` says how often "
             "judge and wording agree with people",
+        )
+
+
+def _warn_of_precision(context: StageContext, engine: EngineInfo | None) -> None:
+    """Log where the answers were computed in another precision than a server's will be."""
+    evaluated = engine.details.get("dtype") if engine else None
+    if evaluated is None:
+        return
+    model = merged_model(context.store, model_manifest(context, "final"), WEIGHTS)
+    served = model_dtype(model)
+    if served not in ("auto", evaluated):
+        log.warning(
+            "evaluation.other_precision",
+            evaluated=evaluated,
+            served=served,
+            remedy="leave evaluate.engine.dtype out: the engine then takes the weights' own",
         )
 
 

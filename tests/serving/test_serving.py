@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from structlog.testing import capture_logs
 
 from selfalign.cli import serving as command
 from selfalign.cli.main import cli
@@ -270,3 +271,21 @@ def test_a_directory_without_a_whole_model_is_not_served(tmp_path: Path) -> None
     with pytest.raises(DataError, match="holds no complete model") as caught:
         invoke("start", str(tmp_path))
     assert "selfalign serving fetch --to" in str(caught.value.remedy)
+
+
+def test_an_evaluation_in_another_precision_than_the_servers_is_told(
+    promoted: Path, tmp_path: Path
+) -> None:
+    world = tmp_path / "world"
+    shutil.copytree(promoted.parent, world)
+    said = {}
+    for dtype in ("bfloat16", "auto"):
+        engine = f"evaluate.engine={{kind: transformers, dtype: {dtype}}}"
+        config = load_config(world / promoted.name, (engine, SHORT)).config
+        forget_after(config, "clone")
+        with capture_logs() as logged:
+            run_stages(config)
+        said[dtype] = [each for each in logged if each["event"] == "evaluation.other_precision"]
+    assert said["auto"] == []
+    (warning,) = said["bfloat16"]
+    assert (warning["evaluated"], warning["served"]) == ("bfloat16", "float32")
