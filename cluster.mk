@@ -61,7 +61,7 @@ image: $(CLUSTER_TOOLS) ## build one image: STAGE=align, or STAGE=controller
 	@touch $@
 
 .PHONY: release
-release: $(CLUSTER_TOOLS) .venv-release/.installed ## wheel, sdist, SBOM, images and charts of this version in dist/; REGISTRY=host/path pushes the last two [PUSH=0 SKIP_BUILD=1]
+release: $(CLUSTER_TOOLS) .venv-release/.installed ## wheel, sdist, SBOMs, images and charts of this version in dist/; REGISTRY=host/path pushes the last two [PUSH=0 SKIP_BUILD=1]
 	@rm -rf dist && mkdir dist
 	@.venv-release/bin/python -m build --outdir dist . >/dev/null
 	@# what a machine or the controller gets of it, as pinned
@@ -72,7 +72,7 @@ release: $(CLUSTER_TOOLS) .venv-release/.installed ## wheel, sdist, SBOM, images
 	  -o dist/selfalign.cdx.json dist/.environment/bin/python
 	@rm -rf dist/.environment
 	@IMAGE_TAG=$${IMAGE_TAG:-$$($(DEPLOY) version)}; DIGESTS=$(CURDIR)/dist/images.txt; \
-	  export IMAGE_TAG DIGESTS; $(call unless_skipped,images/build)
+	  BOMS=$(CURDIR)/dist; export IMAGE_TAG DIGESTS BOMS; $(call unless_skipped,images/build)
 	@$(DEPLOY) release --out dist/charts --digests dist/images.txt >/dev/null
 	@for chart in dist/charts/*; do $(HELM) package $$chart --destination dist >/dev/null; done
 	@rm -rf dist/charts

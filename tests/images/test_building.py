@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
+import sys
 from collections.abc import Callable
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -161,6 +164,45 @@ def test_the_digests_of_pushed_images_are_written_for_the_charts(
     digests.write_text("promote\n")
     with pytest.raises(ConfigurationError, match="'promote': expected NAME sha256:"):
         read_digests(digests)
+
+
+@pytest.mark.parametrize("builder", ["docker", "buildah", "podman", "mybuild"])
+def test_a_bill_of_materials_is_made_inside_each_image_where_the_builder_starts_it(
+    build: Build, tmp_path: Path, builder: str
+) -> None:
+    settings = {"BUILDER": builder, "BOMS": str(tmp_path)}
+    code, calls, _ = build("promote", "align", PUSH="0", **settings)
+    assert code == 0
+    image = "localhost/selfalign/promote:t"
+    made = [call for call in calls if f"python3 - {image}" in call or f"{image} - {image}" in call]
+    assert len(made) == (builder != "mybuild")
+    assert sorted(path.name for path in tmp_path.glob("*.cdx.json")) == (
+        [] if builder == "mybuild" else ["align.cdx.json", "promote.cdx.json"]
+    )
+    if made:
+        code, _, printed = build("align", PUSH="0", fails="python3", **settings)
+        assert (code, "align:t did not tell what it holds" in printed) == (75, True)
+
+
+def test_a_bill_of_materials_names_every_package_of_the_system_it_runs_in() -> None:
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    told = subprocess.run(
+        [sys.executable, "-", "localhost/selfalign/align:1.2"],
+        input=(ROOT / "images/bom.py").read_text("utf-8"),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(told) is None
+    document = json.loads(told)
+    assert document["metadata"]["component"]["name"] == "localhost/selfalign/align"
+    found = {(each["name"], each["version"]) for each in document["components"]}
+    here = {(re.sub(r"[-_.]+", "-", d.name).lower(), d.version) for d in distributions()}
+    assert here <= found
+    if Path("/var/lib/dpkg/status").is_file():
+        assert [each for each in document["components"] if each["purl"].startswith("pkg:deb/")]
 
 
 def test_a_registry_without_credentials_is_refused_before_the_build(
