@@ -116,8 +116,12 @@ class Site:
     def namespace(self) -> str:
         return self.cluster.namespace
 
-    def deploy(self, *, nightly: str | None = None, serving: bool = False) -> None:
-        """`make deploy`, with images that the node has already."""
+    def deploy(self, *, nightly: str | None = None, serving: Resource | None = None) -> None:
+        """`make deploy`, with images that the node has already.
+
+        Args:
+            serving: that section of the platform's values; None: nothing is served.
+        """
         port = int(self.s3.url.rpartition(":")[2])
         environment = {
             "AWS_REGION": "us-east-1",
@@ -129,7 +133,7 @@ class Site:
             "environment": environment,
             "networkPolicy": {"storePorts": [port]},
             "runs": {"overrides": OVERRIDES},
-            "serving": {"kind": "vllm" if serving else "none"},
+            "serving": serving or {"kind": "none"},
             "nightly": {"schedule": nightly or "0 1 * * *", "suspend": nightly is None},
         }
         stages = {"networkPolicy": {"storePorts": [port]}, **self.stage_values}

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ ROLL_SECONDS = 120.0
 ASKED_PER_SECOND = 10
 QUESTIONS = 12
 PATIENCE_SECONDS = 300.0
+SERVICES = "inferenceservices"
 
 Answers = dict[str, str]  # question: answer
 
@@ -190,8 +192,11 @@ class Served:
 
 
 @pytest.fixture
-def served(image_tag: str, s3: S3, local_config: Path, tmp_path: Path) -> Iterator[Served]:
-    """A namespace with the platform and a server of the promoted model."""
+def served(
+    request: pytest.FixtureRequest, image_tag: str, s3: S3, local_config: Path, tmp_path: Path
+) -> Iterator[Served]:
+    """A namespace with the platform, whose controller follows the promoted model. Its parameter:
+    the values' section `serving`; none is a server of charts/serving."""
     name = f"selfalign-test-{uuid.uuid4().hex[:8]}"
     preflight.ensure_namespace(name)
     try:
@@ -202,7 +207,7 @@ def served(image_tag: str, s3: S3, local_config: Path, tmp_path: Path) -> Iterat
         assert pushed.returncode == 0, pushed.stderr
         site.config = yaml.safe_load(resolved.read_text())
         heldout = (local_config.parent / "heldout.jsonl").read_text().splitlines()
-        site.deploy(serving=True)
+        site.deploy(serving=getattr(request, "param", {"kind": "vllm"}))
         questions = [json.loads(line)["prompt"] for line in heldout[:QUESTIONS]]
         yield Served(site, resolved, questions)
     finally:
@@ -294,6 +299,58 @@ def test_promotions_arrive_while_clients_ask_and_a_failed_probe_leaves_the_old_m
         client.seen(of_old, of_new)
         assert served.answers() == of_it
     assert kills == 20
+
+
+@pytest.mark.parametrize(
+    "served", [{"kind": "kserve", "kserve": {"name": "aligned"}}], indirect=True
+)
+def test_an_inference_service_is_pointed_at_each_promoted_model_and_nothing_else_of_it_changes(
+    served: Served,
+) -> None:
+    site = served.site
+    if not kubectl("get", "crd", f"{SERVICES}.serving.kserve.io", "--ignore-not-found"):
+        pytest.skip("the cluster does not have KServe's resource InferenceService")
+    model = {"modelFormat": {"name": "huggingface"}, "args": ["--model_name=selfalign"]}
+    body = {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {"name": "aligned"},
+        "spec": {"predictor": {"serviceAccountName": "models", "model": model}},
+    }
+    kubectl("-n", site.namespace, "create", "-f", "-", stdin=body)
+
+    def points_at(digest: str) -> bool:
+        found = site.cluster.get(SERVICES, "aligned")["spec"]["predictor"]
+        uri = found["model"].pop("storageUri", None)
+        assert found == {"serviceAccountName": "models", "model": model}
+        return bool(uri == f"s3://{BUCKET}/{site.namespace}/{directory_of(digest)}")
+
+    def say(ready: str, message: str) -> None:
+        """What KServe's controller would."""
+        generation = site.cluster.get(SERVICES, "aligned")["metadata"]["generation"]
+        at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        condition = {"type": "Ready", "status": ready, "lastTransitionTime": at, "message": message}
+        status = {"observedGeneration": generation, "conditions": [condition]}
+        kubectl("-n", site.namespace, "patch", SERVICES, "aligned", "--subresource=status",
+                "--type=merge", "-p", json.dumps({"status": status}))  # fmt: skip
+
+    first, old = served.promote()
+    site.create_run(first, suspend=True)
+    until(lambda: points_at(old), "the first model", PATIENCE_SECONDS)
+    served.arrives(first, "RollingOut")
+    say("True", "")
+    served.arrives(first)
+
+    second, new = served.promote("seed=7")
+    site.create_run(second, suspend=True, config={"seed": 7})
+    until(lambda: points_at(new), "the second model", PATIENCE_SECONDS)
+    say("False", "no GPU")
+    served.arrives(second, "NotReady")
+    assert "no GPU" in served.condition(second)[1]
+    served.rollback()
+    until(lambda: points_at(old), "the first model again", PATIENCE_SECONDS)
+    say("True", "")
+    served.arrives(first)
 
 
 def _kill_the_controller(site: Site, times: int) -> int:
