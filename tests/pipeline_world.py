@@ -83,6 +83,34 @@ def write_base_model(directory: Path) -> None:
     )
 
 
+def write_gemma3(directory: Path, dtype: str = "float32", **text: Any) -> None:
+    """In the place of a model: a Gemma 3 that takes images too, with the same tokenizer.
+
+    Random weights, under the names that model hubs have them by.
+    """
+    import torch
+    from transformers import AutoConfig, Gemma3Config, Gemma3ForConditionalGeneration
+
+    stated = AutoConfig.from_pretrained(directory)
+    rows = stated.vocab_size + 3  # those of images are beyond the tokenizer's
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    same = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    same += ("num_hidden_layers", "max_position_embeddings", "initializer_range")
+    same += ("pad_token_id", "bos_token_id", "eos_token_id")
+    shape = {name: getattr(stated, name) for name in same}
+    config = Gemma3Config(
+        text_config={**shape, "vocab_size": rows, "head_dim": 8, "sliding_window": 8, **text},
+        vision_config={**tower, "num_hidden_layers": 1, "image_size": 16, "patch_size": 8},
+        mm_tokens_per_image=4,
+        image_token_index=rows - 1,
+        boi_token_index=rows - 2,
+        eoi_token_index=rows - 3,
+    )
+    torch.manual_seed(3)
+    model = Gemma3ForConditionalGeneration(config).to(getattr(torch, dtype))
+    model.save_pretrained(directory)
+
+
 def write_vllm_model(directory: Path) -> None:
     """As `write_base_model`, in a shape that vLLM's attention takes: heads of 32."""
     write_llama(

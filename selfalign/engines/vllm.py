@@ -260,6 +260,7 @@ def _arguments(config: EngineConfig, directory: Path) -> Any:
         "disable_log_stats": True,
         "stream_interval": READ_TOGETHER,
         "trust_remote_code": False,
+        "language_model_only": True,  # of a model that takes images too, no tower is loaded
     }
     if current_platform.is_cpu():
         arguments |= {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enforce_eager": True}

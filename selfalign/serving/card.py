@@ -20,6 +20,7 @@ LIMITS = (
     "apart, it was not taught to tell apart.",
     "A refusal is a habit of the weights, not a safeguard: do not rely on it where harm is costly.",
 )
+_ALONE = "the language model of {} alone: this model takes text, and no images"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ def _sources(origin: Origin) -> list[tuple[str, str]]:
     base = origin.base
     return [
         ("base model", f"{base.name or 'a directory'}, {base.version}"),
+        *([("part of the base model", _ALONE.format(base.multimodal))] if base.multimodal else []),
         ("license of the base model", base.license or "not stated by its model card"),
         ("fine-tuning", f"{origin.method}, selfalign {origin.code_version}"),
         *((f"seeds: {name}", sha) for name, sha in origin.seeds.items()),

@@ -27,12 +27,15 @@ class Base(StoredModel):
         version: its commit, or the digest of its files.
         license: as its own model card states it; None where that says nothing.
         dtype: precision of its weights, which the model keeps.
+        multimodal: its `model_type` where it takes more than text and its language model alone was
+            trained; None for a text model.
     """
 
     name: str | None
     version: str
     license: str | None
     dtype: str | None = None
+    multimodal: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import RootModel
 
@@ -27,24 +28,28 @@ from selfalign.store.artifact import read_file, read_file_as, read_records
 from selfalign.store.base import Store
 from selfalign.store.manifest import Manifest
 
+if TYPE_CHECKING:
+    from selfalign.training import TrainResult
+
 _TOLD = ("base", "engraved", "final", "promoted")  # models whose scores the card shows
 _PACKAGES = ("accelerate", "bitsandbytes", "deepspeed", "peft", "torch")
 
 
-def base_model_facts(config: RunConfig, version: str, location: str, merged: Path) -> Base:
+def base_model_facts(config: RunConfig, version: str, location: str, result: TrainResult) -> Base:
     """What is known of the base model, without a path of this machine.
 
     Args:
         version: its commit, or the digest of its files.
         location: a directory, or a hub id.
-        merged: the model that was made of it.
+        result: of the training that made a model of it.
     """
     base = config.base_model
     return Base(
         name=base.path if base.revision is not None and not Path(base.path).is_dir() else None,
         version=version,
         license=stated_license(Path(location)),
-        dtype=json.loads((merged / "config.json").read_text(encoding="utf-8")).get("dtype"),
+        multimodal=result.multimodal,
+        dtype=json.loads((result.merged / "config.json").read_text(encoding="utf-8")).get("dtype"),
     )
 
 

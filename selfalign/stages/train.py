@@ -101,7 +101,7 @@ def _fine_tune(
     manifest = None
     if is_main_process():
         version = str(context.identity["base_model"])
-        base = base_model_facts(context.config, version, base_model, result.merged)
+        base = base_model_facts(context.config, version, base_model, result)
         write_papers(context, base, result.merged)
         manifest = writer.publish(
             shards=[],

@@ -78,6 +78,8 @@ class TrainResult:
         adapter: directory of the adapter (peft format); None for full fine-tuning.
         adapted_modules: how many modules of each name the adapter changes, e.g. {"q_proj": 32};
             empty for full fine-tuning.
+        multimodal: `model_type` of a base that takes more than text, of which the language model
+            alone was trained; None for a text model.
         engine: name, version and device of what computed it, and whatever else decides the bytes.
         resumed_from: the step of the checkpoint it continued, if it did.
     """
@@ -91,5 +93,6 @@ class TrainResult:
     merged: Path
     adapter: Path | None
     adapted_modules: dict[str, int] = field(default_factory=dict)
+    multimodal: str | None = None
     engine: dict[str, str] = field(default_factory=dict)
     resumed_from: int | None = None

@@ -166,6 +166,7 @@ def train(
         merged=output / "merged",
         adapter=adapter,
         adapted_modules=plan.adapted_modules,
+        multimodal=plan.base.multimodal(),
         engine=_engine(ranks) | division,
         resumed_from=None if resumed is None else resumed.step,
     )
@@ -232,9 +233,7 @@ def _plan(
 
 
 def _check_positions(config: TrainConfig, base: BaseModel, examples: EncodedExamples) -> None:
-    from transformers import AutoConfig
-
-    positions = getattr(base.load(AutoConfig), "max_position_embeddings", None)
+    positions = getattr(base.config(), "max_position_embeddings", None)
     longest = int(examples.lengths.max())
     if positions is not None and longest > positions:
         raise ConfigurationError(

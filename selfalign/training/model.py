@@ -14,6 +14,7 @@ import structlog
 
 from selfalign.config import TrainConfig
 from selfalign.errors import ConfigurationError, DataError, EngineError
+from selfalign.multimodal import WITH_LANGUAGE_MODEL, language_model_options
 from selfalign.serving.form import ChatForm
 from selfalign.training.chat import fit_form
 from selfalign.training.failures import engine_errors
@@ -46,12 +47,58 @@ class BaseModel:
         with self._loading():
             return loader.from_pretrained(self.path, **options)
 
-    def without_weights(self) -> Any:
-        """The model on torch's meta device: its modules, no memory. Raises as `load` does."""
-        import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+    def multimodal(self) -> str | None:
+        """Its `model_type` where it takes more than text; None for a text model.
+
+        Raises as `load` does, and DataError where its language model cannot be told from the rest.
+        """
+        from transformers import AutoConfig
 
         config = self.load(AutoConfig)
+        if config.get_text_config() is config:
+            return None
+        if config.model_type not in WITH_LANGUAGE_MODEL:
+            raise DataError(
+                f"base_model {self.path}: {config.model_type} takes more than text; the language "
+                f"model alone can be trained of {', '.join(WITH_LANGUAGE_MODEL)}",
+                remedy="save its language model alone, as the architecture of its text_config, "
+                "and train that one",
+            )
+        return str(config.model_type)
+
+    def config(self) -> Any:
+        """Of its language model. Raises as `multimodal` does."""
+        from transformers import AutoConfig
+
+        self.multimodal()
+        config = self.load(AutoConfig)
+        return language_model_options(config).get("config", config)
+
+    def load_model(self, **options: Any) -> Any:
+        """Its language model, with weights. Raises as `multimodal` does."""
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        self.multimodal()
+        alone = language_model_options(self.load(AutoConfig))
+        options |= {"output_loading_info": True, **alone}
+        model, report = self.load(AutoModelForCausalLM, **options)
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise DataError(
+                f"base_model {self.path}: its weights lack {len(missing)} tensors of "
+                f"{type(model).__name__}, the first is {missing[0]}",
+                remedy="copy the model again, whole; an adapter must be merged into its base first",
+            )
+        if alone:
+            model._weight_conversions = None  # else it is saved under the names of the whole
+        return model
+
+    def without_weights(self) -> Any:
+        """Its language model on torch's meta device: its modules, no memory. Raises as `load`."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        config = self.config()
         with self._loading(), torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
@@ -91,27 +138,15 @@ def check_base_model(config: TrainConfig, base: BaseModel, form: ChatForm) -> No
     """Find out from a base model's configuration and tokenizer that it cannot be trained.
 
     Raises DataError for a tokenizer that does not fit the model or has no end-of-sequence token,
+    and for a model of more than text whose language model cannot be told from the rest;
     ConfigurationError for target modules that the model does not have; and what `fit_form` does.
     """
-    _require_text_model(base)
+    if (name := base.multimodal()) is not None:
+        trained = base.config().model_type
+        _log.info("training.language_model_alone", base_model=name, trained=trained)
     fit_form(form, load_tokenizer(base)[0])
     if config.method != "full" and config.lora.target_modules != "all-linear":
         _check_targets(config.lora.target_modules, base.without_weights())
-
-
-def _require_text_model(base: BaseModel) -> None:
-    """Raise DataError for a model of images too: adapters would change its vision tower, and the
-    trained model would lack the processor's files."""
-    from transformers import AutoConfig
-
-    config = base.load(AutoConfig)
-    if config.get_text_config() is not config:
-        raise DataError(
-            f"base_model {base.path}: {config.model_type} takes more than text, which training "
-            "does not keep whole",
-            remedy="save its language model alone, as the architecture of its text_config, and "
-            "train that one",
-        )
 
 
 def load_tokenizer(base: BaseModel) -> tuple[Any, int, int]:
@@ -133,9 +168,7 @@ def load_tokenizer(base: BaseModel) -> tuple[Any, int, int]:
 
 def check_token_id(base: BaseModel, tokenizer: Any, token_id: int) -> None:
     """Raise DataError for a token that has no row in the base model's embedding."""
-    from transformers import AutoConfig
-
-    rows = getattr(base.load(AutoConfig).get_text_config(), "vocab_size", None)
+    rows = getattr(base.config(), "vocab_size", None)
     if rows is not None and token_id >= rows:
         raise DataError(
             f"base_model {base.path}: its tokenizer gives {_token(tokenizer, token_id)} the id "
@@ -152,9 +185,8 @@ def _token(tokenizer: Any, token_id: int) -> str:
 def base_dtype(base: BaseModel) -> torch.dtype:
     """The precision the base model's weights are stored in, which the result keeps."""
     import torch
-    from transformers import AutoConfig
 
-    dtype = base.load(AutoConfig).dtype
+    dtype = base.config().dtype
     return torch.float32 if dtype is None else dtype
 
 
@@ -177,9 +209,8 @@ def load_for_training(config: TrainConfig, base: BaseModel) -> Any:
     for a model that cannot be loaded.
     """
     import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
-    _require_text_model(base)
     low = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
     # Optimisers need float32 for small updates to count; frozen weights do not, and DeepSpeed
     # keeps its own float32 copy, a share in each process.
@@ -187,7 +218,7 @@ def load_for_training(config: TrainConfig, base: BaseModel) -> Any:
     options: dict[str, Any] = {"dtype": torch.float32 if whole else low, "use_safetensors": True}
     if config.method == "qlora":
         options |= _quantised(low)
-    model = base.load(AutoModelForCausalLM, **options)
+    model = base.load_model(**options)
     # Checkpoints would refuse a generation config whose fields contradict each other.
     model.generation_config = GenerationConfig()
     if config.method == "full":

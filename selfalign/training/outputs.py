@@ -104,17 +104,17 @@ def write_merged(
 
     Raises DataError where the two differ by more than the precision explains.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     dtype = base_dtype(base)
     expected = None
     if adapter is None:
-        config = base.load(AutoConfig)
+        config = base.config()
         model = AutoModelForCausalLM.from_pretrained(str(trained), config=config, dtype=dtype)
     else:
         from peft import PeftModel
 
-        model = base.load(AutoModelForCausalLM, dtype=dtype)
+        model = base.load_model(dtype=dtype)
         model = PeftModel.from_pretrained(model, str(adapter))
         expected = _logits(model, probe)
         model = model.merge_and_unload(safe_merge=True)

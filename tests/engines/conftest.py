@@ -58,14 +58,21 @@ def make_model(
 ) -> Callable[..., Path]:
     """Save a random model of a configuration with the tokenizer; returns its directory."""
     import torch
-    from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        PreTrainedConfig,
+        PreTrainedTokenizerFast,
+    )
 
     def make(config: PreTrainedConfig, **tokenizer_options: Any) -> Path:
         directory = tmp_path_factory.mktemp("model")
+        multimodal = config.get_text_config() is not config
+        auto = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
         torch.set_num_threads(1)  # threads only wait for each other in models this small
         with torch.random.fork_rng():
             torch.manual_seed(7)
-            model = AutoModelForCausalLM.from_config(config)
+            model = auto.from_config(config)
         with torch.no_grad():
             model.get_output_embeddings().weight[END] *= 2.5  # so that some texts do end
         model.save_pretrained(directory)

@@ -16,9 +16,12 @@ class Reference:
     """A model without batches, shared prefixes or caches kept between calls."""
 
     def __init__(self, directory: Path) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        import transformers
+        from transformers import AutoConfig, AutoTokenizer
 
-        self._model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype="float32").eval()
+        (name,) = AutoConfig.from_pretrained(directory).architectures
+        architecture = getattr(transformers, name)
+        self._model: Any = architecture.from_pretrained(directory, dtype="float32").eval()
         self._tokenizer: Any = AutoTokenizer.from_pretrained(directory)
 
     def greedy(self, prompt: str, **options: Any) -> tuple[str, list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from selfalign.config import EngineConfig
 from selfalign.engines.base import Completion, Engine, Score, ScoreRequest
 from selfalign.engines.open import open_engine
+from selfalign.multimodal import WITH_LANGUAGE_MODEL
 from tests.engines.conftest import MAX_LENGTH, OPTIONS, SHAPE, VLLM, Ask
 from tests.engines.reference import PROMPTS, Reference
 
@@ -52,12 +54,64 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt-neox": ("GPTNeoXConfig", {"num_key_value_heads": 2}),
 }  # fmt: skip
 
+# Those that take images too: the whole is what plain transformers is given.
+_TOWER = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+}
+_TEXT = SHAPE | _HEADS | {"pad_token_id": 0}
+_WINDOWS = {"sliding_window": 16, "sliding_window_pattern": 2}
+MULTIMODAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma3": (
+        "Gemma3Config",
+        {
+            "text_config": {**_TEXT, **_WINDOWS, "query_pre_attn_scalar": 32},
+            "vision_config": _TOWER, "mm_tokens_per_image": 4, "image_token_index": 319,
+            "boi_token_index": 318, "eoi_token_index": 317,
+        },
+    ),
+    "gemma4": (
+        "Gemma4Config",
+        {
+            "text_config": {
+                **_TEXT, **_WINDOWS, "hidden_size_per_layer_input": 0, "global_head_dim": 32,
+                "num_kv_shared_layers": 0,
+            },
+            "vision_config": {
+                **_TOWER, "head_dim": 16, "global_head_dim": 16, "num_key_value_heads": 2
+            },
+        },
+    ),
+    "llama4": (
+        "Llama4Config",
+        {
+            "text_config": {**_TEXT, "num_local_experts": 2, "intermediate_size_mlp": 96},
+            "vision_config": {
+                **_TOWER, "vision_output_dim": 32, "projector_input_dim": 32,
+                "projector_output_dim": 32,
+            },
+        },
+    ),
+    "llava": (
+        "LlavaConfig",
+        {
+            "text_config": {**_TEXT, "model_type": "llama"},
+            "vision_config": {**_TOWER, "model_type": "clip_vision_model"},
+            "image_token_index": 319,
+        },
+    ),
+}  # fmt: skip
+
 
 # vLLM's kernel for CPUs, which computes the soft cap of Gemma 2's attention less precisely.
 LESS_PRECISE = {("vllm", "gemma-2"): 0.02}
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=[*ARCHITECTURES, *MULTIMODAL])
 def architecture(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -66,8 +120,12 @@ def architecture(request: pytest.FixtureRequest) -> str:
 def directory(architecture: str, make_model: Callable[..., Path]) -> Path:
     import transformers
 
-    name, changes = ARCHITECTURES[architecture]
-    return make_model(getattr(transformers, name)(**(SHAPE | changes)))
+    if architecture in MULTIMODAL:
+        name, options = MULTIMODAL[architecture]
+    else:
+        name, changes = ARCHITECTURES[architecture]
+        options = SHAPE | changes
+    return make_model(getattr(transformers, name)(**options))
 
 
 @dataclass(frozen=True)
@@ -89,7 +147,9 @@ def expected(directory: Path) -> Expected:
 
 # After `expected`: vLLM changes the library's own classes where it has no model of its own.
 @pytest.fixture(scope="module")
-def engine(kind: str, directory: Path, expected: Expected) -> Iterator[Engine]:
+def engine(kind: str, architecture: str, directory: Path, expected: Expected) -> Iterator[Engine]:
+    if kind == "vllm" and architecture in MULTIMODAL and find_spec("torchvision") is None:
+        pytest.skip("vLLM needs torchvision for this, which is not installed here")
     config = EngineConfig.model_validate(
         {
             "kind": kind,
@@ -101,6 +161,10 @@ def engine(kind: str, directory: Path, expected: Expected) -> Iterator[Engine]:
     )
     with open_engine(config, directory) as opened:
         yield opened
+
+
+def test_each_kind_whose_language_model_is_used_alone_is_held_against_its_whole() -> None:
+    assert tuple(MULTIMODAL) == WITH_LANGUAGE_MODEL
 
 
 @pytest.mark.parametrize("engine_and_server", ["transformers", VLLM], indirect=True)

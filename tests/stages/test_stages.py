@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +27,7 @@ from selfalign.store.files import file_sha256
 from selfalign.store.local import LocalStore
 from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
 from selfalign.training import Example
-from tests.pipeline_world import forget_after, run_stages
+from tests.pipeline_world import forget_after, run_stages, write_gemma3
 
 
 def load(world: Path, *overrides: str) -> RunConfig:
@@ -87,6 +88,30 @@ def _loads_as_it_lies(store: LocalStore, model: PromotedModel) -> None:
     inputs = tokenizer(asked, return_tensors="pt")
     AutoModelForCausalLM.from_pretrained(directory).generate(**inputs, generation_config=defaults)
     assert (defaults.eos_token_id, defaults.temperature) == ([2], 0.0)
+
+
+def test_a_base_that_takes_images_too_ends_in_a_text_model_whose_card_says_so(
+    world: Path, tiny_base_model: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    base = tmp_path / "gemma3"
+    shutil.copytree(tiny_base_model, base)
+    write_gemma3(base)
+    config = load(world, f"base_model.path={base}", "engrave.method=full")
+    manifests = run_stages(config)
+    store = LocalStore(Path(config.store))
+    assert manifests["engraved_model"].details["base_model"]["multimodal"] == "gemma3"
+    current = read_pointer(store)
+    assert current is not None
+    _loads_as_it_lies(store, current.pointer.model)
+    directory = Path(store.url) / current.pointer.model.directory
+    said = (
+        "| part of the base model | the language model of gemma3 alone: this model takes text, and"
+    )
+    assert said in (directory / "README.md").read_text()
+    model, report = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
+    assert (type(model).__name__, any(report.values())) == ("Gemma3ForCausalLM", False)
 
 
 def test_every_row_can_be_traced(finished: Path) -> None:

@@ -12,9 +12,8 @@ from selfalign.config import TrainConfig
 from selfalign.errors import ConfigurationError, DataError, EngineError, OutOfMemory, StorageFull
 from selfalign.training import Example
 from selfalign.training.failures import engine_errors
-from selfalign.training.model import BaseModel, check_base_model, load_for_training
 
-from .worlds import CONFIG, FORM, LORA, Attempt, build_base, newest
+from .worlds import CONFIG, LORA, Attempt, build_base, newest
 
 
 def changed(**fields: Any) -> Any:
@@ -55,17 +54,6 @@ def test_code_that_comes_with_a_base_is_neither_run_nor_asked_about(
         Attempt(CONFIG, base, tmp_path).run()
     assert not ran.exists()
     assert not asked
-
-
-def test_a_base_that_takes_images_too_is_a_data_error(tmp_path: Path) -> None:
-    from transformers import Gemma3Config
-
-    base = build_base(tmp_path / "base")
-    Gemma3Config().save_pretrained(base)
-    with pytest.raises(DataError, match="gemma3 takes more than text"):
-        check_base_model(CONFIG, BaseModel(str(base)), FORM)
-    with pytest.raises(DataError, match="gemma3 takes more than text"):
-        load_for_training(CONFIG, BaseModel(str(base)))
 
 
 def test_pickled_weights_of_a_base_are_a_data_error(tmp_path: Path) -> None:

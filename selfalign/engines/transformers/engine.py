@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from selfalign.config import EngineConfig
 from selfalign.engines.base import (
@@ -36,6 +36,7 @@ from selfalign.errors import (
     OutOfMemory,
     is_out_of_memory,
 )
+from selfalign.multimodal import language_model_options
 
 
 class TransformersEngine:
@@ -148,14 +149,16 @@ class TransformersEngine:
 
 
 def _load_model(directory: Path, dtype: str, options: dict[str, Any]) -> PreTrainedModel:
+    local = {"local_files_only": True, "trust_remote_code": False}
     try:
+        stated = AutoConfig.from_pretrained(directory, **local)
         model, report = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            **local,
+            **language_model_options(stated),
             **options,
         )
     except Exception as e:  # a damaged file raises nearly anything
