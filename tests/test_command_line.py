@@ -38,9 +38,7 @@ def test_the_help_of_a_stage_names_the_artifact_it_writes(stage: Stage) -> None:
     assert f"writes: {stage.writes}\n" in shown.output
 
 
-def test_a_run_from_the_command_line_to_its_report_and_back(
-    finished: Path, tmp_path: Path
-) -> None:
+def test_a_run_from_the_command_line_to_its_report_and_back(finished: Path, tmp_path: Path) -> None:
     world = finished
     forget_after(load_config(world, ()).config, "elaborate")
     ran = subprocess.run(
