@@ -3,7 +3,7 @@
     docker run --rm -i --entrypoint python3 IMAGE - IMAGE <images/bom.py >IMAGE.cdx.json
 
 Runs inside the image, whatever it is built on: Python distributions as their own metadata names
-them, Debian packages as dpkg does. Needs the standard library alone.
+them, Debian packages as dpkg does. Needs nothing but pip.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from pip._vendor.packaging.utils import canonicalize_name
+
 DPKG = Path("/var/lib/dpkg/status")
 
 
 def _python(distribution: Distribution) -> dict[str, Any]:
-    name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"]).lower()  # PEP 503
+    name = canonicalize_name(distribution.metadata["Name"])
     purl = f"pkg:pypi/{name}@{quote(distribution.version, safe='')}"
     expression = distribution.metadata.get("License-Expression")
     return _library(purl, name, distribution.version) | (

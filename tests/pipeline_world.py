@@ -83,7 +83,7 @@ def write_base_model(directory: Path) -> None:
     )
 
 
-def write_gemma3(directory: Path, dtype: str = "float32", **text: Any) -> None:
+def write_gemma3(directory: Path, **text: Any) -> None:
     """In the place of a model: a Gemma 3 that takes images too, with the same tokenizer.
 
     Random weights, under the names that model hubs have them by.
@@ -107,8 +107,7 @@ def write_gemma3(directory: Path, dtype: str = "float32", **text: Any) -> None:
         eoi_token_index=rows - 3,
     )
     torch.manual_seed(3)
-    model = Gemma3ForConditionalGeneration(config).to(getattr(torch, dtype))
-    model.save_pretrained(directory)
+    Gemma3ForConditionalGeneration(config).save_pretrained(directory)
 
 
 def write_vllm_model(directory: Path) -> None:

@@ -38,9 +38,7 @@ def test_the_help_of_a_stage_names_the_artifact_it_writes(stage: Stage) -> None:
     assert f"writes: {stage.writes}\n" in shown.output
 
 
-def test_a_run_from_the_command_line_to_its_report_and_back(finished: Path, tmp_path: Path) -> None:
-    world = finished
-    forget_after(load_config(world, ()).config, "elaborate")
+def test_a_run_from_the_command_line_to_its_report_and_back(world: Path, tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-m", "selfalign", "run", "--config", str(world), "--json"],
         capture_output=True,
@@ -302,10 +300,12 @@ def test_ctrl_c_keeps_what_is_done_and_the_next_call_resumes(
 
 
 def test_two_workers_share_a_stage(world: Path) -> None:
-    two = ("--set", "instruct.num_shards=2")
-    done = selfalign("run", "--config", world, "--until", "instruct", *two)
+    done = selfalign(
+        "run", "--config", world, "--until", "align", "--set", "instruct.num_shards=2",
+        "--set", "align.num_shards=2",
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(list((world.parent / "store").rglob("shards/*-of-00002.json"))) == 2
+    assert len(list((world.parent / "store").rglob("shards/*-of-00002.json"))) == 4
 
 
 def test_config_says_where_each_value_is_from(world: Path) -> None:

@@ -5,13 +5,14 @@ every conversation through /v1/chat/completions and through what `selfalign chat
 compares:
 
     python benchmarks/serving/same_answers.py --config FILE [--set KEY=VALUE ...] [--python PYTHON]
-        [--dtype float32]
+        [--dtype float32] [--url URL]
 
-PYTHON is an interpreter that has vllm and selfalign; the engine of `evaluate.engine` answers for
-chat. Both compute in the precision of the weights, or in --dtype: in bfloat16 two kernels round
-otherwise, and where two tokens are nearly as likely the greedy answers part; float32 tells that
-from a wrong template or wrong weights. Prints one JSON object; the exit code is 1 where an answer
-differs.
+With --url it starts no server and asks that one, which serves the promoted model under the name
+`selfalign`. PYTHON is an interpreter that has vllm and selfalign; the engine of `evaluate.engine`
+answers for chat. Both compute in the precision of the weights, or in --dtype: in bfloat16 two
+kernels round otherwise, and where two tokens are nearly as likely the greedy answers part; float32
+tells that from a wrong template or wrong weights. Prints one JSON object; the exit code is 1
+where an answer differs.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def _answers(
 @contextlib.contextmanager
 def server(
     python: str, directory: Path, dtype: str, *, log: Path
-) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+) -> Iterator[tuple[str, subprocess.Popen[bytes] | None]]:
     """A starting vLLM server of the model; its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -114,9 +115,9 @@ def server(
             process.wait(60)
 
 
-def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait(url: str, process: subprocess.Popen[bytes] | None, log: Path) -> None:
     for _ in range(600):
-        if process.poll() is not None:
+        if process is not None and process.poll() is not None:
             raise SystemExit(f"the server ended; see {log}:\n{log.read_text()[-2000:]}")
         with (
             contextlib.suppress(urllib.error.URLError, ConnectionError),
@@ -141,7 +142,13 @@ def ask_server(url: str, messages: list[Message], max_tokens: int) -> str:
 
 
 def compare(
-    config: RunConfig, python: str, count: int, max_tokens: int, dtype: str | None, log: Path
+    config: RunConfig,
+    python: str,
+    count: int,
+    max_tokens: int,
+    dtype: str | None,
+    log: Path,
+    url: str | None,
 ) -> dict[str, Any]:
     """Ask both; every conversation whose answers differ."""
     store = open_store(config.store)
@@ -161,13 +168,16 @@ def compare(
     sampling = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=max_tokens, stop=asked.stop)
     dtype = dtype or model_dtype(directory)
     chat = (config.evaluate.engine or config.engine).model_copy(update={"dtype": dtype})
-    with server(python, directory, dtype, log=log) as (url, process):
+    started = (
+        contextlib.nullcontext((url, None)) if url else server(python, directory, dtype, log=log)
+    )
+    with started as (address, process):
         with artifact_engine(store, manifest, config, chat) as engine:
             ours = _answers(
                 "chat", lambda m: asked.answer(engine, m, sampling, seed=0), wanted, systems
             )
-        _wait(f"{url}/health", process, log)
-        theirs = _answers("server", lambda m: ask_server(url, m, max_tokens), wanted, systems)
+        _wait(f"{address}/health", process, log)
+        theirs = _answers("server", lambda m: ask_server(address, m, max_tokens), wanted, systems)
     pairs = zip(wanted, ours, theirs, strict=True)
     return {
         "model": model.directory,
@@ -188,6 +198,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--max-tokens", type=int, default=48)
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--url")
     parser.add_argument("--log", type=Path, default=Path("vllm-server.log"))
     arguments = parser.parse_args()
     config = load_config(arguments.config, tuple(arguments.overrides)).config
@@ -198,6 +209,7 @@ def main() -> int:
         arguments.max_tokens,
         arguments.dtype,
         arguments.log,
+        arguments.url,
     )
     print(json.dumps(found, indent=2, ensure_ascii=False))
     return 1 if found["different"] else 0

@@ -14,7 +14,7 @@ import structlog
 
 from selfalign.config import TrainConfig
 from selfalign.errors import ConfigurationError, DataError, EngineError
-from selfalign.multimodal import WITH_LANGUAGE_MODEL, language_model_options
+from selfalign.language_model import WITH_LANGUAGE_MODEL, language_model_options, require_whole
 from selfalign.serving.form import ChatForm
 from selfalign.training.chat import fit_form
 from selfalign.training.failures import engine_errors
@@ -48,47 +48,40 @@ class BaseModel:
             return loader.from_pretrained(self.path, **options)
 
     def multimodal(self) -> str | None:
-        """Its `model_type` where it takes more than text; None for a text model.
+        """Its `model_type` where it takes more than text; None for a text model. Raises as
+        `config` does."""
+        whole = self._whole_config()
+        return None if whole.get_text_config() is whole else str(whole.model_type)
+
+    def config(self) -> Any:
+        """Of its language model.
 
         Raises as `load` does, and DataError where its language model cannot be told from the rest.
         """
+        whole = self._whole_config()
+        return language_model_options(whole).get("config", whole)
+
+    def _whole_config(self) -> Any:
         from transformers import AutoConfig
 
-        config = self.load(AutoConfig)
-        if config.get_text_config() is config:
-            return None
-        if config.model_type not in WITH_LANGUAGE_MODEL:
+        whole = self.load(AutoConfig)
+        if whole.get_text_config() is not whole and whole.model_type not in WITH_LANGUAGE_MODEL:
             raise DataError(
-                f"base_model {self.path}: {config.model_type} takes more than text; the language "
+                f"base_model {self.path}: {whole.model_type} takes more than text; the language "
                 f"model alone can be trained of {', '.join(WITH_LANGUAGE_MODEL)}",
                 remedy="save its language model alone, as the architecture of its text_config, "
                 "and train that one",
             )
-        return str(config.model_type)
-
-    def config(self) -> Any:
-        """Of its language model. Raises as `multimodal` does."""
-        from transformers import AutoConfig
-
-        self.multimodal()
-        config = self.load(AutoConfig)
-        return language_model_options(config).get("config", config)
+        return whole
 
     def load_model(self, **options: Any) -> Any:
-        """Its language model, with weights. Raises as `multimodal` does."""
-        from transformers import AutoConfig, AutoModelForCausalLM
+        """Its language model, with weights. Raises as `config` does."""
+        from transformers import AutoModelForCausalLM
 
-        self.multimodal()
-        alone = language_model_options(self.load(AutoConfig))
+        alone = language_model_options(self._whole_config())
         options |= {"output_loading_info": True, **alone}
         model, report = self.load(AutoModelForCausalLM, **options)
-        missing = sorted(report["missing_keys"])
-        if missing:
-            raise DataError(
-                f"base_model {self.path}: its weights lack {len(missing)} tensors of "
-                f"{type(model).__name__}, the first is {missing[0]}",
-                remedy="copy the model again, whole; an adapter must be merged into its base first",
-            )
+        require_whole(model, report, f"base_model {self.path}")
         if alone:
             model._weight_conversions = None  # else it is saved under the names of the whole
         return model

@@ -195,8 +195,11 @@ class Served:
 def served(
     request: pytest.FixtureRequest, image_tag: str, s3: S3, local_config: Path, tmp_path: Path
 ) -> Iterator[Served]:
-    """A namespace with the platform, whose controller follows the promoted model. Its parameter:
-    the values' section `serving`; none is a server of charts/serving."""
+    """A namespace with the platform, whose controller follows the promoted model.
+
+    The fixture's parameter is the section `serving` of the platform's values; without one the
+    server of charts/serving is rolled.
+    """
     name = f"selfalign-test-{uuid.uuid4().hex[:8]}"
     preflight.ensure_namespace(name)
     try:

@@ -13,7 +13,7 @@ import pytest
 from selfalign.config import EngineConfig
 from selfalign.engines.base import Completion, Engine, Score, ScoreRequest
 from selfalign.engines.open import open_engine
-from selfalign.multimodal import WITH_LANGUAGE_MODEL
+from selfalign.language_model import WITH_LANGUAGE_MODEL
 from tests.engines.conftest import MAX_LENGTH, OPTIONS, SHAPE, VLLM, Ask
 from tests.engines.reference import PROMPTS, Reference
 

@@ -36,7 +36,7 @@ from selfalign.errors import (
     OutOfMemory,
     is_out_of_memory,
 )
-from selfalign.multimodal import language_model_options
+from selfalign.language_model import language_model_options, require_whole
 
 
 class TransformersEngine:
@@ -173,13 +173,7 @@ def _load_model(directory: Path, dtype: str, options: dict[str, Any]) -> PreTrai
             f"{directory}: cannot be loaded as a causal language model: {type(e).__name__}: {e}",
             remedy="check config.json and engine.options against what the model's author states",
         ) from e
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise DataError(
-            f"{directory}: the weights lack {len(missing)} of the model's tensors, "
-            f"the first is {missing[0]}",
-            remedy="save the whole model; an adapter must be merged into its base first",
-        )
+    require_whole(model, report, str(directory))
     model.eval()
     return model
 

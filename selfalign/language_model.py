@@ -1,11 +1,14 @@
-"""The language model inside a checkpoint that takes images too: what is asked, scored and trained.
+"""Loading the language model of a checkpoint, as engines and training both do.
 
-Only what transformers needs to load that part alone is decided here; nothing heavy is imported.
+Of a checkpoint that takes images too it is one part, which transformers loads alone where it is
+told how. Nothing heavy is imported here.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+from selfalign.errors import DataError
 
 # `model_type`s whose language model is, as a class of its own, an architecture of transformers, and
 # gives the same texts and scores there as within the whole (tests/engines/test_architectures.py).
@@ -33,3 +36,19 @@ def language_model_options(config: Any) -> dict[str, Any]:
         if getattr(config, name, None) is not None:
             setattr(text, name, getattr(config, name))
     return {"config": text, "key_mapping": dict(_KEY_MAPPING)}
+
+
+def require_whole(model: Any, loading: dict[str, Any], name: str) -> None:
+    """Raise DataError for a model whose weights lack a tensor, which would be random numbers.
+
+    Args:
+        loading: what `from_pretrained` tells of it with `output_loading_info`.
+        name: of the model, for people.
+    """
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise DataError(
+            f"{name}: the weights lack {len(missing)} tensors of {type(model).__name__}, the first "
+            f"is {missing[0]}",
+            remedy="save the whole model; an adapter must be merged into its base first",
+        )
