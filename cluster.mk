@@ -16,15 +16,16 @@
 #   BUILDER      docker, podman, buildah or a command (called with TAG CONTEXT FLAGS...)
 #   BUILD_FLAGS  for every build, e.g. "--network host"
 #   PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS   where builds find packages, e.g. CPU torch
-#   BASE_CPU BASE_GENERATION BASE_TRAINING   other images to build on
-#   CHECK_LOGIN=0, CHECK_BUCKET=0            leave a check out
+#   BASE_CPU BASE_GENERATION BASE_TRAINING   images to build on (default: images/bases.txt, by
+#                digest where images are pushed, else by tag)
+#   CHECK_HASHES=0, CHECK_LOGIN=0, CHECK_BUCKET=0   leave a check out
 #   HELM_PUSH_FLAGS   release: for `helm push`, e.g. --plain-http
 #   HELM         path of Helm 4 (default: helm on PATH, else the engine in helm-python-sdk)
 NAMESPACE ?= selfalign
 VARIANT ?= gpu
 export STAGE NAMESPACE RUN CONFIG VALUES STAGE_VALUES VARIANT REGISTRY IMAGE_TAG PUSH BUILDER \
   BUILD_FLAGS PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS BASE_CPU BASE_GENERATION \
-  BASE_TRAINING CHECK_LOGIN CHECK_BUCKET
+  BASE_TRAINING CHECK_HASHES CHECK_LOGIN CHECK_BUCKET
 
 # An environment for development has all of it.
 CLUSTER_TOOLS := $(or $(wildcard $(VENV)/.installed-models+s3+cluster+dev),\
@@ -57,8 +58,17 @@ image: $(CLUSTER_TOOLS) ## build one image: STAGE=align, or STAGE=controller
 # Tools of a release alone: cyclonedx-bom's pins exclude those of constraints.txt.
 .venv-release/.installed: cluster.mk
 	@test -x .venv-release/bin/python || $(PYTHON311) -m venv .venv-release
-	@.venv-release/bin/python -m pip install --quiet --disable-pip-version-check build cyclonedx-bom
+	@.venv-release/bin/python -m pip install --quiet --disable-pip-version-check build cyclonedx-bom uv
 	@touch $@
+
+EXTRAS_OF_IMAGES = s3 store-signing models openai cluster notify signing deepspeed qlora
+.PHONY: hashes
+hashes: .venv-release/.installed ## images/hashes.txt anew, after a change of the constraints
+	@# builds of an index of its own (+cpu) stay as they are written
+	@{ head -3 images/hashes.txt; grep '^[a-z].*+' images/hashes.txt; .venv-release/bin/uv pip compile \
+	  --quiet --no-header --no-annotate --generate-hashes --python-version 3.11 \
+	  --python-platform x86_64-unknown-linux-gnu -c constraints.txt -c images/constraints-images.txt \
+	  $(EXTRAS_OF_IMAGES:%=--extra=%) pyproject.toml; } >.hashes.txt && mv .hashes.txt images/hashes.txt
 
 .PHONY: release
 release: $(CLUSTER_TOOLS) .venv-release/.installed ## wheel, sdist, SBOMs, images and charts of this version in dist/; REGISTRY=host/path pushes the last two [PUSH=0 SKIP_BUILD=1]
