@@ -1,11 +1,11 @@
 """Install into an image what the project and its extras need: python3 install.py EXTRA...
 
-Reads pyproject.toml, constraints.txt, constraints-images.txt and hashes.txt beside itself. A package
-that the base image has keeps its version where pyproject.toml allows it (a vLLM image is a set of
-packages that were tested together); everything else is pinned by the constraints. pip resolves
-first and installs nothing; then it installs exactly that, and refuses each file whose SHA-256 is not
-in hashes.txt. CHECK_HASHES=0 installs without that list. Needs nothing but pip, for it runs before
-anything is installed.
+Reads pyproject.toml, constraints.txt, constraints-images.txt and hashes.txt beside itself. A
+package that the base image has keeps its version where pyproject.toml allows it (a vLLM image is a
+set of packages that were tested together); everything else is pinned by the constraints. pip first
+resolves and installs nothing; then it installs exactly that, and refuses each file whose SHA-256 is
+not in hashes.txt. CHECK_HASHES=0 installs without that list. Needs nothing but pip, for it runs
+before anything is installed.
 """
 
 import json
@@ -36,8 +36,8 @@ def requirements(extras: list[str]) -> list[Requirement]:
 
 
 def pins(wanted: list[Requirement]) -> dict[str, str]:
-    """Package -> version: as installed, else of the last file that names it."""
-    found = {}
+    """Package -> version: as installed, else of the constraints, else that which has hashes."""
+    found = dict(hashes().keys())
     for name in ("constraints.txt", "constraints-images.txt"):
         for line in (HERE / name).read_text("utf-8").splitlines():
             package, separator, version = line.partition("#")[0].strip().partition("==")
@@ -59,11 +59,10 @@ def hashes() -> dict[tuple[str, str], list[str]]:
     found: dict[tuple[str, str], list[str]] = {}
     text = (HERE / "hashes.txt").read_text("utf-8").replace("\\\n", " ")
     for line in text.splitlines():
-        pinned, *options = line.partition("#")[0].split()
-        if not pinned:
-            continue
-        name, _, version = pinned.partition("==")
-        found.setdefault((canonicalize_name(name), Version(version).public), []).extend(options)
+        pinned, *options = line.partition("#")[0].split() or [""]
+        name, separator, version = pinned.partition("==")
+        if separator:
+            found.setdefault((canonicalize_name(name), Version(version).public), []).extend(options)
     return found
 
 

@@ -116,11 +116,13 @@ def test_one_image_needs_only_its_own_base(build: Build) -> None:
 
 def test_where_packages_come_from_reaches_what_downloads_them(build: Build) -> None:
     index = {"PIP_INDEX_URL": "https://i", "PIP_EXTRA_INDEX_URL": "https://x"}
-    _, calls, _ = build("controller", "align", BUILDER="mybuild", PIP_FIND_LINKS="/links", **index)
+    index |= {"PIP_FIND_LINKS": "/links", "CHECK_HASHES": "0"}
+    _, calls, _ = build("controller", "promote", "align", BUILDER="mybuild", **index)
     arguments = [f"--build-arg {name}={value}" for name, value in index.items()]
+    assert len(calls) == 5
     for call in calls:
         downloads = "/align:" not in call
-        assert all((a in call) is downloads for a in [*arguments, "PIP_FIND_LINKS=/links"]), call
+        assert all((a in call) is downloads for a in arguments), call
 
 
 def test_a_bases_tag_is_the_digest_of_what_it_is_built_from(build: Build) -> None:
@@ -131,6 +133,17 @@ def test_a_bases_tag_is_the_digest_of_what_it_is_built_from(build: Build) -> Non
     assert tag() != tag(BASE_CPU="python:3.12-slim")
     _, calls, _ = build("curate", BUILDER="mybuild", BASE_CPU="python:3.12-slim")
     assert "--build-arg BASE=python:3.12-slim" in calls[0]
+
+
+def test_what_is_pushed_is_built_on_bases_by_digest(build: Build) -> None:
+    pushed = {"BUILDER": "podman", "REGISTRY": "localhost:5000/x", "fails": "image inspect"}
+    for image, base in (("curate", "python"), ("align", "vllm/vllm-openai")):
+        _, calls, _ = build(image, **pushed)
+        (built,) = (call for call in calls if "-t localhost:5000/x/base-" in call)
+        assert re.search(rf"--build-arg BASE={base}@sha256:[0-9a-f]{{64}} ", built)
+        _, calls, _ = build(image, **pushed, PUSH="0")
+        (built,) = (call for call in calls if "-t localhost:5000/x/base-" in call)
+        assert "BASE=" not in built
 
 
 def test_docker_builds_and_pushes_and_finds_a_base_again(build: Build) -> None:

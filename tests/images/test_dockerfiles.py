@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pydantic
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from selfalign.pipeline import STAGES
 
@@ -40,15 +47,19 @@ def test_images_are_unprivileged_pinned_and_hold_no_secret(image: str) -> None:
     name, _, default = first[1].partition("=")
     assert (first[0], name, second) == ("ARG", "BASE", ("FROM", "${BASE}"))
     assert bool(re.fullmatch(r"\S+:(?!latest)\S+", default)) is (image in BASES)
+    if image in BASES:  # the same tag by digest, for images that are pushed
+        bases = (ROOT / "images/bases.txt").read_text("utf-8")
+        assert re.search(rf"^{image} {re.escape(default)} sha256:[0-9a-f]{{64}}$", bases, re.M)
     user, group = _arguments(image, "USER")[-1].split(":")
     for template in ("stage/templates/_pod.tpl", "selfalign/templates/_helpers.tpl"):
         text = (ROOT / "charts" / template).read_text("utf-8")
         assert f"runAsUser: {user}\n" in text
         assert f"runAsGroup: {group}\n" in text
-    sources = {"PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"}
+    sources = {"PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "CHECK_HASHES"}
     asked = {argument.partition("=")[0] for argument in _arguments(image, "ARG")}
-    for install in re.findall(r"pip install [^&;]*", " ".join(_arguments(image, "RUN"))):
-        assert "--no-deps" in install or ("-c pins.txt" in install and sources <= asked)
+    commands = " ".join(_arguments(image, "RUN"))
+    assert all("--no-deps" in install for install in re.findall(r"pip install [^&;]*", commands))
+    assert "install.py" not in commands or sources <= asked
     names = " ".join(argument for name, argument in _instructions(image) if name in ("ARG", "ENV"))
     assert not re.search(r"SECRET|TOKEN|PASSWORD|ACCESS_KEY", names, re.IGNORECASE)
     assert _arguments(image, "ADD") == []
@@ -78,7 +89,7 @@ def test_the_stage_is_process_one_and_its_image_adds_nothing_but_the_code(image:
 
 def test_light_images_install_no_heavy_stack() -> None:
     for name in ("base-cpu", "controller", "curate", "promote"):
-        extras = re.findall(r"requirements\.py ([a-z0-9 -]+)", " ".join(_arguments(name, "RUN")))
+        extras = re.findall(r"install\.py ([a-z0-9 -]+)", "; ".join(_arguments(name, "RUN")))
         assert set(" ".join(extras).split()) <= {
             *("s3", "cluster", "notify", "signing", "store-signing")
         }
@@ -95,42 +106,85 @@ def test_only_what_images_copy_is_sent_to_the_builder() -> None:
     assert {line[1:] for line in patterns if line.startswith("!")} == copied
 
 
-def _run_requirements(
-    directory: Path, *extras: str, project: str | None = None
-) -> tuple[set[str], dict[str, str]]:
-    """Names that requirements.py asks for, and pins."""
+@pytest.fixture
+def install(tmp_path: Path) -> ModuleType:
+    """images/install.py beside copies of what it reads."""
     for path in ("pyproject.toml", "constraints.txt"):
-        shutil.copy(ROOT / path, directory)
-    for path in ("requirements.py", "constraints-images.txt"):
-        shutil.copy(ROOT / "images" / path, directory)
-    if project:
-        (directory / "pyproject.toml").write_text(project)
-        (directory / "constraints.txt").write_text("pydantic==999.1\n")
-    command = [sys.executable, str(directory / "requirements.py"), *extras]
-    subprocess.run(command, check=True, cwd=directory)
-    wanted = (directory / "requirements.txt").read_text("utf-8").splitlines()
-    pins = (directory / "pins.txt").read_text("utf-8").splitlines()
-    names = {re.split(r"[<>=\[]", line)[0] for line in wanted}
-    return names, dict(pin.split("==") for pin in pins)
+        shutil.copy(ROOT / path, tmp_path)
+    for name in ("constraints-images.txt", "hashes.txt", "install.py"):
+        shutil.copy(ROOT / "images" / name, tmp_path)
+    specification = importlib.util.spec_from_file_location("install", tmp_path / "install.py")
+    assert specification
+    assert specification.loader
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
 
 
-def test_requirements_are_the_projects_own_and_the_base_keeps_what_fits(tmp_path: Path) -> None:
-    wanted, pins = _run_requirements(tmp_path, "s3", "cluster")
-    assert {"pydantic", "boto3", "kubernetes", "setuptools"} <= wanted
-    assert "torch" not in wanted
+def test_requirements_are_the_projects_own_and_the_base_keeps_what_fits(
+    install: ModuleType, tmp_path: Path
+) -> None:
+    wanted = install.requirements(["s3", "cluster"])
+    assert {"pydantic", "boto3", "kubernetes", "setuptools"} <= {r.name for r in wanted}
+    assert "torch" not in {r.name for r in wanted}
+    pins = install.pins(wanted)
     assert pins["pydantic"] == pydantic.VERSION
     assert f"bitsandbytes=={pins['bitsandbytes']}" in PINS
-    project = '[project]\ndependencies = ["pydantic>=999"]\noptional-dependencies = {}\n'
-    build = "[build-system]\nrequires = []\n"
-    assert _run_requirements(tmp_path, project=build + project)[1]["pydantic"] == "999.1"
+    (tmp_path / "constraints.txt").write_text("pydantic==999.1\n")
+    assert install.pins([Requirement("pydantic>=999")])["pydantic"] == "999.1"
+
+
+def test_all_that_images_may_install_has_hashes_at_the_version_of_the_constraints(
+    install: ModuleType,
+) -> None:
+    versions = {}
+    for path in ("constraints.txt", "images/constraints-images.txt"):
+        lines = (ROOT / path).read_text("utf-8").splitlines()
+        pinned = (line.split("==") for line in lines if "==" in line)
+        versions |= {canonicalize_name(name): version for name, version in pinned}
+    hashed = dict(install.hashes())
+    assert all(versions.get(name, version) == version for name, version in hashed)
+    assert all(option.startswith("--hash=sha256:") for o in hashed.values() for option in o)
+    asked = {
+        name
+        for image in (*BASES, "controller", "promote")
+        for extras in re.findall(r"install\.py ([a-z0-9 -]+)", "; ".join(_arguments(image, "RUN")))
+        for name in (canonicalize_name(r.name) for r in install.requirements(extras.split()))
+    }
+    assert asked - {name for name, _ in hashed} == {"vllm"}  # its image brings it
+    cpu = "torch==2.13.0+cpu"
+    (line,) = install.locked({"install": [{"metadata": {"name": "torch", "version": cpu[7:]}}]})
+    assert line.startswith(f"{cpu} --hash=")
+    unknown = [{"name": "torch", "version": "1.0"}, {"name": "other", "version": "2"}]
+    with pytest.raises(SystemExit, match=r"no hashes of other==2, torch==1\.0"):
+        install.locked({"install": [{"metadata": metadata} for metadata in unknown]})
+
+
+def test_a_file_with_another_hash_is_not_installed(install: ModuleType, tmp_path: Path) -> None:
+    wheel, site = tmp_path / "tiny-1.0-py3-none-any.whl", tmp_path / "site"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("tiny.py", "")
+        archive.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr("tiny-1.0.dist-info/METADATA", "Name: tiny\nVersion: 1.0\n")
+        archive.writestr("tiny-1.0.dist-info/RECORD", "")
+    (tmp_path / "pyproject.toml").write_text(
+        '[build-system]\nrequires = []\n[project]\ndependencies = ["tiny"]\n'
+        "[project.optional-dependencies]\n"
+    )
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_TARGET": str(site)}
+    for known, installed in ((digest[::-1], False), (digest, True)):
+        (tmp_path / "hashes.txt").write_text(f"tiny==1.0 \\\n    --hash=sha256:{known}\n")
+        command = [sys.executable, str(tmp_path / "install.py")]
+        done = subprocess.run(command, env={**os.environ, **pip}, capture_output=True, text=True)
+        assert (done.returncode == 0, (site / "tiny.py").exists()) == (installed, installed), done
+        assert ("DO NOT MATCH" in done.stderr) is not installed
 
 
 @pytest.mark.parametrize("extra", ["deepspeed", "qlora", "vllm"])
 def test_what_constraints_leave_out_is_pinned_for_images_within_the_extras_bounds(
     extra: str,
 ) -> None:
-    from packaging.requirements import Requirement
-
     (asked,) = map(Requirement, PROJECT["optional-dependencies"][extra])
     pins = dict(line.split("==") for line in PINS if "==" in line)
     assert asked.specifier.contains(pins[asked.name])
