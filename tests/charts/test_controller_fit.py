@@ -9,6 +9,7 @@ import pytest
 import yaml
 from pydantic.alias_generators import to_camel
 
+from selfalign.config import RunConfig
 from selfalign.pipeline import BY_NAME
 from selfalign.run.executors.kubernetes import crd as names
 from selfalign.run.executors.kubernetes.configuration import Policy
@@ -31,7 +32,14 @@ def _job(manifests: list[Manifest], stage: str, **spec: Any) -> Manifest:
     asked = AlignmentRunSpec.model_validate(spec)
     template = only(manifests, "CronJob")
     return build_job(
-        template, run=RUN, spec=asked, stage=stage, key="a" * 20, number=9999, num_shards=6
+        template,
+        run=RUN,
+        spec=asked,
+        config=RunConfig.model_validate({"seed": 7, "base_model": {"path": "store:base"}}),
+        stage=stage,
+        key="a" * 20,
+        number=9999,
+        num_shards=6,
     )
 
 
@@ -44,6 +52,8 @@ def test_the_controllers_job_of_every_template_is_valid(
         assert check(job, version) == []
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert container["args"][:2] == ["--config", "/etc/selfalign/config.yaml"]
+    annotations = job["spec"]["template"]["metadata"]["annotations"]
+    assert yaml.safe_load(annotations[names.CONFIG_ANNOTATION])["seed"] == 7
     assert container["args"][2:4] == ["--run", "r" * 40]
     if BY_NAME[stage].sharded:
         assert job["spec"]["completions"] == 6
@@ -81,9 +91,12 @@ def test_names_that_both_spell_are_the_same(
     template = cronjob["spec"]["jobTemplate"]
     assert template["metadata"]["labels"][names.KUEUE_QUEUE_LABEL] == "nights"
     assert template["spec"]["template"]["metadata"]["labels"][names.STAGE_LABEL] == "align"
-    config = only(manifests, "ConfigMap")
-    assert config["metadata"]["name"] == cronjob["metadata"]["name"] + "-config"
-    assert names.CONFIG_FILE in config["data"]
+    pod = template["spec"]["template"]
+    (volume,) = (v for v in pod["spec"]["volumes"] if v["name"] == "config")
+    annotation = {"fieldPath": f"metadata.annotations['{names.CONFIG_ANNOTATION}']"}
+    item = {"path": names.CONFIG_FILE, "fieldRef": annotation}
+    assert volume["downwardAPI"]["items"] == [item]
+    assert yaml.safe_load(pod["metadata"]["annotations"][names.CONFIG_ANNOTATION])
     files = only(platform, "ConfigMap", names.PLATFORM_CONFIG)["data"]
     assert set(files) == {names.CONFIG_FILE, names.POLICY_FILE}
     Policy.model_validate(yaml.safe_load(files[names.POLICY_FILE]))

@@ -40,7 +40,8 @@ PERMISSIONS = {
         "selfalign.io/alignmentruns/finalizers": "update",  # blockOwnerDeletion
         "batch/jobs": "get list watch create",  # get: adopt one's own on a conflict
         "batch/cronjobs": "list watch",  # the stages' templates
-        "/configmaps": "get create",  # get without names: runs' ConfigMaps have the runs' names
+        "/configmaps selfalign-config": "get",
+        "apps/controllerrevisions": "get create",  # each run's configuration as it was pinned
         "/pods": "list",  # why pending, exit codes
         "/events": "create list patch",  # list: a Job without pods (quota)
     },
@@ -68,7 +69,7 @@ def test_no_role_has_a_permission_to_spare(role: str) -> None:
 def test_the_controller_may_change_one_deployment_and_only_where_it_is_to_roll_it() -> None:
     manifests = render_platform(serving={"kind": "vllm"})
     rules = only(manifests, "Role", "selfalign-controller")["rules"]
-    assert [rule for rule in rules if rule["apiGroups"] == ["apps"]] == [
+    assert [rule for rule in rules if rule["resources"] == ["deployments"]] == [
         {
             "apiGroups": ["apps"],
             "resources": ["deployments"],
@@ -84,7 +85,7 @@ def test_the_controller_may_change_one_deployment_and_only_where_it_is_to_roll_i
 def test_the_controller_may_change_the_one_inference_service_that_is_named() -> None:
     manifests = render_platform(serving={"kind": "kserve", "kserve": {"name": "aligned"}})
     rules = only(manifests, "Role", "selfalign-controller")["rules"]
-    served = [r for r in rules if {"apps", "serving.kserve.io"} & set(r["apiGroups"])]
+    served = [r for r in rules if {"deployments", "inferenceservices"} & set(r["resources"])]
     assert served == [
         {
             "apiGroups": ["serving.kserve.io"],

@@ -33,6 +33,11 @@ def _pod(manifests: list[Manifest]) -> Manifest:
     return pod
 
 
+def _config(manifests: list[Manifest]) -> Any:
+    annotations = job_of(manifests)["template"]["metadata"]["annotations"]
+    return yaml.safe_load(annotations["selfalign.io/config"])
+
+
 def _volume(pod: Manifest, name: str) -> Manifest:
     return next(volume for volume in pod["volumes"] if volume["name"] == name)
 
@@ -71,7 +76,7 @@ def test_template_is_a_suspended_cronjob_that_runs_the_stage_with_the_mounted_co
     assert command.items() <= container.items()
     mount = {"name": "config", "mountPath": "/etc/selfalign", "readOnly": True}
     assert _mount(pod, "config") == mount
-    assert _volume(pod, "config")["configMap"]["name"] == f"selfalign-{stage}-config"
+    assert "selfalign.io/config" in str(_volume(pod, "config")["downwardAPI"])
     # Only the account of promote may move the pointer.
     account = "selfalign-promote" if stage == "promote" else "selfalign-stage"
     assert pod["serviceAccountName"] == account
@@ -132,7 +137,7 @@ def test_gpus_are_those_the_configuration_uses_and_their_taint_is_tolerated(stag
     on_cpu = render_stage(stage, variant="cpu")
     assert "nvidia.com/gpu" not in str(_pod(on_cpu))
     assert "tolerations" not in _pod(on_cpu)
-    config = yaml.safe_load(only(on_cpu, "ConfigMap")["data"]["config.yaml"])
+    config = _config(on_cpu)
     assert config.get(stage, {}).get("engine") is None
     pod = _pod(render_stage(stage))
     limits = pod["containers"][0]["resources"]["limits"]
@@ -219,7 +224,7 @@ def test_configuration_passes_through_unchanged() -> None:
     zeros = {"require_cited_rule": False, "min_answer_characters": 0}
     config = {"seed": 12345678, "align": {"engine": engine, "sampling": sampling, **zeros}}
     manifests = render("stage", "selfalign-align", {"stage": "align", "config": config})
-    assert yaml.safe_load(only(manifests, "ConfigMap")["data"]["config.yaml"]) == config
+    assert _config(manifests) == config
 
 
 @pytest.mark.parametrize("variant", ["gpu", "cpu"])

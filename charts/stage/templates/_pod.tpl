@@ -82,8 +82,11 @@ containers:
       {{- end }}
 volumes:
   - name: config
-    configMap:
-      name: {{ .Release.Name }}-config
+    downwardAPI:
+      items:
+        - path: config.yaml
+          fieldRef:
+            fieldPath: metadata.annotations['selfalign.io/config']
   - name: cache
     {{- include "selfalign-stage.volume" .Values.cache | nindent 4 }}
   - name: scratch

@@ -239,7 +239,7 @@ def test_a_new_run_does_not_wait_for_those_that_have_ended(namespace: Namespace)
     with namespace.controller() as controller:
         namespace.wait(world.status)
         namespace.wait(lambda: controller.missing() == [])
-    read = {name for verb, kind, name in namespace.hints.calls if kind == "configmaps"}
+    read = {name for verb, kind, name in namespace.hints.calls if kind == "controllerrevisions"}
     assert read
     assert not any(name.startswith(("old", "first")) for name in read)
 

@@ -218,8 +218,8 @@ class Histories(RuleBasedStateMachine):
     def the_pinned_configuration_is_deleted_by_hand(self, really: bool) -> None:
         with contextlib.suppress(Gone):
             if really:
-                uid = self.journal.get("configmaps", "toy-config")["metadata"]["uid"]
-                self.journal.delete("configmaps", "toy-config", uid=uid)
+                uid = self.journal.get("controllerrevisions", "toy-config")["metadata"]["uid"]
+                self.journal.delete("controllerrevisions", "toy-config", uid=uid)
 
     @rule()
     def the_store_is_down_for_a_look(self) -> None:
@@ -365,8 +365,6 @@ class Histories(RuleBasedStateMachine):
         """Publish, unless the stage would refuse since a pointer moved under it."""
         try:
             publish(self.journal, self.world.store, job)
-        except Gone:
-            return  # the ConfigMap was deleted: its pods cannot start before it is back
         except Refused as refused:
             (self.permanent.add if refused.code == 2 else self.charge)(self._of(job))
             fail(self.journal, job, self.world.now, code=refused.code, message=str(refused))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from selfalign.config import RunConfig
 from selfalign.errors import ConfigurationError
 from selfalign.pipeline import STAGES
 from selfalign.run.executors.kubernetes.cluster import Resource, is_left_over, is_owned_by
@@ -28,7 +29,16 @@ def build(
     source: Resource, stage: str = "align", *, spec: AlignmentRunSpec = SPEC, shards: int = 3
 ) -> Resource:
     key = "0123456789abcdef0123"
-    return build_job(source, run=RUN, spec=spec, stage=stage, key=key, number=2, num_shards=shards)
+    return build_job(
+        source,
+        run=RUN,
+        spec=spec,
+        config=RunConfig.model_validate({"seed": 7, "base_model": {"path": "store:base"}}),
+        stage=stage,
+        key=key,
+        number=2,
+        num_shards=shards,
+    )
 
 
 def test_the_job_is_named_labelled_and_owned_after_run_stage_and_attempt() -> None:
@@ -50,16 +60,22 @@ def test_the_job_is_named_labelled_and_owned_after_run_stage_and_attempt() -> No
     assert (owner["kind"], owner["uid"], owner["controller"]) == ("AlignmentRun", "uid-1", True)
 
 
-def test_the_stage_is_told_its_run_key_and_shards_and_mounts_the_run_s_configuration() -> None:
-    job = build(template("align"))
+@pytest.mark.parametrize("volume", [{"downwardAPI": {"items": []}}, {"configMap": {"name": "x"}}])
+def test_the_stage_is_told_its_run_key_and_shards_and_mounts_the_run_s_configuration(
+    volume: Resource,
+) -> None:
+    job = build(template("align", volumes=[{"name": "config", **volume}]))
     assert arguments(job) == {
         "--config": "/etc/selfalign/config.yaml",
         "--run": "toy",
         "--expect-key": "0123456789abcdef0123",
         "--num-shards": "3",
     }
-    (volume,) = job["spec"]["template"]["spec"]["volumes"]
-    assert volume["configMap"]["name"] == "toy-config"
+    pod = job["spec"]["template"]
+    assert "seed: 7" in pod["metadata"]["annotations"]["selfalign.io/config"]
+    field = {"fieldPath": "metadata.annotations['selfalign.io/config']"}
+    file = {"path": "config.yaml", "fieldRef": field}
+    assert pod["spec"]["volumes"] == [{"name": "config", "downwardAPI": {"items": [file]}}]
 
 
 def test_a_stage_that_is_not_sharded_keeps_its_template_s_pods() -> None:

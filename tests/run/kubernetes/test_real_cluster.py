@@ -122,9 +122,8 @@ class Site:
             values = releases.stage_values(PROJECT, stage.name, variant="cpu")
             release = releases.release_name(stage.name)
             files = render(PROJECT / "charts/stage", release, self.cluster.namespace, values)
-            for name, kind in (("cronjob", "cronjobs"), ("configmap", "configmaps")):
-                manifest = yaml.safe_load(files[f"selfalign-stage/templates/{name}.yaml"])
-                self.cluster.create(kind, manifest)
+            manifest = yaml.safe_load(files["selfalign-stage/templates/cronjob.yaml"])
+            self.cluster.create("cronjobs", manifest)
 
     @contextlib.contextmanager
     def controller(self) -> Iterator[Controller]:

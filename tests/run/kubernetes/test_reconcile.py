@@ -81,9 +81,7 @@ def test_an_identical_run_ends_by_reuse_at_the_first_look(world: World) -> None:
 def test_stage_templates_bring_their_own_sections_and_the_run_wins(world: World) -> None:
     world.submit(config={"elaborate": {"num_shards": 5}})
     world.step()
-    config = world.cluster.get("configmaps", "toy-config")
-    assert config["immutable"] is True
-    text = config["data"]["config.yaml"]
+    text = world.cluster.get("controllerrevisions", "toy-config")["data"]["config.yaml"]
     sections = [text.split(f"\n{name}:")[1] for name in ("align", "elaborate")]
     assert "num_shards: 3" in sections[0].split("\nengrave")[0]
     assert "num_shards: 5" in sections[1].split("\nclone")[0]
@@ -273,7 +271,9 @@ def test_a_run_made_anew_waits_for_what_is_left_of_the_one_before(world: World) 
     world.cluster.collect_garbage()
     world.step()
     assert world.jobs() == ["toy-instruct-1"]
-    assert "seed: 9" in world.cluster.get("configmaps", "toy-config")["data"]["config.yaml"]
+    assert (
+        "seed: 9" in world.cluster.get("controllerrevisions", "toy-config")["data"]["config.yaml"]
+    )
 
 
 def test_a_job_of_the_run_before_is_no_attempt_of_this_one(world: World) -> None:
@@ -282,8 +282,8 @@ def test_a_job_of_the_run_before_is_no_attempt_of_this_one(world: World) -> None
     world.step()
     fail(world.cluster, "toy-instruct-1", world.now, code=2, message="of the run before")
     world.cluster.delete("alignmentruns", "toy", uid=world.run()["metadata"]["uid"])
-    config = world.cluster.get("configmaps", "toy-config")
-    world.cluster.delete("configmaps", "toy-config", uid=config["metadata"]["uid"])
+    config = world.cluster.get("controllerrevisions", "toy-config")
+    world.cluster.delete("controllerrevisions", "toy-config", uid=config["metadata"]["uid"])
     world.submit()
     for _ in range(3):
         with pytest.raises(SelfAlignError):

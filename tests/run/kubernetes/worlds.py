@@ -21,6 +21,7 @@ from selfalign.pipeline import STAGES
 from selfalign.run.executors.kubernetes.cluster import Cluster, Resource
 from selfalign.run.executors.kubernetes.configuration import declared_inputs
 from selfalign.run.executors.kubernetes.crd import (
+    CONFIG_ANNOTATION,
     CONFIG_FILE,
     PLATFORM_CONFIG,
     POLICY_FILE,
@@ -159,14 +160,14 @@ def template(stage: str, **changes: Any) -> Resource:
                 "args": ["--config", "/etc/selfalign/config.yaml"],
             }
         ],
-        "volumes": [{"name": "config", "configMap": {"name": f"{release}-config"}}],
+        "volumes": [{"name": "config", "downwardAPI": {"items": []}}],
         **changes,
     }
     spec = {
         "backoffLimit": 2,
         "completions": 1,
         "activeDeadlineSeconds": 3600,
-        "template": {"metadata": {"labels": dict(labels)}, "spec": pod},
+        "template": {"metadata": {"labels": dict(labels), "annotations": {}}, "spec": pod},
     }
     return {
         "apiVersion": "batch/v1",
@@ -198,10 +199,11 @@ def install(
     platform["data"][POLICY_FILE] = yaml.safe_dump(policy or policy_values())
     cluster.create("configmaps", platform)
     for stage in STAGES:
-        cluster.create("cronjobs", template(stage.name))
+        made = template(stage.name)
         section = {"num_shards": 3} if stage.sharded else {}
-        values_of_stage = config_map(f"selfalign-{stage.name}-config", {stage.name: section})
-        cluster.create("configmaps", values_of_stage)
+        annotations = made["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["annotations"]
+        annotations[CONFIG_ANNOTATION] = yaml.safe_dump({stage.name: section})
+        cluster.create("cronjobs", made)
 
 
 def full_status(name: str) -> RunStatus:
@@ -355,8 +357,7 @@ def publish(cluster: Cluster, store: Store, job_name: str) -> Manifest | None:
     """
     job = cluster.get("jobs", job_name)
     stage = job["metadata"]["labels"]["selfalign.io/stage"]
-    volume = job["spec"]["template"]["spec"]["volumes"][0]["configMap"]["name"]
-    text = cluster.get("configmaps", volume)["data"][CONFIG_FILE]
+    text = job["spec"]["template"]["metadata"]["annotations"][CONFIG_ANNOTATION]
     config = validate_config(yaml.safe_load(text), "the mounted configuration")
     inputs = declared_inputs(config, store)
     plan = plan_from_store(config, inputs, store)

@@ -33,6 +33,7 @@ _API_GROUPS = {
     "jobs": "apis/batch/v1",
     "cronjobs": "apis/batch/v1",
     "deployments": "apis/apps/v1",
+    "controllerrevisions": "apis/apps/v1",
     "inferenceservices": "apis/serving.kserve.io/v1beta1",
     "pods": "api/v1",
     "configmaps": "api/v1",

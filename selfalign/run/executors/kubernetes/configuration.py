@@ -1,8 +1,8 @@
 """A run's configuration on a cluster: what it may set, how it is merged, and where it is pinned.
 
 Platform, then each stage's own section, then the run's overrides as far as the platform's policy
-allows them. The result is pinned when the run is first seen, in an immutable ConfigMap that
-controller and stages read: what is deployed or edited later counts for later runs.
+allows them. The result is pinned when the run is first seen, in a ControllerRevision, whose data
+nobody can edit, and each Job carries it: what is deployed or edited later counts for later runs.
 
 The controller reads no file that a run or a bucket names. Inputs are `store:` names, whose digests
 stand in their manifests.
@@ -29,6 +29,7 @@ from selfalign.run.executors.kubernetes.cluster import (
     Conflict,
     Gone,
     Resource,
+    annotations_of,
     is_left_over,
     is_owned_by,
     labels_of,
@@ -38,6 +39,7 @@ from selfalign.run.executors.kubernetes.cluster import (
 from selfalign.store.base import Store
 
 _WIDEN = "ask the platform's administrator to allow it: `runs` in the values of charts/selfalign"
+_MAX_BYTES = 200 * 1024  # all annotations of a pod: 256 KiB
 _MAX_DEPTH = 20  # of spec.config; a RunConfig is 5 deep
 _WHERE = "the run's configuration"
 
@@ -98,7 +100,7 @@ def read_platform(cluster: Cluster) -> Resource:
 def policy_in(platform: Resource) -> Policy:
     """What the platform allows runs. Raises ConfigurationError where that is wrong."""
     try:
-        return Policy.model_validate(_parse(platform, crd.POLICY_FILE))
+        return Policy.model_validate(_file_of(platform, crd.POLICY_FILE))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -167,28 +169,29 @@ def platform_store(cluster: Cluster) -> str:
 
 def config_in(platform: Resource) -> dict[str, Any]:
     """The platform's own configuration. Raises ConfigurationError where it is no mapping."""
-    return _parse(platform, crd.CONFIG_FILE)
+    return _file_of(platform, crd.CONFIG_FILE)
 
 
 def pinned_config(cluster: Cluster, run: Resource, spec: crd.AlignmentRunSpec) -> RunConfig:
     """The configuration that this run was first seen with; pins it the first time.
 
     Raises:
-        ConfigurationError: it is wrong or not allowed, or another object has the ConfigMap's name.
+        ConfigurationError: it is wrong or not allowed, or another object has that name.
         NotDeployed, LeftOver: it cannot be pinned yet.
     """
     name = crd.config_name(name_of(run))
     try:
-        found = cluster.get("configmaps", name)
+        found = cluster.get("controllerrevisions", name)
     except Gone:
         found = _pin(cluster, run, merged_config(cluster, spec))
+    where = f"ControllerRevision {name}"
     if is_owned_by(found, run):
-        return validate_config(_parse(found, crd.CONFIG_FILE), f"ConfigMap {name}")
+        return validate_config(_parse((found.get("data") or {}).get(crd.CONFIG_FILE), where), where)
     if is_left_over(found, run):
-        raise LeftOver(f"ConfigMap {name} of an earlier run of this name is being deleted")
+        raise LeftOver(f"{where} of an earlier run of this name is being deleted")
     raise ConfigurationError(
-        f"ConfigMap {name} exists and belongs to something else",
-        remedy=f"delete it (kubectl delete configmap {name}), or give the run another name",
+        f"{where} exists and belongs to something else",
+        remedy=f"delete it (kubectl delete controllerrevision {name}), or name the run otherwise",
     )
 
 
@@ -198,11 +201,8 @@ def merged_config(cluster: Cluster, spec: crd.AlignmentRunSpec) -> RunConfig:
     policy, raw = policy_in(platform), config_in(platform)
     check_allowed(spec, policy, raw)
     for stage, template in stage_templates(cluster).items():
-        try:
-            found = cluster.get("configmaps", f"{name_of(template)}-config")
-        except Gone:
-            continue  # a template made by hand needs no values of its own
-        own = _parse(found, crd.CONFIG_FILE)
+        pod = {"metadata": {}, **template["spec"]["jobTemplate"]["spec"]["template"]}
+        own = _parse(annotations_of(pod).get(crd.CONFIG_ANNOTATION), f"CronJob {name_of(template)}")
         if own.get(stage):
             raw = deep_merge(raw, {stage: own[stage]})
     config = validate_config(deep_merge(raw, spec.config), _WHERE)
@@ -305,35 +305,47 @@ def _only(cluster: Cluster, stage: str, found: list[Resource]) -> Resource:
 
 
 def _pin(cluster: Cluster, run: Resource, config: RunConfig) -> Resource:
-    name = crd.config_name(name_of(run))
+    name, text = crd.config_name(name_of(run)), dump_config(config)
+    if len(text.encode()) > _MAX_BYTES:
+        raise ConfigurationError(
+            f"{_WHERE} has {len(text.encode()):,} bytes, expected at most {_MAX_BYTES:,}: a pod "
+            "carries it as an annotation",
+            remedy="shorten it",
+        )
     body = {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
+        "apiVersion": "apps/v1",
+        "kind": "ControllerRevision",
         "metadata": {
             "name": name,
             "namespace": run["metadata"]["namespace"],
             "labels": {crd.RUN_LABEL: name_of(run), crd.MANAGED_BY_LABEL: crd.MANAGER},
             "ownerReferences": owned_by(run),
         },
-        "immutable": True,
-        "data": {crd.CONFIG_FILE: dump_config(config)},
+        "revision": 1,
+        "data": {crd.CONFIG_FILE: text},
     }
     try:
-        return cluster.create("configmaps", body)
+        return cluster.create("controllerrevisions", body)
     except Conflict:
         pass
     try:
-        return cluster.get("configmaps", name)
+        return cluster.get("controllerrevisions", name)
     except Gone:
-        raise LeftOver(f"ConfigMap {name} was deleted while the run was starting") from None
+        raise LeftOver(
+            f"ControllerRevision {name} was deleted while the run was starting"
+        ) from None
 
 
-def _parse(config_map: Resource, file: str) -> dict[str, Any]:
-    text = (config_map.get("data") or {}).get(file) or "{}"
-    where = f"ConfigMap {name_of(config_map)}: {file}"
+def _file_of(config_map: Resource, file: str) -> dict[str, Any]:
+    """A file of a ConfigMap. Raises ConfigurationError where it is no mapping."""
+    text = (config_map.get("data") or {}).get(file)
+    return _parse(text, f"ConfigMap {name_of(config_map)}: {file}")
+
+
+def _parse(text: str | None, where: str) -> dict[str, Any]:
     remedy = "correct the values it was installed with, and deploy again"
     try:
-        value = read_yaml(text)
+        value = read_yaml(text or "{}")
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{where} is not valid YAML", remedy=remedy) from error
     if not isinstance(value, dict):

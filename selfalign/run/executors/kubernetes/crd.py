@@ -26,6 +26,7 @@ MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 KUEUE_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 MAX_PARALLELISM_ANNOTATION = f"{GROUP}/max-parallelism"
 SPEC_DIGEST_ANNOTATION = f"{GROUP}/spec-digest"
+CONFIG_ANNOTATION = f"{GROUP}/config"  # of a pod: its config.yaml, which it mounts as a file
 SUBMITTED_BY_ANNOTATION = f"{GROUP}/submitted-by"
 
 MANAGER = "selfalign-controller"
@@ -102,7 +103,7 @@ def job_name(run: str, stage: str, attempt: int) -> str:
 
 
 def config_name(run: str) -> str:
-    """The ConfigMap that pins a run's configuration."""
+    """The ControllerRevision that pins a run's configuration."""
     return f"{run}-config"
 
 

@@ -9,6 +9,7 @@ from datetime import datetime
 
 from selfalign.config import RunConfig
 from selfalign.errors import ConfigurationError, TemporaryError
+from selfalign.load import dump_config
 from selfalign.pipeline import BY_NAME
 from selfalign.records import digest
 from selfalign.run.drive import iso
@@ -78,6 +79,7 @@ class JobExecutor:
             template,
             run=self.run,
             spec=self.spec,
+            config=self.config,
             stage=stage,
             key=planned.key,
             number=number,
@@ -180,6 +182,7 @@ def build_job(
     *,
     run: Resource,
     spec: crd.AlignmentRunSpec,
+    config: RunConfig,
     stage: str,
     key: str,
     number: int,
@@ -189,6 +192,7 @@ def build_job(
 
     Args:
         run: the AlignmentRun that owns it.
+        config: its pinned configuration, which the pods carry.
         num_shards: workers of a sharded stage. The template of any other stage says how many pods
             (nodes) it has.
     """
@@ -213,7 +217,8 @@ def build_job(
     if BY_NAME[stage].sharded:
         _shard(job_spec, num_shards, template)
         arguments += ["--num-shards", str(num_shards)]
-    _use_config(pod["spec"], crd.config_name(name_of(run)), template)
+    pod["metadata"].setdefault("annotations", {})[crd.CONFIG_ANNOTATION] = dump_config(config)
+    _mount_config(pod["spec"], template)
     container = _stage_container(pod["spec"], template)
     container["args"] = [*(container.get("args") or []), *arguments]
     _meet_at_pod_zero(pod["spec"], container, name)
@@ -246,11 +251,14 @@ def _shard(job_spec: Resource, num_shards: int, template: Resource) -> None:
         job_spec["maxFailedIndexes"] = min(job_spec["maxFailedIndexes"], num_shards)
 
 
-def _use_config(pod_spec: Resource, name: str, template: Resource) -> None:
+def _mount_config(pod_spec: Resource, template: Resource) -> None:
+    """The pod's own annotation as a file: nothing that is deleted or edited can change it."""
+    field = {"fieldPath": f"metadata.annotations['{crd.CONFIG_ANNOTATION}']"}
     for volume in pod_spec.get("volumes") or []:
         if volume["name"] == "config":
-            items = [{"key": crd.CONFIG_FILE, "path": crd.CONFIG_FILE}]
-            volume["configMap"] = {"name": name, "items": items}
+            items = [{"path": crd.CONFIG_FILE, "fieldRef": field}]
+            volume.clear()
+            volume.update({"name": "config", "downwardAPI": {"items": items}})
             return
     raise _not_a_template(template, "volume named 'config'")
 
