@@ -17,7 +17,7 @@ from selfalign.report.render import render_report
 from selfalign.report.tables import funnel
 from selfalign.run.record import latest_run
 from selfalign.seeds import annotation_budget, file_digests, load_seeds
-from selfalign.seeds.loading import PRINCIPLES
+from selfalign.seeds.files import PRINCIPLES
 from selfalign.store.base import Store
 from selfalign.store.files import os_errors
 

@@ -1,18 +1,18 @@
 """The lines written by people: what the seeds directory holds, read strictly.
 
 Layer of records and configuration: imports nothing above `errors`, `config` and `records`.
-Reads files (`loading`), everything else is pure. The format of each file stands in `parsing`.
+Reads files (`files`), everything else is pure. The format of each file stands in `formats`.
 """
 
 from selfalign.seeds.citations import Citations, cited_rules
-from selfalign.seeds.loading import (
+from selfalign.seeds.files import (
     ANNOTATION_LIMIT,
     SEED_FILES,
     AnnotationBudget,
     annotation_budget,
     file_digests,
-    load_seeds,
 )
+from selfalign.seeds.loading import load_seeds
 from selfalign.seeds.model import (
     Exemplar,
     Hint,

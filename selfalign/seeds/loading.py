@@ -1,67 +1,44 @@
-"""Reads a seeds directory: all of it, or a ConfigurationError that lists every problem.
-
-Reads the files in `SEED_FILES`. Digests are of raw bytes; nothing is normalised.
-"""
+"""Reads a seeds directory: all of it, or a ConfigurationError that lists every problem."""
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
-from pathlib import Path
+import re
+from collections.abc import Sequence
+from itertools import groupby
+
+from rapidfuzz.distance import Indel
 
 from selfalign.config import SeedsConfig
-from selfalign.errors import ConfigurationError
-from selfalign.seeds.checks import (
-    Line,
-    check_citations,
-    check_count,
-    check_distinct,
-    check_ending,
-    check_types,
+from selfalign.seeds.citations import cited_rules
+from selfalign.seeds.files import (
+    EXEMPLARS,
+    GENERAL,
+    LABELS,
+    PRINCIPLES,
+    TEMPLATES,
+    TOPIC_GUIDED,
+    SeedFile,
+    raise_problems,
+    read_files,
+    shown,
 )
-from selfalign.seeds.dialogues import parse_exemplars
-from selfalign.seeds.model import Exemplar, Labels, Principle, Seeds, Template, Templates, TopicSeed
-from selfalign.seeds.parsing import (
-    HOLES,
-    lines_of,
+from selfalign.seeds.formats import (
+    Dialogue,
+    parse_exemplars,
     parse_labels,
     parse_principles,
     parse_template,
     parse_topic_guided,
 )
-from selfalign.seeds.problems import Problems
+from selfalign.seeds.model import Principle, Seeds, Templates, TopicSeed
 
-ANNOTATION_LIMIT = 300  # lines; Self-Align, abstract: fewer than 300 lines of annotation
-GENERAL = "general.txt"
-TOPIC_GUIDED = "topic_guided.jsonl"
-PRINCIPLES = "principles.txt"
-EXEMPLARS = "exemplars.txt"
-LABELS = "templates/labels.yaml"
-TEMPLATES = {name: f"templates/{name}.txt" for name in HOLES}
-SEED_FILES = (GENERAL, TOPIC_GUIDED, PRINCIPLES, EXEMPLARS, *TEMPLATES.values(), LABELS)
-
-
-@dataclass(frozen=True, slots=True)
-class AnnotationBudget:
-    """How many lines people wrote. Counted: non-blank lines of every file that reaches a model.
-
-    Attributes:
-        lines: non-blank lines per file, by its name relative to the directory.
-        limit: the total must stay below this.
-    """
-
-    lines: dict[str, int]
-    limit: int = ANNOTATION_LIMIT
-
-    @property
-    def total(self) -> int:
-        """Lines of all files together."""
-        return sum(self.lines.values())
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether the total is below the limit."""
-        return self.total < self.limit
+# What is counted in which file; the configuration's field has the file's name.
+COUNTED = {GENERAL: "lines", TOPIC_GUIDED: "lines", PRINCIPLES: "rules", EXEMPLARS: "dialogues"}
+# Seeds this alike teach the model to repeat itself. Stricter than the novelty filter's 0.7
+# (Self-Instruct), because people write short seeds that share a frame on purpose.
+NEAR_IDENTICAL = 0.9
+_WORD = re.compile(r"[^\W_]+")
+_ARTICLES = frozenset({"a", "an", "the"})
 
 
 def load_seeds(config: SeedsConfig) -> Seeds:
@@ -70,136 +47,101 @@ def load_seeds(config: SeedsConfig) -> Seeds:
     Raises ConfigurationError that lists every problem with file, line, what was expected, what
     was found and the remedy.
     """
-    problems = Problems(str(config.directory))
-    texts = _decode(_read(config.directory, problems), problems)
-    labels = parse_labels(LABELS, texts[LABELS], problems) if LABELS in texts else None
-    general, guided = _load_tasks(texts, config, problems)
-    principles = _load_principles(texts, config, problems)
-    exemplars = _load_exemplars(texts, labels, principles, config, problems)
-    templates = _load_templates(texts, labels, problems)
-    problems.raise_if_any()
-    assert labels is not None, "labels that cannot be read are a problem, raised above"
-    return Seeds(general, guided, principles, exemplars, labels, Templates(**templates))
-
-
-def file_digests(directory: Path) -> dict[str, str]:
-    """SHA-256 in hex of each seed file's bytes, by its name relative to the directory.
-
-    They enter the identities of artifacts. Raises ConfigurationError for a missing file.
-    """
-    problems = Problems(str(directory))
-    raw = _read(directory, problems)
-    problems.raise_if_any()
-    return {name: hashlib.sha256(data).hexdigest() for name, data in raw.items()}
-
-
-def annotation_budget(directory: Path) -> AnnotationBudget:
-    """Count the lines people wrote. SOURCES.md and whatever else reaches no model is left out.
-
-    Raises ConfigurationError for a missing file.
-    """
-    problems = Problems(str(directory))
-    raw = _read(directory, problems)
-    problems.raise_if_any()
-    return AnnotationBudget(
-        {name: sum(bool(line.strip()) for line in data.splitlines()) for name, data in raw.items()}
-    )
-
-
-def _read(directory: Path, problems: Problems) -> dict[str, bytes]:
-    """The bytes of the seed files that can be read."""
-    if not directory.is_dir():
-        raise ConfigurationError(
-            f"{directory}: expected a directory of seeds, found "
-            + ("a file" if directory.exists() else "nothing"),
-            remedy="set seeds.directory; relative paths count from the configuration file",
-        )
-    raw = {}
-    for name in SEED_FILES:
-        try:
-            raw[name] = (directory / name).read_bytes()
-        except OSError as error:
-            problems.add(name, 0, "a readable file", error.strerror or "an error", "provide it")
-    return raw
-
-
-def _decode(raw: dict[str, bytes], problems: Problems) -> dict[str, str]:
-    """The texts of the files that are UTF-8 without byte order mark and Windows line ends."""
-    texts = {}
-    for name, data in raw.items():
-        try:
-            text = data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            line = data.count(b"\n", 0, error.start) + 1
-            byte = f"byte 0x{data[error.start]:02x}"
-            problems.add(name, line, "UTF-8", byte, "save the file as UTF-8")
-            continue
-        for odd, what in (("\ufeff", "a byte order mark"), ("\r", "a carriage return")):
-            if odd in text:
-                line = text.count("\n", 0, text.index(odd)) + 1
-                problems.add(name, line, "plain text lines", what, "save the file without it")
-        texts[name] = text.replace("\ufeff", "").replace("\r", "")
-    return texts
-
-
-def _load_tasks(
-    texts: dict[str, str], config: SeedsConfig, problems: Problems
-) -> tuple[tuple[str, ...], tuple[TopicSeed, ...]]:
-    """Seed tasks and topic-guided seeds, no two of them alike."""
-    general = list(lines_of(GENERAL, texts.get(GENERAL, ""), problems))
-    guided = parse_topic_guided(TOPIC_GUIDED, texts.get(TOPIC_GUIDED, ""), problems)
-    _count(GENERAL, "lines", config.general, texts, problems)
-    _count(TOPIC_GUIDED, "lines", config.topic_guided, texts, problems)
-    check_distinct(
+    files = read_files(config.directory)
+    for file in files.values():
+        file.decode()
+    _check_counts(files, config)
+    general = list(files[GENERAL].lines())
+    guided = parse_topic_guided(files[TOPIC_GUIDED])
+    principles = parse_principles(files[PRINCIPLES])
+    labels = parse_labels(files[LABELS])
+    # Without labels there is no telling the turns of a dialogue.
+    dialogues = parse_exemplars(files[EXEMPLARS], labels) if labels else []
+    templates = {name: parse_template(files[file], labels) for name, file in TEMPLATES.items()}
+    _check_distinct(
         [
-            *(Line(GENERAL, number, text) for number, text in general),
-            *(Line(TOPIC_GUIDED, number, seed.question) for number, seed in guided),
-        ],
-        problems,
+            *((files[GENERAL], number, text) for number, text in general),
+            *((files[TOPIC_GUIDED], number, seed.question) for number, seed in guided),
+        ]
     )
-    check_types(TOPIC_GUIDED, guided, problems)
-    return tuple(text for _, text in general), tuple(seed for _, seed in guided)
+    _check_types(files[TOPIC_GUIDED], guided)
+    if files[PRINCIPLES].is_readable:
+        _check_citations(files[EXEMPLARS], dialogues, principles)
+    raise_problems(config.directory, files.values())
+    assert labels is not None, "labels that cannot be read are a problem, raised above"
+    return Seeds(
+        tuple(text for _, text in general),
+        tuple(seed for _, seed in guided),
+        tuple(principles),
+        tuple(dialogue.exemplar for dialogue in dialogues),
+        labels,
+        Templates(**templates),
+    )
 
 
-def _load_principles(
-    texts: dict[str, str], config: SeedsConfig, problems: Problems
-) -> tuple[Principle, ...]:
-    _count(PRINCIPLES, "rules", config.principles, texts, problems)
-    return tuple(parse_principles(PRINCIPLES, texts.get(PRINCIPLES, ""), problems))
+def _check_counts(files: dict[str, SeedFile], config: SeedsConfig) -> None:
+    """A file must hold as many lines, or blocks of lines, as the configuration says."""
+    for name, noun in COUNTED.items():
+        field = name.partition(".")[0]
+        expected = getattr(config, field)
+        filled = [bool(line.strip()) for line in files[name].text.split("\n")]
+        if name == EXEMPLARS:
+            filled = [is_filled for is_filled, _ in groupby(filled)]
+        found = filled.count(True)
+        if found != expected:
+            remedy = f"add or remove {noun}, or set seeds.{field}"
+            files[name].refuse(0, f"{expected} {noun}", f"{found}", remedy)
 
 
-def _load_exemplars(
-    texts: dict[str, str],
-    labels: Labels | None,
-    principles: tuple[Principle, ...],
-    config: SeedsConfig,
-    problems: Problems,
-) -> tuple[Exemplar, ...]:
-    """Exemplars; without labels there is no telling their turns, so none."""
-    if labels is None or EXEMPLARS not in texts:
-        return ()
-    dialogues = parse_exemplars(EXEMPLARS, texts[EXEMPLARS], labels, problems)
-    check_count(EXEMPLARS, "dialogues", len(dialogues), config.exemplars, problems)
-    parsed = [dialogue for dialogue in dialogues if dialogue is not None]
-    if PRINCIPLES in texts:
-        check_citations(EXEMPLARS, parsed, principles, problems)
-    return tuple(exemplar for exemplar, _ in parsed)
+def _check_distinct(lines: Sequence[tuple[SeedFile, int, str]]) -> None:
+    """No two lines may be the same or nearly the same.
+
+    The same: equal without regard to case, spacing, punctuation and articles. Nearly: a share
+    of `NEAR_IDENTICAL` of the words in common, in order (ROUGE-L F, as in the novelty filter).
+    """
+    words = [
+        [word for word in _WORD.findall(text.casefold()) if word not in _ARTICLES]
+        for _, _, text in lines
+    ]
+    for index, (file, number, text) in enumerate(lines):
+        for earlier in range(index):
+            alike = Indel.normalized_similarity(words[earlier], words[index])
+            if alike >= NEAR_IDENTICAL:
+                other, other_number, _ = lines[earlier]
+                verdict = "the same" if alike == 1 else "almost the same"
+                found = f"{shown(text)}, {verdict} as {other.path.name}:{other_number}"
+                file.refuse(number, "a seed unlike the others", found, "write another one")
+                break
 
 
-def _load_templates(
-    texts: dict[str, str], labels: Labels | None, problems: Problems
-) -> dict[str, Template]:
-    templates = {}
-    for name, file in TEMPLATES.items():
-        if file in texts:
-            templates[name] = parse_template(file, name, texts[file], problems)
-            if labels is not None:
-                check_ending(file, templates[name], labels, problems)
-    return templates
+def _check_types(file: SeedFile, seeds: Sequence[tuple[int, TopicSeed]]) -> None:
+    """A type has one spelling, and a topic occurs once in it."""
+    types: dict[str, tuple[int, str]] = {}
+    topics: dict[tuple[str, str], int] = {}
+    for number, seed in seeds:
+        line, spelling = types.setdefault(seed.type.casefold(), (number, seed.type))
+        if spelling != seed.type:
+            expected = f"the type spelled as in line {line}, {shown(spelling)}"
+            file.refuse(number, expected, shown(seed.type), "spell a type in one way")
+        line = topics.setdefault((seed.type.casefold(), seed.topic.casefold()), number)
+        if line != number:
+            expected = "a topic that its type does not have yet"
+            found = f"{shown(seed.topic)}, as in line {line}"
+            file.refuse(number, expected, found, "choose another topic")
 
 
-def _count(file: str, noun: str, expected: int, texts: dict[str, str], problems: Problems) -> None:
-    """Compare the non-blank lines of a file that is there with the configured count."""
-    if file in texts:
-        found = sum(bool(line.strip()) for line in texts[file].split("\n"))
-        check_count(file, noun, found, expected, problems)
+def _check_citations(
+    file: SeedFile, dialogues: Sequence[Dialogue], principles: Sequence[Principle]
+) -> None:
+    """Every thought of an exemplar cites at least one rule, by its number and its name."""
+    for exemplar, lines in dialogues:
+        for turn, number in zip(exemplar.turns, lines, strict=True):
+            rules, problems = cited_rules(turn.thought, principles)
+            for problem in problems:
+                expected = "citations of rules in principles.txt"
+                found = f"a thought that {problem}"
+                file.refuse(number, expected, found, "cite a rule as `N (name)`")
+            if not rules and not problems:
+                expected = "a thought that cites a rule as `N (name)`"
+                remedy = "name the rules that the answer follows"
+                file.refuse(number, expected, shown(turn.thought), remedy)
