@@ -194,21 +194,22 @@ def _check(site: Site, number: int, forgery: Forgery) -> int:
 
 
 def _pod_of(site: Site, stage: str) -> Resource:
-    """The pod that the controller makes for a stage, on its own and without an expected key."""
+    """A pod as the controller makes it for a stage, without an expected key."""
     selector = f"selfalign.io/run=honest,selfalign.io/stage={stage}"
     job = site.cluster.list("jobs", selector)[0]
-    spec: Resource = copy.deepcopy(job["spec"]["template"]["spec"])
-    spec["restartPolicy"] = "Never"
-    arguments = spec["containers"][0]["args"]
+    template: Resource = copy.deepcopy(job["spec"]["template"])
+    annotations = template["metadata"]["annotations"]  # its configuration is one
+    arguments = template["spec"]["containers"][0]["args"]
     at = arguments.index("--expect-key")
     del arguments[at : at + 2]
-    return spec
+    spec = {**template["spec"], "restartPolicy": "Never"}
+    return {"metadata": {"annotations": annotations}, "spec": spec}
 
 
-def _start(site: Site, spec: Resource, name: str, place: str) -> None:
-    spec = copy.deepcopy(spec)
-    spec["containers"][0]["args"] += ["--set", f"store=s3://{BUCKET}/{place}"]
-    body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
+def _start(site: Site, pod: Resource, name: str, place: str) -> None:
+    body: Resource = {"apiVersion": "v1", "kind": "Pod", **copy.deepcopy(pod)}
+    body["metadata"]["name"] = name
+    body["spec"]["containers"][0]["args"] += ["--set", f"store=s3://{BUCKET}/{place}"]
     kubectl("-n", site.namespace, "create", "-f", "-", stdin=body)
 
 
