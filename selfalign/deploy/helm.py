@@ -9,7 +9,8 @@ for tests and trials, and the real command for production clusters.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import reduce
 from importlib import import_module
 from pathlib import Path
@@ -37,40 +38,38 @@ def merge_values(layers: Sequence[Values]) -> dict[str, Any]:
     return reduce(deep_merge, map(dict, layers), {})
 
 
-def render(chart: Path, release: str, namespace: str, values: Values) -> dict[str, str]:
-    """File of the chart -> its rendered text. Raises HelmFailed."""
-    sdk = _sdk()
+@contextmanager
+def _engine(command: str) -> Iterator[Any]:
+    """Helm's engine; what it refuses is raised as HelmFailed, after the command that was tried."""
     try:
-        with sdk.Chart.load(chart) as loaded:
-            loaded.validate_schema(dict(values))
-            rendered = loaded.render(dict(values), name=release, namespace=namespace)
-            return dict(sorted(rendered.items()))
-    except sdk.HelmError as e:
-        raise HelmFailed(f"helm template {chart.name}: {e}") from e
-
-
-def upgrade(chart: Path, release: str, namespace: str, values: Values) -> str:
-    """Install or upgrade a release; its notes. Raises HelmFailed."""
-    sdk = _sdk()
-    try:
-        with sdk.Config(namespace=namespace) as config:
-            known = config.list(all_states=True, name_filter=f"^{release}$")
-            apply = config.upgrade if known else config.install
-            apply(chart, release, dict(values), namespace=namespace)
-            return str(config.get_all(release)["info"].get("notes", ""))
-    except sdk.HelmError as e:
-        raise HelmFailed(f"helm upgrade --install {release}: {e}") from e
-
-
-def _sdk() -> Any:
-    try:
-        return import_module("helm_python")
+        sdk = import_module("helm_python")
     except ImportError as e:
         raise ConfigurationError(
             "helm is not on PATH, and helm-python-sdk is not installed",
             remedy="install Helm 4 (https://helm.sh/docs/intro/install), name it with HELM=<path>, "
             "or for a trial `pip install helm-python-sdk`",
         ) from e
+    try:
+        yield sdk
+    except sdk.HelmError as e:
+        raise HelmFailed(f"helm {command}: {e}") from e
+
+
+def render(chart: Path, release: str, namespace: str, values: Values) -> dict[str, str]:
+    """File of the chart -> its rendered text. Raises HelmFailed."""
+    with _engine(f"template {chart.name}") as sdk, sdk.Chart.load(chart) as loaded:
+        loaded.validate_schema(dict(values))
+        rendered = loaded.render(dict(values), name=release, namespace=namespace)
+        return dict(sorted(rendered.items()))
+
+
+def upgrade(chart: Path, release: str, namespace: str, values: Values) -> str:
+    """Install or upgrade a release; its notes. Raises HelmFailed."""
+    with _engine(f"upgrade --install {release}") as sdk, sdk.Config(namespace=namespace) as config:
+        known = config.list(all_states=True, name_filter=f"^{release}$")
+        apply = config.upgrade if known else config.install
+        apply(chart, release, dict(values), namespace=namespace)
+        return str(config.get_all(release)["info"].get("notes", ""))
 
 
 def read_values(path: Path) -> dict[str, Any]:
@@ -115,12 +114,8 @@ def upgrade_command(
 @_namespace
 def uninstall_command(ignore_not_found: bool, release: str, namespace: str) -> None:
     """Remove RELEASE."""
-    sdk = _sdk()
-    try:
-        with sdk.Config(namespace=namespace) as config:
-            config.uninstall(release, ignore_not_found=ignore_not_found)
-    except sdk.HelmError as e:
-        raise HelmFailed(f"helm uninstall {release}: {e}") from e
+    with _engine(f"uninstall {release}") as sdk, sdk.Config(namespace=namespace) as config:
+        config.uninstall(release, ignore_not_found=ignore_not_found)
     click.echo(f'release "{release}" uninstalled')
 
 
@@ -129,11 +124,8 @@ def uninstall_command(ignore_not_found: bool, release: str, namespace: str) -> N
 @click.option("--destination", "-d", type=click.Path(path_type=Path), default=".")
 def package_command(chart: Path, destination: Path) -> None:
     """Pack CHART into an archive."""
-    sdk = _sdk()
-    try:
+    with _engine(f"package {chart}") as sdk:
         click.echo(f"packaged {sdk.package(chart, destination=destination)}")
-    except sdk.HelmError as e:
-        raise HelmFailed(f"helm package {chart}: {e}") from e
 
 
 @helm.command("push")
@@ -142,12 +134,11 @@ def package_command(chart: Path, destination: Path) -> None:
 @click.option("--plain-http", is_flag=True)
 def push_command(archive: Path, remote: str, plain_http: bool) -> None:
     """Upload the chart in ARCHIVE, with the credentials of `helm registry login`."""
-    sdk = _sdk()
-    try:
-        with sdk.RegistryClient(plain_http=plain_http) as client:
-            client.push(archive, remote)
-    except sdk.HelmError as e:
-        raise HelmFailed(f"helm push {archive.name} {remote}: {e}") from e
+    with (
+        _engine(f"push {archive.name} {remote}") as sdk,
+        sdk.RegistryClient(plain_http=plain_http) as client,
+    ):
+        client.push(archive, remote)
     click.echo(f"pushed {archive.name} to {remote}")
 
 

@@ -202,7 +202,6 @@ def _delete(store: Store, key: str) -> str:
     return "seen at once, and repeatable"
 
 
-# The cases of the contract that hold of every store; `tests/store/test_contract.py` runs them too.
 def _copy(store: Store, key: str) -> str:
     store.write(key, b"one")
     store.copy(key, f"{key}-copy")
@@ -217,6 +216,7 @@ def _copy(store: Store, key: str) -> str:
     raise _Violation("copied an object that is absent")
 
 
+# The cases of the contract that hold of every store; `tests/store/test_contract.py` runs them too.
 CASES: tuple[tuple[str, Callable[[Store, str], str]], ...] = (
     ("write and read", _write_and_read),
     ("read of an absent object", _absent),
