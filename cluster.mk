@@ -35,6 +35,9 @@ DEPLOY = $(PYTHON) -m selfalign.deploy
 STAGES = $(patsubst jobs/%.yaml,%,$(wildcard jobs/*.yaml))
 RELEASES = .deploy/$(NAMESPACE)
 build = IMAGE_TAG=$${IMAGE_TAG:-$$($(DEPLOY) tag)}; export IMAGE_TAG; images/build $(1)
+# What is pushed for a deployment is deployed by digest.
+build_for_deploy = $(call unless_skipped,DIGESTS=$(CURDIR)/$(RELEASES)/digests.txt; rm -f $$DIGESTS; \
+  export DIGESTS; { $(call build,$(1)); } && $(DEPLOY) pin --out $(RELEASES) --digests $$DIGESTS)
 unless_skipped = $(if $(filter-out 0 false no,$(SKIP_BUILD)),true,$(1))
 install = $(HELM) upgrade --install $(1) charts/$(2) --namespace $(NAMESPACE) -f $(RELEASES)/$(1).yaml
 
@@ -98,7 +101,7 @@ namespace: $(CLUSTER_TOOLS) ## make NAMESPACE, enforcing Pod Security restricted
 deploy: $(CLUSTER_TOOLS) ## images, platform and all stages onto the cluster: CONFIG=resolved.yaml REGISTRY= NAMESPACE=
 	@$(HELM) --help >/dev/null
 	@$(DEPLOY) prepare --out $(RELEASES)
-	@$(call unless_skipped,$(call build))
+	@$(call build_for_deploy)
 	@$(DEPLOY) namespace
 	@$(call install,selfalign,selfalign) >$(RELEASES)/notes.txt
 	@for stage in $(STAGES); do \
@@ -109,7 +112,7 @@ deploy: $(CLUSTER_TOOLS) ## images, platform and all stages onto the cluster: CO
 deploy-stage: $(CLUSTER_TOOLS) ## one stage: STAGE= [IMAGE_TAG= NAMESPACE= VALUES=]; with RUN=<id> start and follow it
 	@$(HELM) --help >/dev/null
 	@$(DEPLOY) prepare --out $(RELEASES) --stage "$(STAGE)"
-	@$(call unless_skipped,$(call build,$(STAGE)))
+	@$(call build_for_deploy,$(STAGE))
 	@$(DEPLOY) namespace
 	@$(call install,selfalign-$(STAGE),stage)
 	@$(if $(RUN),$(PYTHON) -m selfalign start-stage $(STAGE) --run $(RUN) --namespace $(NAMESPACE))
@@ -118,7 +121,7 @@ deploy-stage: $(CLUSTER_TOOLS) ## one stage: STAGE= [IMAGE_TAG= NAMESPACE= VALUE
 deploy-serving: $(CLUSTER_TOOLS) ## serve the promoted model on the cluster [IMAGE_TAG= NAMESPACE= VALUES=]
 	@$(HELM) --help >/dev/null
 	@$(DEPLOY) prepare --out $(RELEASES) --serving
-	@$(call unless_skipped,$(call build,align promote))
+	@$(call build_for_deploy,align promote)
 	@$(DEPLOY) namespace
 	@$(call install,selfalign-serving,serving)
 

@@ -14,7 +14,7 @@ import yaml
 
 from selfalign import __version__
 from selfalign.deploy import cluster, images, release, releases, schema
-from selfalign.deploy.helm import run
+from selfalign.deploy.helm import read_values, run
 from selfalign.deploy.images import Variant
 from selfalign.errors import ConfigurationError
 from selfalign.pipeline import STAGES
@@ -140,6 +140,19 @@ def prepare_command(
     _write(out, releases.PLATFORM, platform)
     for name, merged in stages.items():
         _write(out, releases.release_name(name), merged)
+
+
+@deploy.command("pin")
+@click.option("--out", type=_file, required=True, help="Directory of <release>.yaml.")
+@click.option("--digests", type=_file, required=True, help="Of pushed images, by images/build.")
+def pin_command(out: Path, digests: Path) -> None:
+    """Name by digest, in the values of releases, the images that were pushed just now."""
+    pushed = release.read_digests(digests) if digests.is_file() else {}
+    for name, images_of in release.IMAGES_OF_RELEASES.items():
+        path = out / f"{name}.yaml"
+        found = {place: pushed[image] for image, place in images_of.items() if image in pushed}
+        if found and path.is_file():
+            _write(out, name, release.with_digests(read_values(path), found))
 
 
 @deploy.command("release")

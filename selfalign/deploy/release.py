@@ -1,4 +1,6 @@
-"""The charts of a release: copies whose default values name this version's images by digest.
+"""Images by digest: in the values of what is deployed, and in the charts of a release.
+
+The charts of a release are copies whose default values name this version's images.
 
 Reads charts/, jobs/, CHANGELOG.md and the digests that `images/build` wrote; writes one directory
 for each chart, to be packaged. The checkout itself never changes.
@@ -16,6 +18,8 @@ from typing import Any
 import yaml
 
 from selfalign import __version__
+from selfalign.deploy.helm import Values, merge_values
+from selfalign.deploy.releases import PLATFORM, SERVING, release_name
 from selfalign.deploy.schema import CHARTS
 from selfalign.errors import ConfigurationError
 from selfalign.pipeline import STAGES
@@ -26,6 +30,12 @@ _IMAGES: dict[str, dict[str, tuple[str, ...]]] = {
     "selfalign": {"controller": ("image", "digest")},
     "serving": {"align": ("image", "digest"), "promote": ("fetch", "image", "digest")},
     "stage": {name: ("image", "digests", name) for name in _STAGES},
+}
+# The same by the release that `make deploy`, `deploy-stage` and `deploy-serving` install.
+IMAGES_OF_RELEASES: dict[str, dict[str, tuple[str, ...]]] = {
+    PLATFORM: _IMAGES["selfalign"],
+    SERVING: _IMAGES["serving"],
+    **{release_name(name): {name: ("image", "digest")} for name in _STAGES},
 }
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 # Sections of Keep a Changelog are Artifact Hub's kinds of changes.
@@ -89,6 +99,17 @@ def image_values(
     if chart == "stage":
         return {**changes, ("image", "digests"): {name: digests[name] for name in _STAGES}}
     return changes | {path: digests[name] for name, path in _IMAGES[chart].items()}
+
+
+def with_digests(values: Values, digests: Mapping[tuple[str, ...], str]) -> dict[str, Any]:
+    """A release's values with these digests at their places."""
+    layers: list[Values] = [values]
+    for place, digest in digests.items():
+        layer: Any = digest
+        for name in reversed(place):
+            layer = {name: layer}
+        layers.append(layer)
+    return merge_values(layers)
 
 
 def with_values(text: str, changes: Mapping[tuple[str, ...], Any]) -> str:

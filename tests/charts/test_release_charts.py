@@ -8,10 +8,20 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from selfalign import __version__
 from selfalign.deploy import helm
+from selfalign.deploy.__main__ import deploy
 from selfalign.deploy.release import changes_of, with_values, write_charts
+from selfalign.deploy.releases import (
+    PLATFORM,
+    SERVING,
+    platform_values,
+    release_name,
+    serving_values,
+    stage_values,
+)
 from selfalign.errors import ConfigurationError
 from selfalign.pipeline import STAGES
 
@@ -84,6 +94,31 @@ def test_without_a_push_images_are_named_by_tag(tmp_path: Path) -> None:
     assert images(tmp_path / "selfalign", {}) == {"localhost/x/controller:1.2"}
     with pytest.raises(ConfigurationError, match="charts/stage: no digest of clone"):
         write_charts(ROOT, tmp_path, registry="r", tag="", digests={"align": DIGESTS["align"]})
+
+
+def test_what_a_deployment_pushed_is_deployed_by_digest(tmp_path: Path) -> None:
+    image = {"registry": REGISTRY, "tag": "1"}
+    values = {
+        PLATFORM: platform_values(image=image),
+        SERVING: serving_values(ROOT, variant="gpu", image=image),
+        **{
+            release_name(stage.name): stage_values(ROOT, stage.name, variant="gpu", image=image)
+            for stage in STAGES
+        },
+    }
+    for release, content in values.items():
+        (tmp_path / f"{release}.yaml").write_text(yaml.safe_dump(content))
+    digests = tmp_path / "digests.txt"
+    arguments = ["pin", "--out", str(tmp_path), "--digests", str(digests)]
+    assert CliRunner().invoke(deploy, arguments).exit_code == 0  # nothing was pushed
+    assert yaml.safe_load((tmp_path / "selfalign.yaml").read_text()) == values["selfalign"]
+    digests.write_text("".join(f"{n} {d}\n" for n, d in DIGESTS.items() if n != "engrave"))
+    assert CliRunner().invoke(deploy, arguments).exit_code == 0
+    for release in values:
+        chart = {PLATFORM: "selfalign", SERVING: "serving"}.get(release, "stage")
+        found = images(ROOT / "charts" / chart, helm.read_values(tmp_path / f"{release}.yaml"))
+        pinned = {f"{REGISTRY}/{name}@{digest}" for name, digest in DIGESTS.items()}
+        assert found <= pinned or found == {f"{REGISTRY}/engrave:1"}, release
 
 
 def test_defaults_are_replaced_in_place_and_comments_stay() -> None:
