@@ -6,13 +6,18 @@ import contextlib
 import getpass
 import socket
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from selfalign.cli.cluster import cluster_options, connect_to, store_of_platform
-from selfalign.cli.options import json_option, open_from, print_json, store_options
+from selfalign.cli.options import (
+    ClusterOptions,
+    StoreOptions,
+    cluster_options,
+    json_option,
+    print_json,
+    store_options,
+)
 from selfalign.errors import SelfAlignError, printable
 from selfalign.run.record import read_run, status_to_show
 from selfalign.stages.approval import decide_on
@@ -20,11 +25,11 @@ from selfalign.stages.approval import decide_on
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def _this_user(namespace: str | None, context: str | None, kubeconfig: str | None) -> str:
+def _this_user(platform: ClusterOptions) -> str:
     """The cluster's name for this person where one was named, and else this machine's."""
-    if namespace or context or kubeconfig:
+    if platform.given:
         with contextlib.suppress(SelfAlignError):
-            if name := connect_to(namespace, context, kubeconfig).user():
+            if name := platform.connect().user():
                 return name
     try:
         return f"{getpass.getuser()}@{socket.gethostname()}"
@@ -41,7 +46,7 @@ def _not_blank(
 
 
 def _options(function: _Function) -> _Function:
-    function = json_option(cluster_options(store_options(function)))
+    function = store_options(cluster_options(json_option(function)))
     function = click.option(
         "--as",
         "by",
@@ -84,20 +89,15 @@ def _decide(
     run_id: str,
     by: str | None,
     reason: str,
-    config_path: Path,
-    overrides: tuple[str, ...],
-    store_url: str | None,
-    namespace: str | None,
-    context: str | None,
-    kubeconfig: str | None,
+    where: StoreOptions,
+    platform: ClusterOptions,
     as_json: bool,
 ) -> None:
-    on_cluster = store_url is None and bool(namespace or context or kubeconfig)
-    store_url = store_of_platform(store_url, namespace, context, kubeconfig)
-    store = open_from(config_path, overrides, store_url).store
+    on_cluster = where.store_url is None and platform.given
+    store = where.open(platform).store
     read_run(store, run_id)
     key = status_to_show(store, run_id).key_of("promote")
-    by = by or _this_user(namespace, context, kubeconfig)
+    by = by or _this_user(platform)
     decision = decide_on(store, run_id, key, approved=approved, by=by, reason=reason)
     if as_json:
         print_json({"run": run_id, "promotion": key, **decision.model_dump(mode="json")})

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import click
 
-from selfalign.cli.options import Opened, json_option, open_from, store_options
+from selfalign.cli.options import Opened, StoreOptions, json_option, store_options
 from selfalign.cli.show import find_artifact
 from selfalign.engines.base import Engine, GenerationRequest, Sampling
 from selfalign.errors import DataError, json_text, printable
@@ -58,9 +57,7 @@ def chat_command(
     conversation: bool,
     temperature: float,
     max_new_tokens: int,
-    config_path: Path,
-    overrides: tuple[str, ...],
-    store_url: str | None,
+    where: StoreOptions,
     as_json: bool,
 ) -> None:
     """Ask QUESTION, or one question per line of standard input, each on its own.
@@ -73,7 +70,7 @@ def chat_command(
         raise click.UsageError("QUESTION is empty")
     if prompt != "standard" and (system or conversation):
         raise click.UsageError(f"--prompt {prompt} asks single questions without a system message")
-    opened = open_from(config_path, overrides, store_url)
+    opened = where.open()
     seeds = load_seeds(localise(opened.config, opened.store).seeds)
     manifest = _manifest(opened, model)
     found = asking(opened.store, manifest, seeds)

@@ -1,4 +1,4 @@
-"""`selfalign controller`, `selfalign start-stage`, and the connection to a cluster."""
+"""`selfalign controller` and `selfalign start-stage`."""
 
 from __future__ import annotations
 
@@ -6,69 +6,14 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from selfalign.errors import ConfigurationError, Interrupted
+from selfalign.cli.options import ClusterOptions, cluster_options
+from selfalign.errors import Interrupted
 from selfalign.pipeline import STAGES
 
-if TYPE_CHECKING:
-    from selfalign.run.executors.kubernetes.api import KubernetesCluster
-
 STAGE_NAME = click.Choice([stage.name for stage in STAGES])
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def cluster_options(function: _Function) -> _Function:
-    """`--namespace`, `--context`, `--kubeconfig`."""
-    function = click.option(
-        "--kubeconfig",
-        default=None,
-        metavar="FILE",
-        help="How to reach the cluster.  [default: $KUBECONFIG or ~/.kube/config; in a pod, its "
-        "service account]",
-    )(function)
-    function = click.option(
-        "--context", default=None, metavar="NAME", help="Context of the kubeconfig."
-    )(function)
-    return click.option(
-        "--namespace",
-        "-n",
-        default=None,
-        metavar="NAME",
-        envvar="SELFALIGN_NAMESPACE",
-        show_envvar=True,
-        help="Where the platform is installed.  [default: the context's namespace]",
-    )(function)
-
-
-def connect_to(
-    namespace: str | None, context: str | None, kubeconfig: str | None
-) -> KubernetesCluster:
-    """Open the connection; the Kubernetes client is imported here and not before."""
-    from selfalign.run.executors.kubernetes.api import connect
-
-    return connect(namespace, context=context, kubeconfig=kubeconfig)
-
-
-def store_of_platform(
-    store_url: str | None, namespace: str | None, context: str | None, kubeconfig: str | None
-) -> str | None:
-    """The store that was named, or that of the platform where a cluster was named; its
-    credentials are this person's own."""
-    if store_url is not None or not (namespace or context or kubeconfig):
-        return store_url
-    from selfalign.run.executors.kubernetes.configuration import platform_store
-
-    cluster = connect_to(namespace, context, kubeconfig)
-    found = platform_store(cluster)
-    if not found:
-        raise ConfigurationError(
-            f"the platform in namespace {cluster.namespace} has no store configured",
-            remedy=f"make deploy CONFIG=resolved.yaml NAMESPACE={cluster.namespace}",
-        )
-    return found
 
 
 @click.command("controller")
@@ -107,9 +52,7 @@ def controller_command(
     metrics_port: int,
     serving: str,
     serving_name: str,
-    namespace: str | None,
-    context: str | None,
-    kubeconfig: str | None,
+    platform: ClusterOptions,
 ) -> None:
     """Drive the AlignmentRuns of a namespace to their ends.
 
@@ -125,7 +68,7 @@ def controller_command(
     from selfalign.store.open import open_store
 
     in_a_pod = "KUBERNETES_SERVICE_HOST" in os.environ
-    cluster = connect_to(namespace, context, kubeconfig)
+    cluster = platform.connect()
     targets: dict[str, Callable[[], Target]] = {
         "vllm": lambda: DeploymentTarget(cluster, serving_name),
         "kserve": lambda: InferenceServiceTarget(cluster, serving_name),
@@ -156,14 +99,7 @@ def controller_command(
     help="Show its log and end with its exit code.",
 )
 @cluster_options
-def start_stage_command(
-    stage: str,
-    run: str,
-    follow: bool,
-    namespace: str | None,
-    context: str | None,
-    kubeconfig: str | None,
-) -> int:
+def start_stage_command(stage: str, run: str, follow: bool, platform: ClusterOptions) -> int:
     """Start STAGE of a run by hand, as the controller would, and follow it to its exit code.
 
     The run must exist (`selfalign submit --suspend` makes one that starts nothing by itself) and
@@ -173,7 +109,7 @@ def start_stage_command(
     from selfalign.cli.logs import follow_job, tell
     from selfalign.run.executors.kubernetes.submit import start_by_hand
 
-    cluster = connect_to(namespace, context, kubeconfig)
+    cluster = platform.connect()
     try:
         job = start_by_hand(cluster, run, stage, tell=tell, sleep=time.sleep)
         return follow_job(cluster, job) if job is not None and follow else 0

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from selfalign.cli.cluster import cluster_options, store_of_platform
-from selfalign.cli.options import json_option, open_from, print_json, store_options
+from selfalign.cli.options import (
+    ClusterOptions,
+    StoreOptions,
+    cluster_options,
+    json_option,
+    print_json,
+    store_options,
+)
 from selfalign.errors import printable
 from selfalign.evaluation.answers import Pair
 from selfalign.report.compare import RunDiff, compare
@@ -34,12 +39,8 @@ def diff_command(
     before: str,
     after: str,
     limit: int,
-    config_path: Path,
-    overrides: tuple[str, ...],
-    store_url: str | None,
-    namespace: str | None,
-    context: str | None,
-    kubeconfig: str | None,
+    where: StoreOptions,
+    platform: ClusterOptions,
     as_json: bool,
 ) -> None:
     """Say what differs from the first RUN to the second: settings, inputs, rows kept, answers.
@@ -47,8 +48,7 @@ def diff_command(
     The final models are compared on the held-out prompts that both answered, item by item, with
     intervals.
     """
-    store_url = store_of_platform(store_url, namespace, context, kubeconfig)
-    store = open_from(config_path, overrides, store_url).store
+    store = where.open(platform).store
     diff = compare(view(store, before), view(store, after))
     if as_json:
         print_json(_as_json(diff, limit))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import click
 
 from selfalign.cli.mlflow_registry import register
-from selfalign.cli.options import json_option, open_from, print_json, store_options
+from selfalign.cli.options import StoreOptions, json_option, print_json, store_options
 from selfalign.cli.show import find_artifact
 from selfalign.cli.tensorboard import write_events
 from selfalign.errors import printable
@@ -80,9 +80,7 @@ def export_command(
     registry: str | None,
     mlflow_name: str,
     events: Path | None,
-    config_path: Path,
-    overrides: tuple[str, ...],
-    store_url: str | None,
+    where: StoreOptions,
     as_json: bool,
 ) -> None:
     """Copy the promoted model, or the one whose key begins with KEY, out of the store.
@@ -100,7 +98,7 @@ def export_command(
         raise click.UsageError("nothing to do: give --to, --mlflow or --tensorboard")
     if registry is not None and key is not None:
         raise click.UsageError("--mlflow registers the promoted model: leave KEY out")
-    opened = open_from(config_path, overrides, store_url)
+    opened = where.open()
     model = current_model(opened.store) if key is None else find_artifact(opened, artifact, key)
     told: dict[str, Any] = {}
     if target is not None:

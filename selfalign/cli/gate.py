@@ -11,12 +11,13 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from selfalign.cli.cluster import cluster_options, store_of_platform
 from selfalign.cli.options import (
+    ClusterOptions,
+    StoreOptions,
+    cluster_options,
     config_options,
     json_option,
     new_console,
-    open_from,
     print_json,
     store_options,
 )
@@ -97,12 +98,8 @@ def _plan_row(row: RulePlan) -> dict[str, Any]:
 def try_command(
     run_id: tuple[str, ...],
     every: bool,
-    config_path: Path,
-    overrides: tuple[str, ...],
-    store_url: str | None,
-    namespace: str | None,
-    context: str | None,
-    kubeconfig: str | None,
+    where: StoreOptions,
+    platform: ClusterOptions,
     as_json: bool,
 ) -> None:
     """Judge past nights anew, by the rules of --config and --set; nothing is changed.
@@ -114,8 +111,7 @@ def try_command(
     """
     if every == bool(run_id):
         raise click.UsageError("name runs, or give --all")
-    store_url = store_of_platform(store_url, namespace, context, kubeconfig)
-    opened = open_from(config_path, overrides, store_url)
+    opened = where.open(platform)
     rules = PromoteConfig() if opened.loaded is None else opened.loaded.config.promote
     tried = list(_tried(opened.store, list(run_id) or run_ids(opened.store), rules))
     errors = [now for _, _, now in tried if isinstance(now, SelfAlignError)]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from pathlib import Path
 from typing import NamedTuple
 
 import click
 from rich.filesize import decimal
 from rich.table import Table
 
-from selfalign.cli.options import json_option, new_console, open_from, print_json, store_options
+from selfalign.cli.options import StoreOptions, json_option, new_console, print_json, store_options
 from selfalign.run.gc import collect
 from selfalign.run.reachable import Retention, Unit, texts
 
@@ -35,13 +34,7 @@ from selfalign.run.reachable import Retention, Unit, texts
 @store_options
 @json_option
 def gc_command(
-    keep_nights: int,
-    grace_hours: int,
-    dry_run: bool,
-    config_path: Path,
-    overrides: tuple[str, ...],
-    store_url: str | None,
-    as_json: bool,
+    keep_nights: int, grace_hours: int, dry_run: bool, where: StoreOptions, as_json: bool
 ) -> None:
     """Delete what nothing needs any more from the store.
 
@@ -49,7 +42,7 @@ def gc_command(
     have not ended (for 30 days), the inputs that these and the configuration name, and what all of
     them were made from. Safe while runs work, and when it is killed: the next one goes on.
     """
-    opened = open_from(config_path, overrides, store_url)
+    opened = where.open()
     named = () if opened.loaded is None else texts(opened.config.model_dump(mode="json"))
     retention = Retention(keep_nights, timedelta(hours=grace_hours), frozenset(named))
     outcome = collect(opened.store, retention, dry_run=dry_run)

@@ -10,12 +10,13 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from selfalign.cli.cluster import cluster_options, store_of_platform
 from selfalign.cli.options import (
+    ClusterOptions,
+    StoreOptions,
+    cluster_options,
     config_options,
     json_option,
     new_console,
-    open_from,
     print_json,
     store_options,
 )
@@ -163,16 +164,13 @@ def store_group() -> None:
 @store_group.command("check")
 @store_options
 @json_option
-def store_check(
-    config_path: Path, overrides: tuple[str, ...], store_url: str | None, as_json: bool
-) -> int:
+def store_check(where: StoreOptions, as_json: bool) -> int:
     """Prove that the store honours conditional writes, which publication relies on.
 
     Some S3-compatible stores accept the conditions and ignore them: two workers could then
     publish the same artifact twice. Writes below one scratch prefix and removes it.
     """
-    opened = open_from(config_path, overrides, store_url)
-    results = check_store(opened.store)
+    results = check_store(where.open().store)
     if as_json:
         print_json([{"name": r.name, "ok": r.ok, "detail": r.detail} for r in results])
     else:
@@ -227,14 +225,7 @@ def inputs_push(config_path: Path, overrides: tuple[str, ...], out: Path | None)
 )
 @json_option
 def rollback_command(
-    config_path: Path,
-    overrides: tuple[str, ...],
-    store_url: str | None,
-    namespace: str | None,
-    context: str | None,
-    kubeconfig: str | None,
-    to: str | None,
-    as_json: bool,
+    where: StoreOptions, platform: ClusterOptions, to: str | None, as_json: bool
 ) -> None:
     """Point `current` back at an earlier promoted model, by compare-and-swap.
 
@@ -242,9 +233,7 @@ def rollback_command(
     key brings it back. With --namespace, --context or --kubeconfig: in the store of the platform
     there.
     """
-    store_url = store_of_platform(store_url, namespace, context, kubeconfig)
-    opened = open_from(config_path, overrides, store_url)
-    pointer = roll_back(opened.store, to=to)
+    pointer = roll_back(where.open(platform).store, to=to)
     if as_json:
         print_json(pointer.model_dump())
     else:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from selfalign.cli.cluster import STAGE_NAME, cluster_options, connect_to
-from selfalign.cli.options import open_from, run_directory, store_options
+from selfalign.cli.cluster import STAGE_NAME
+from selfalign.cli.options import (
+    ClusterOptions,
+    StoreOptions,
+    cluster_options,
+    run_directory,
+    store_options,
+)
 from selfalign.errors import ConfigurationError, printable
 from selfalign.run.record import latest_run, read_run
 from selfalign.telemetry import parse_event
@@ -46,22 +51,18 @@ def logs_command(
     run: str | None,
     follow: bool,
     tail_lines: int | None,
-    config_path: Path,
-    overrides: tuple[str, ...],
-    store_url: str | None,
-    namespace: str | None,
-    context: str | None,
-    kubeconfig: str | None,
+    where: StoreOptions,
+    platform: ClusterOptions,
 ) -> int:
     """The log of STAGE. Piped, it is JSON lines; on a terminal it is for people.
 
     With --namespace, --context or --kubeconfig it is the log of the stage's latest Job there, and
     with --follow the exit code is the stage's. Otherwise it is that of a run on this machine.
     """
-    if namespace or context or kubeconfig:
-        cluster = connect_to(namespace, context, kubeconfig)
+    if platform.given:
+        cluster = platform.connect()
         return _of_cluster(cluster, stage, run, follow, tail_lines)
-    store = open_from(config_path, overrides, store_url).store
+    store = where.open().store
     chosen = run or latest_run(store)
     read_run(store, chosen)
     path = run_directory(store.url, chosen) / "log.jsonl"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 from rich.console import Console
@@ -16,6 +17,9 @@ from selfalign.load import LoadedConfig, load_config
 from selfalign.store.base import Store
 from selfalign.store.open import open_store
 from selfalign.telemetry import log
+
+if TYPE_CHECKING:
+    from selfalign.run.executors.kubernetes.api import KubernetesCluster
 
 DEFAULT_CONFIG = "selfalign.yaml"
 _UNCUT = 10_000  # columns
@@ -46,7 +50,7 @@ def config_options(function: _Function) -> _Function:
 
 
 def store_options(function: _Function) -> _Function:
-    """`--store URL`, or the store that `--config` names."""
+    """`--store URL`, or the store that `--config` names; the command takes them as `where`."""
     function = click.option(
         "--store",
         "store_url",
@@ -55,8 +59,42 @@ def store_options(function: _Function) -> _Function:
         envvar="SELFALIGN_STORE",
         show_envvar=True,
         help="A directory or s3://bucket/prefix; without it, the store of --config.",
-    )(function)
+    )(_as_one(StoreOptions, "where", function))
     return config_options(function)
+
+
+def cluster_options(function: _Function) -> _Function:
+    """`--namespace`, `--context`, `--kubeconfig`; the command takes them as `platform`."""
+    function = click.option(
+        "--kubeconfig",
+        default=None,
+        metavar="FILE",
+        help="How to reach the cluster.  [default: $KUBECONFIG or ~/.kube/config; in a pod, its "
+        "service account]",
+    )(_as_one(ClusterOptions, "platform", function))
+    function = click.option(
+        "--context", default=None, metavar="NAME", help="Context of the kubeconfig."
+    )(function)
+    return click.option(
+        "--namespace",
+        "-n",
+        default=None,
+        metavar="NAME",
+        envvar="SELFALIGN_NAMESPACE",
+        show_envvar=True,
+        help="Where the platform is installed.  [default: the context's namespace]",
+    )(function)
+
+
+def _as_one(kind: type[Any], name: str, function: _Function) -> _Function:
+    """The command with one parameter for the options that are called like the fields of `kind`."""
+
+    @functools.wraps(function)
+    def command(**values: Any) -> Any:
+        values[name] = kind(**{option.name: values.pop(option.name) for option in fields(kind)})
+        return function(**values)
+
+    return cast(_Function, command)
 
 
 def json_option(function: _Function) -> _Function:
@@ -83,17 +121,62 @@ class Opened:
         return self.loaded.config
 
 
-def open_from(config_path: Path, overrides: tuple[str, ...], store_url: str | None) -> Opened:
-    """Open the store named by `--store`, or else by the configuration."""
-    if store_url is not None:
-        return Opened(open_store(store_url), config_if_any(config_path, overrides))
-    if not config_path.exists():
-        raise ConfigurationError(
-            f"{config_path}: no such file, so the store is not known",
-            remedy="give --config FILE, or --store with a directory or s3://bucket/prefix",
-        )
-    loaded = load_config(config_path, overrides)
-    return Opened(open_store(loaded.config.store), loaded)
+@dataclass(frozen=True, slots=True)
+class ClusterOptions:
+    """Which platform a command is about; by default that of the kubeconfig's context."""
+
+    namespace: str | None
+    context: str | None
+    kubeconfig: str | None
+
+    @property
+    def given(self) -> bool:
+        """Whether one was named."""
+        return bool(self.namespace or self.context or self.kubeconfig)
+
+    def connect(self) -> KubernetesCluster:
+        """Open the connection; the Kubernetes client is imported here and not before."""
+        from selfalign.run.executors.kubernetes.api import connect
+
+        return connect(self.namespace, context=self.context, kubeconfig=self.kubeconfig)
+
+    def store_url(self) -> str:
+        """URL of the store that the platform there has; its credentials are this person's own."""
+        from selfalign.run.executors.kubernetes.configuration import platform_store
+
+        cluster = self.connect()
+        found = platform_store(cluster)
+        if not found:
+            raise ConfigurationError(
+                f"the platform in namespace {cluster.namespace} has no store configured",
+                remedy=f"make deploy CONFIG=resolved.yaml NAMESPACE={cluster.namespace}",
+            )
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """Which store a command is about, and by which configuration."""
+
+    config_path: Path
+    overrides: tuple[str, ...]
+    store_url: str | None
+
+    def open(self, platform: ClusterOptions | None = None) -> Opened:
+        """Open the store of `--store`, else of `platform` where one was named, else of the
+        configuration."""
+        url = self.store_url
+        if url is None and platform is not None and platform.given:
+            url = platform.store_url()
+        if url is not None:
+            return Opened(open_store(url), config_if_any(self.config_path, self.overrides))
+        if not self.config_path.exists():
+            raise ConfigurationError(
+                f"{self.config_path}: no such file, so the store is not known",
+                remedy="give --config FILE, or --store with a directory or s3://bucket/prefix",
+            )
+        loaded = load_config(self.config_path, self.overrides)
+        return Opened(open_store(loaded.config.store), loaded)
 
 
 def config_if_any(config_path: Path, overrides: tuple[str, ...]) -> LoadedConfig | None:

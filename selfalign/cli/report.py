@@ -7,8 +7,14 @@ from pathlib import Path
 import click
 from pydantic import ValidationError
 
-from selfalign.cli.cluster import cluster_options, store_of_platform
-from selfalign.cli.options import json_option, open_from, print_json, store_options
+from selfalign.cli.options import (
+    ClusterOptions,
+    StoreOptions,
+    cluster_options,
+    json_option,
+    print_json,
+    store_options,
+)
 from selfalign.config import RunConfig
 from selfalign.errors import SelfAlignError, printable
 from selfalign.inputs import localise
@@ -36,22 +42,13 @@ from selfalign.store.files import os_errors
 @cluster_options
 @json_option
 def report_command(
-    run_id: str | None,
-    out: Path,
-    config_path: Path,
-    overrides: tuple[str, ...],
-    store_url: str | None,
-    namespace: str | None,
-    context: str | None,
-    kubeconfig: str | None,
-    as_json: bool,
+    run_id: str | None, out: Path, where: StoreOptions, platform: ClusterOptions, as_json: bool
 ) -> None:
     """Write the report of a run (the latest one, unless RUN_ID names another).
 
     With --namespace, --context or --kubeconfig: of the store of the platform there.
     """
-    store_url = store_of_platform(store_url, namespace, context, kubeconfig)
-    opened = open_from(config_path, overrides, store_url)
+    opened = where.open(platform)
     data = collect(opened.store, run_id or latest_run(opened.store))
     principles, lines = _of_seeds(opened.store, data)
     if data.run.annotation_lines is None:  # the controller reads no seeds

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from selfalign.cli.options import json_option, open_from, print_json, store_options
+from selfalign.cli.options import StoreOptions, json_option, print_json, store_options
 from selfalign.errors import ConfigurationError, DataError
 from selfalign.serving.chat_server import ChatServer
 from selfalign.serving.directory import MARKER, directory_of, read_served
@@ -67,19 +67,13 @@ def serving_group() -> None:
 @store_options
 @json_option
 def fetch_command(
-    target: Path,
-    digest: str | None,
-    public_key: Path | None,
-    config_path: Path,
-    overrides: tuple[str, ...],
-    store_url: str | None,
-    as_json: bool,
+    target: Path, digest: str | None, public_key: Path | None, where: StoreOptions, as_json: bool
 ) -> None:
     """Copy a promoted model from the store into a directory, every file verified.
 
     Stopped, it continues where it was; run again, it copies nothing.
     """
-    store = open_from(config_path, overrides, store_url).store
+    store = where.open().store
     model = _promoted(store, digest) if digest else current_model(store)
     done, _ = export(store, model, "merged", str(target), public_key=public_key)
     if as_json:

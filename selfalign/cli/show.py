@@ -13,9 +13,9 @@ from rich.table import Table
 
 from selfalign.cli.options import (
     Opened,
+    StoreOptions,
     json_option,
     new_console,
-    open_from,
     print_json,
     store_options,
 )
@@ -65,13 +65,11 @@ def show_command(
     target: Path | None,
     dropped: bool,
     check: bool,
-    config_path: Path,
-    overrides: tuple[str, ...],
-    store_url: str | None,
+    where: StoreOptions,
     as_json: bool,
 ) -> int:
     """Show an artifact: the one of this configuration, or the one whose key begins with KEY."""
-    opened = open_from(config_path, overrides, store_url)
+    opened = where.open()
     manifest = find_artifact(opened, artifact, key)
     if records:
         for row in read_rows(opened.store, manifest):

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.filesize import decimal
 from rich.markup import escape
 
-from selfalign.cli.cluster import cluster_options, connect_to
-from selfalign.cli.options import json_option, new_console, open_from, print_json, store_options
+from selfalign.cli.options import (
+    ClusterOptions,
+    StoreOptions,
+    cluster_options,
+    json_option,
+    new_console,
+    print_json,
+    store_options,
+)
 from selfalign.errors import printable
 from selfalign.run.record import RunStatus, latest_run, read_run, status_to_show
 from selfalign.run.storage import held_bytes, written_bytes
@@ -39,12 +45,8 @@ _PROGRESS_LINES, _PROGRESS_PODS = 20, 16  # of a log, and pods, that are read fo
 def status_command(
     run_id: str | None,
     with_logs: bool,
-    config_path: Path,
-    overrides: tuple[str, ...],
-    store_url: str | None,
-    namespace: str | None,
-    context: str | None,
-    kubeconfig: str | None,
+    where: StoreOptions,
+    platform: ClusterOptions,
     as_json: bool,
 ) -> None:
     """How a run stands (the latest one, unless RUN_ID names another), and what to do next.
@@ -52,11 +54,11 @@ def status_command(
     With --namespace, --context or --kubeconfig it is asked of that cluster: shards, attempts with
     their causes, why a pod waits. Otherwise the store's record is shown, on a cluster's store too.
     """
-    if store_url is None and (namespace or context or kubeconfig):
-        cluster = connect_to(namespace, context, kubeconfig)
+    if where.store_url is None and platform.given:
+        cluster = platform.connect()
         _show_on_cluster(cluster, run_id, with_logs, as_json)
         return
-    store = open_from(config_path, overrides, store_url).store
+    store = where.open().store
     chosen = run_id or latest_run(store)
     read_run(store, chosen)
     status = status_to_show(store, chosen)

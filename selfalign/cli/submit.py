@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from selfalign.cli.cluster import cluster_options, connect_to
-from selfalign.cli.options import json_option, print_json
+from selfalign.cli.options import ClusterOptions, cluster_options, json_option, print_json
 from selfalign.errors import ConfigurationError
 from selfalign.inputs import is_stored, push_inputs
 from selfalign.load import load_config, override_values
@@ -80,9 +79,7 @@ def submit_command(
     queue: str | None,
     priority: str | None,
     ttl_seconds: int | None,
-    namespace: str | None,
-    context: str | None,
-    kubeconfig: str | None,
+    platform: ClusterOptions,
     as_json: bool,
 ) -> int:
     """Start a run on a cluster: make an AlignmentRun, which the controller drives to its end.
@@ -94,7 +91,7 @@ def submit_command(
 
     if fresh_seed:
         overrides = (f"seed={datetime.now(UTC):%Y%m%d}", *overrides)
-    cluster = connect_to(namespace, context, kubeconfig)
+    cluster = platform.connect()
     spec = {
         "suspend": suspend or None,
         "maxAttempts": max_attempts,
