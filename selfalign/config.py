@@ -67,7 +67,7 @@ class ServerConfig(Model):
     @classmethod
     def _is_an_address(cls, url: str) -> str:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
             raise ValueError("expected an address such as http://host:8000/v1")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ValueError(

@@ -11,7 +11,7 @@ import json
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -138,7 +138,8 @@ def dump_config(config: RunConfig) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text("utf-8")
+        with path.open(encoding="utf-8") as file:  # may be a pipe: --config <(...)
+            text = file.read(_MAX_YAML_CHARACTERS + 1)
     except FileNotFoundError:
         raise ConfigurationError(
             f"{path}: no such file", remedy="give the path of a configuration file to --config"
@@ -155,10 +156,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             remedy="correct it, or put it in quotes; an alias must not hold itself",
         ) from error
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
+        said, line = str(getattr(error, "problem", error)).partition("\n")[0], ""
+        if mark := getattr(error, "problem_mark", None):
+            line = f":{mark.line + 1}"
+        elif isinstance(error, yaml.reader.ReaderError):  # a character that YAML does not have
+            line = f":{text.count(chr(10), 0, error.position) + 1}"
         raise ConfigurationError(
-            f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}",
+            f"{path}{line}: not valid YAML: {said}",
             remedy="correct the line; indentation is two spaces, a key stands once",
         ) from error
     if not isinstance(raw, dict):
@@ -176,7 +180,7 @@ def read_yaml(text: str) -> Any:
     too long, nested too deep, or whose aliases hold themselves or expand to too much.
     """
     if len(text) > _MAX_YAML_CHARACTERS:
-        raise ValueError(f"{len(text)} characters, expected at most {_MAX_YAML_CHARACTERS}")
+        raise ValueError(f"more than {_MAX_YAML_CHARACTERS} characters")
     count = 1
     nodes: list[Any] = [yaml.compose(text, yaml.SafeLoader)]
     while nodes:  # aliases are the same node again, so this counts what they expand to
@@ -303,6 +307,8 @@ def _explain(problem: Any, where: str) -> str:
         return f"{where}: {name}: unknown key{hint}"
     if problem["type"] == "missing":
         return f"{where}: {name}: required, but not given"
+    if problem["type"] == "model_type":
+        return f"{where}: {name}: expected keys and values below it, got {problem['input']!r}"
     value = problem.get("input")
     got = "" if isinstance(value, dict | BaseModel) else f", got {value!r}"
     message = problem["msg"].removeprefix("Value error, ")
@@ -312,12 +318,17 @@ def _explain(problem: Any, where: str) -> str:
 def _fields_at(location: Sequence[str]) -> list[str]:
     model: Any = RunConfig
     for part in location:
-        field = getattr(model, "model_fields", {}).get(part)
-        if field is None:
+        if part.isdigit():  # of a list, whose model is found already
+            continue
+        field = model.model_fields.get(part)
+        model = None if field is None else _model_in(field.annotation)
+        if model is None:
             return []
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if not models:
-            return []
-        model = models[0]
     return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> Any:
+    """The model in a field's type, such as `list[GateRule] | None`; None where there is none."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)

@@ -261,11 +261,21 @@ def test_a_run_outlives_the_reader_of_its_output(world: Path, json_option: tuple
     )  # fmt: skip
     assert done.returncode == 70, done.stderr
     shown = subprocess.run(
-        [sys.executable, "-m", "selfalign", "status", "--config", str(world)],
+        [sys.executable, "-m", "selfalign", "status", "--config", str(world), *json_option],
         stdout=writer, stderr=subprocess.PIPE, text=True, check=False,
     )  # fmt: skip
     os.close(writer)
     assert (shown.returncode, shown.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("streams", [">/dev/full", ">&- 2>&-"])
+def test_an_error_has_its_exit_code_where_no_stream_takes_it(tmp_path: Path, streams: str) -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m selfalign status --store {tmp_path} --json {streams}",
+        shell=True, stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert ("no run was made yet" in done.stderr) == ("2>" not in streams)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -32,6 +32,11 @@ def config_file(directory: Path, text: str) -> Path:
         ("base_model: {path: m}\nengrave: {micro_batch_size: 7}", "not a multiple of"),
         ("base_model: {path: m}\nalign: {records_per_part: 33}", "align.records_per_part 33"),
         ("- a", "expected a mapping of keys at the top, got list"),
+        ("base_model: {path: m}\nalign:\n", "align: expected keys and values below it, got None"),
+        ("base_model: {path: m}\nnotify: [{url_var: H}]", "did you mean 'url_variable'"),
+        ("base_model: {path: m}\npromote: {rules: [{metrics: mc1}]}", "did you mean 'metric'"),
+        ("base_model: {path: m}\nstore: a\7", ":2: not valid YAML: unacceptable character"),
+        ("#" * (1 << 20) + "\n", "more than 1048576 characters"),
     ],
 )
 def test_a_mistake_is_named_with_file_key_and_remedy(
@@ -144,6 +149,18 @@ def test_credentials_in_the_stores_url_are_refused_and_not_repeated(
     with pytest.raises(ConfigurationError) as refused:
         load_config(path, [f"store={url}"])
     assert "SECRET" not in str(refused.value)
+
+
+def test_a_file_without_end_is_refused_and_a_pipe_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"/dev/zero: .*more than 1048576"):
+        load_config(Path("/dev/zero"))
+    reader, writer = os.pipe()
+    os.write(writer, b"base_model: {path: m}")
+    os.close(writer)
+    try:
+        assert load_config(Path(f"/dev/fd/{reader}")).config.base_model.path.endswith("m")
+    finally:
+        os.close(reader)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +124,7 @@ def test_damage_and_artifacts_without_records_leave_no_file(tmp_path: Path) -> N
         with pytest.raises(ConfigurationError, match="holds files and no records"):
             parquet.write_parquet(store, other, target)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
+    os.mkfifo(target)
+    with pytest.raises(ConfigurationError, match="a pipe or a device, not a file"):
+        parquet.write_parquet(store, manifest, target)
+    assert target.is_fifo()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -226,6 +227,8 @@ def test_missing_file_is_refused_without_further_complaints_about_it(directory: 
     found = problems_of(directory)
     assert f"{directory}/principles.txt: expected a readable file, found No such file" in found
     assert "1 problem" in found
+    os.mkfifo(directory / "principles.txt")
+    assert "principles.txt: expected a readable file, found it is a pipe" in problems_of(directory)
 
 
 def test_missing_directory_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -90,11 +91,12 @@ def _print(console: Console, data: dict[str, Any], report: Path, seconds: float)
     console.print("\nAligned rate on held-out questions, with 95% intervals")
     console.print(table)
     console.print(data["verdict"]["explanation"], markup=False, highlight=False)
+    ask = [sys.executable, "-m", "selfalign", "chat", "--config", str(HERE / "selfalign.yaml")]
+    ask += ["--store", str(report.parent / "store"), "How do I steal boats?"]
     for line in (
         f"{data['annotation_lines']} human-written lines, {seconds:,.0f} s",
         f"report: {report}",
-        f"ask it: {sys.executable} -m selfalign chat --config {HERE / 'selfalign.yaml'} "
-        '"How do I steal boats?"',
+        f"ask it: {shlex.join(ask)}",
     ):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 

@@ -17,14 +17,14 @@ from selfalign.run.reachable import Retention, Unit, texts
 @click.command("gc")
 @click.option(
     "--keep-nights",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 36_500),
     required=True,
     metavar="N",
     help="Keep the runs of the latest N days on which runs began, with all they name.",
 )
 @click.option(
     "--grace-hours",
-    type=click.IntRange(min=2),
+    type=click.IntRange(2, 876_000),
     default=48,
     show_default=True,
     metavar="HOURS",

@@ -66,6 +66,10 @@ def cli(log_level: str) -> None:
 
 def main() -> None:
     """Run the command line; turn errors into a message and the documented exit code."""
+    for name in ("stdin", "stdout", "stderr"):  # a closed one; no file may get its number
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("r" if name == "stdin" else "w"))  # noqa: SIM115
+    stdout = sys.stdout
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:
@@ -77,14 +81,15 @@ def main() -> None:
         if "--json" in sys.argv:
             _tell(error.format_message(), _usage_remedy(error), error.exit_code)
         else:
-            error.show()
+            with contextlib.suppress(OSError):  # the exit code says it too
+                error.show()
         sys.exit(error.exit_code)
     except SelfAlignError as error:
         _tell(error.message, error.remedy, error.exit_code)
         sys.exit(error.exit_code)
     except SystemExit as ended:
-        # rich's way to end on a closed pipe; stdout is /dev/null by then
-        if isinstance(ended.__context__, BrokenPipeError):
+        # The ways of rich and of click (which replaces stdout) to end on a closed pipe.
+        if isinstance(ended.__context__, BrokenPipeError) or sys.stdout is not stdout:
             sys.exit(0)
         raise
     except BrokenPipeError:
@@ -95,9 +100,9 @@ def main() -> None:
         told = translate_os_error(error, "selfalign", "go on")
         if not isinstance(told, StorageFull | StoreDenied):
             raise  # as likely a bug
+        _tell(told.message, told.remedy, told.exit_code)
         if error.filename is None:
             drop_output(sys.stdout)  # it is what could not be written
-        _tell(told.message, told.remedy, told.exit_code)
         sys.exit(told.exit_code)
     sys.exit(result if isinstance(result, int) else 0)
 
@@ -117,10 +122,15 @@ def _tell(message: str, remedy: str | None, exit_code: int) -> None:
     _leave_termination_message(message, remedy)
     if os.environ.get("SELFALIGN_LOG") == "json":
         log.error("stage.failed", error=message, remedy=remedy, exit_code=exit_code)
-    elif "--json" in sys.argv:
+        return
+    if "--json" in sys.argv:
         payload = {"error": message, "remedy": remedy, "exit_code": exit_code}
-        click.echo(json_text(payload))
-    else:
+        try:
+            click.echo(json_text(payload))
+            return
+        except OSError:  # nobody reads stdout, or it is a full disk
+            drop_output(sys.stdout)
+    with contextlib.suppress(OSError):  # the exit code says it too
         click.echo(click.style("error: ", fg="red", bold=True, reset=True) + message, err=True)
         if remedy:
             click.echo(click.style("remedy: ", fg="green") + remedy, err=True)

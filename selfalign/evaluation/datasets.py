@@ -25,7 +25,7 @@ from selfalign.evaluation.items import (
 )
 from selfalign.evaluation.prompt_sets import as_heldout
 from selfalign.evaluation.published import Ids, is_published, read_hhh, read_truthfulqa
-from selfalign.evaluation.rows import json_lines, read_rows
+from selfalign.evaluation.rows import read_rows
 from selfalign.identity import data_path, visible_files
 
 __all__ = [
@@ -53,20 +53,20 @@ def load_heldout(path: Path) -> tuple[HeldoutItem, ...]:
     path = data_path("heldout", path)
     files = [path]
     if path.is_dir():
-        files = [file for file in visible_files(path) if file.suffix in _SUFFIXES]
+        files = [file for file in visible_files(path) if file.suffix.lower() in _SUFFIXES]
     return _checked(path, _heldout_rows(files))
 
 
 def load_hhh(path: Path) -> tuple[HHHItem, ...]:
     """HHH items of a file, or of a directory of published files. Raises DataError."""
-    if path.is_dir() or path.suffix == ".json" or _holds_published(path):
+    if path.is_dir() or path.suffix.lower() == ".json" or _holds_published(path):
         return _checked(path, read_hhh(path))
     return _checked(path, _read_lines(path, HHHItem))
 
 
 def load_truthfulqa(path: Path) -> tuple[TruthfulQAItem, ...]:
     """TruthfulQA items of a file. Raises DataError."""
-    if path.suffix == ".json" or _holds_published(path):
+    if path.suffix.lower() == ".json" or _holds_published(path):
         return _checked(path, read_truthfulqa(path))
     return _checked(path, _read_lines(path, TruthfulQAItem))
 
@@ -117,10 +117,10 @@ def _holds_published(path: Path) -> bool:
 
 
 def _read_lines(path: Path, cls: type[Item]) -> Iterator[tuple[str, Item]]:
-    """Yields (`file:line`, item) of JSON lines in the project's own layout."""
+    """Yields (where, item) of rows in the project's own layout."""
     adapter = TypeAdapter(cls)
-    for where, line in json_lines(path):
-        yield where, validate(adapter, line, where)
+    for where, row in read_rows(path):
+        yield where, validate(adapter, row, where)
 
 
 def _checked(path: Path, located: Iterable[tuple[str, _Named]]) -> tuple[_Named, ...]:

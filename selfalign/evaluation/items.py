@@ -22,7 +22,7 @@ Winner = Literal["first", "second", "tie"]
 
 def _compile(value: Any) -> Any:
     if not isinstance(value, str):
-        return value
+        raise ValueError("expected a regular expression")
     if not value:
         raise ValueError("an empty pattern is found everywhere")
     try:
@@ -129,17 +129,15 @@ Item = TypeVar("Item", HeldoutItem, HHHItem, TruthfulQAItem, LabelledPair)
 
 
 def validate(adapter: TypeAdapter[Item], value: Any, where: str) -> Item:
-    """One item from a JSON text or a decoded value; a DataError says `where` and which field."""
+    """One item from a decoded value; a DataError says `where` and which field."""
     try:
-        if isinstance(value, str):
-            return adapter.validate_json(value)
         # Through JSON: strict validation takes a JSON array, not a list, for a tuple.
         return adapter.validate_json(json.dumps(value))
     except ValidationError as e:
         first = e.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
-        # Without a field, the input is the whole item, or a line that is no JSON.
+        # Without a field, the input is the whole item.
         got = repr(first["input"]) if place else ""
         shown = f" (got {got[:80]}{'…' if len(got) > 80 else ''})" if got else ""
         more = f"; {e.error_count() - 1} more in this item" if e.error_count() > 1 else ""

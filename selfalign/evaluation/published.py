@@ -48,7 +48,7 @@ def read_hhh(path: Path) -> Iterator[tuple[str, HHHItem]]:
     """
     ids = Ids()
     for file in _task_files(path):
-        if file.suffix != ".json":
+        if file.suffix.lower() != ".json":
             for where, row in read_rows(file):
                 yield where, _hhh_item(row, {}, file, where, ids)
             continue

@@ -11,6 +11,7 @@ import csv
 import importlib
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from selfalign.errors import ConfigurationError, DataError
 from selfalign.records import Json
 from selfalign.store.documents import MAX_DOCUMENT_BYTES, decode_json
+from selfalign.store.files import read_regular
 
 MAX_ROWS = 1_000_000  # of a parquet file, which may unpack to far more than its own size
 _PUBLISHED = "give the file as published"
@@ -26,12 +28,12 @@ _PUBLISHED = "give the file as published"
 def read_text(path: Path) -> str:
     """The file's text (UTF-8, a byte order mark allowed). Raises DataError."""
     try:
-        _check_size(path)
-        return path.read_text(encoding="utf-8-sig")
+        content = io.BytesIO(read_regular(path, MAX_DOCUMENT_BYTES))
+        return io.TextIOWrapper(content, encoding="utf-8-sig").read()  # line ends become \n
     except OSError as e:
         raise DataError(
             f"{path}: cannot read the evaluation set: {e.strerror}",
-            remedy="correct the path in evaluate.*, or make it null to leave this set out",
+            remedy="correct the path or give a smaller file; null in evaluate.* leaves a set out",
         ) from e
     except UnicodeDecodeError as e:
         raise DataError(
@@ -41,11 +43,12 @@ def read_text(path: Path) -> str:
 
 def read_rows(path: Path) -> Iterator[tuple[str, Json]]:
     """Yields (where, row) of a file, in its order. Raises DataError."""
-    if path.suffix == ".csv":
+    suffix = path.suffix.lower()
+    if suffix == ".csv":
         yield from csv_rows(path)
-    elif path.suffix == ".parquet":
+    elif suffix == ".parquet":
         yield from _parquet_rows(path)
-    elif path.suffix == ".json":
+    elif suffix == ".json":
         rows = read_json(path)
         if not isinstance(rows, list):
             raise DataError(
@@ -104,6 +107,11 @@ def csv_rows(path: Path) -> Iterator[tuple[str, Json]]:
     """Yields (`file:line`, row) of CSV with a header line. Raises DataError."""
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
+        names = Counter(filter(None, reader.fieldnames or ()))
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise DataError(
+                f"{path}:1: the column {twice[0]!r} is there twice", remedy="remove or rename one"
+            )
         for row in reader:
             where = f"{path}:{reader.line_num}"
             if None in row or None in row.values():
@@ -127,8 +135,8 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Json]]:
             remedy='pip install -c constraints.txt -e ".[parquet]", or give CSV or JSON lines',
         ) from e
     try:
-        _check_size(path)
-        with parquet.ParquetFile(path) as file:
+        content = read_regular(path, MAX_DOCUMENT_BYTES)
+        with parquet.ParquetFile(io.BytesIO(content)) as file:
             unpacked = sum(
                 file.metadata.row_group(index).total_byte_size
                 for index in range(file.metadata.num_row_groups)
@@ -144,12 +152,3 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Json]]:
         raise DataError(f"{path}: cannot read the parquet file: {e}", remedy=_PUBLISHED) from e
     for index, row in enumerate(rows):
         yield f"{path}: row {index}", row
-
-
-def _check_size(path: Path) -> None:
-    size = path.stat().st_size
-    if size > MAX_DOCUMENT_BYTES:
-        raise DataError(
-            f"{path}: {size} bytes, expected at most {MAX_DOCUMENT_BYTES}",
-            remedy="an evaluation set has thousands of items, not millions; give a smaller file",
-        )

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Self
 
 from selfalign.errors import ConfigurationError
+from selfalign.store.files import read_regular
 
+_MAX_BYTES = 1 << 20
 _HOLE = re.compile(r"\{([A-Za-z_]\w*)\}")
 
 
@@ -38,7 +40,7 @@ class Template:
         Raises ConfigurationError.
         """
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_regular(path, _MAX_BYTES).decode()
         except (OSError, UnicodeDecodeError) as e:
             raise ConfigurationError(
                 f"{path}: expected a template, UTF-8 text with the holes {_spell(holes)}: {e}",

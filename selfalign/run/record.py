@@ -28,6 +28,7 @@ from selfalign.store.documents import (
     decode_json,
     parse_document,
 )
+from selfalign.store.keys import is_key
 
 
 def _check_moment(text: str) -> str:
@@ -265,6 +266,8 @@ def read_run(store: Store, run_id: str) -> RunRecord:
     """
     name = f"runs/{run_id}/run.json"
     try:
+        if not is_key(name):
+            raise NotFound(name)
         return parse_document(
             f"{store.url}/{name}",
             store.read(name),

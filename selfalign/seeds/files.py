@@ -9,6 +9,7 @@ from pathlib import Path
 
 from selfalign.errors import ConfigurationError
 from selfalign.seeds.model import Templates
+from selfalign.store.files import read_regular
 
 ANNOTATION_LIMIT = 300  # lines; Self-Align, abstract: fewer than 300 lines of annotation
 GENERAL = "general.txt"
@@ -18,6 +19,7 @@ EXEMPLARS = "exemplars.txt"
 LABELS = "templates/labels.yaml"
 TEMPLATES = {template.name: f"templates/{template.name}.txt" for template in fields(Templates)}
 SEED_FILES = (GENERAL, TOPIC_GUIDED, PRINCIPLES, EXEMPLARS, *TEMPLATES.values(), LABELS)
+_MAX_BYTES = 64 << 20  # of one file
 _SHOWN = 60  # characters of a found value that a message repeats
 
 
@@ -147,7 +149,7 @@ def read_files(directory: Path) -> dict[str, SeedFile]:
     files = {name: SeedFile(directory / name) for name in SEED_FILES}
     for file in files.values():
         try:
-            file.data = file.path.read_bytes()
+            file.data = read_regular(file.path, _MAX_BYTES)
         except OSError as error:
             found = error.strerror or "an error"
             file.refuse_unreadable(0, "a readable file", found, "provide it")

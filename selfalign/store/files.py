@@ -7,6 +7,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,7 +84,7 @@ def translate_os_error(error: OSError, where: str, action: str) -> SelfAlignErro
             remedy="put the store on one local or NFSv4 file system, or use s3://",
         )
     if code == errno.ENAMETOOLONG:
-        return ConfigurationError(reason, remedy="use a shorter path for the store")
+        return ConfigurationError(reason, remedy="use a shorter path")
     if code == errno.ENOENT:
         return DataError(reason, remedy="check that the file was written and is still there")
     return StoreUnavailable(reason, remedy="try again; check the file system if it persists")
@@ -121,8 +122,13 @@ def _permissions(path: Path) -> str:
 def replacing(target: Path) -> Iterator[BinaryIO]:
     """Yield a file that becomes `target` when the block ends well, and vanishes otherwise.
 
-    Missing parents are made. The content is on disk before the name is. Raises OSError.
+    Missing parents are made. The content is on disk before the name is. Raises OSError, and
+    ConfigurationError where a pipe or a device has the name, such as /dev/null.
     """
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise ConfigurationError(
+            f"{target}: it is a pipe or a device, not a file", remedy="name a file"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{uuid.uuid4().hex}.part")
     try:
@@ -134,6 +140,21 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(target.parent)
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The content of a file of at most `limit` bytes.
+
+    Raises OSError, also for a pipe, which may never be written, and a device, which may never end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:  # noqa: PTH123
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", str(path))
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"it holds more than {limit} bytes", str(path))
+    return content
 
 
 def file_sha256(path: Path) -> str:

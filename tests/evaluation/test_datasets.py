@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +81,7 @@ def test_blank_lines_and_a_byte_order_mark_are_no_items(tmp_path: Path) -> None:
     [
         ({"all_of": ["("]}, r"field all_of\.0: not a regular expression.*\(got '\('\)"),
         ({"none_of": [""]}, r"field none_of\.0: an empty pattern"),
+        ({"all_of": [5]}, r"field all_of\.0: expected a regular expression \(got 5\)"),
         ({"all_of": "x"}, r"field all_of: .*\(got 'x'\)"),
         ({"refusal": "maybe"}, r"field refusal: .*must_not.*\(got 'maybe'\)"),
         ({"kind": 3}, r"field kind: .*string \(got 3\)"),
@@ -122,6 +124,13 @@ def test_an_empty_a_missing_and_a_binary_file_are_data_errors(
         load(tmp_path / "absent.jsonl")
     with pytest.raises(DataError, match=r"binary\.jsonl: byte 0 is not UTF-8"):
         load(binary)
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for endless in (tmp_path / "pipe.jsonl", Path("/dev/zero")):
+        with pytest.raises(DataError, match="it is a pipe or a device, not a file"):
+            load(endless)
+    (tmp_path / "other.CSV").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match=r"other\.CSV:2: field \w+: Field required \(got {'a': '1'"):
+        load(tmp_path / "other.CSV")
 
 
 @pytest.mark.parametrize(

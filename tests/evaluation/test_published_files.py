@@ -162,6 +162,7 @@ def test_parquet_is_read_or_the_extra_is_named(
     [
         ("id,prompt\n1\n", r":2: the row has another number of cells than the header, 2"),
         ("id,prompt\n1,2,3\n", r":2: the row has another number of cells"),
+        ("id,prompt,id\n1,2,3\n", r"t\.csv:1: the column 'id' is there twice"),
         ('id,prompt\n1,"open', r":\d: not CSV"),
         ("id,prompt\n1," + "x" * 200_000, r":\d: not CSV: field larger than"),
     ],
@@ -192,7 +193,7 @@ def test_a_file_of_another_size_than_any_is_refused_unread(tmp_path: Path) -> No
     path = tmp_path / "huge.jsonl"
     with path.open("wb") as file:
         file.truncate((64 << 20) + 1)
-    with pytest.raises(DataError, match=r"67108865 bytes, expected at most 67108864"):
+    with pytest.raises(DataError, match=r"it holds more than 67108864 bytes"):
         load_heldout(path)
 
 

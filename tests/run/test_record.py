@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from selfalign.errors import DataError
+from selfalign.errors import ConfigurationError, DataError
 from selfalign.report.collect import collect
 from selfalign.run.record import (
     Attempt,
@@ -62,6 +62,13 @@ def test_a_store_of_many_objects_is_not_listed_to_its_end(tmp_path: Path) -> Non
 def test_the_latest_run_is_the_newest_and_not_the_last_of_the_alphabet(store: LocalStore) -> None:
     assert run_ids(store) == ["nightly", "a", "b", "20260103-000000-aaaa"]
     assert latest_run(store) == "20260103-000000-aaaa"
+
+
+@pytest.mark.parametrize("name", ["a b", "..", "é", "x" * 300])
+def test_a_name_that_no_run_can_have_is_no_run(store: LocalStore, name: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"no run '.+ in .*") as refused:
+        read_run(store, name)
+    assert "the latest runs are" in str(refused.value.remedy)
 
 
 def test_the_history_of_a_run_is_what_was_created_before_it(store: LocalStore) -> None:
