@@ -144,6 +144,7 @@ def test_other_refusals_have_remedies_of_their_own(message: str, remedy: str) ->
         (404, "list", "NotFound", ClusterRejected),
         (404, "get", "", ClusterRejected),
         (409, "create", "AlreadyExists", Conflict),
+        (410, "get", "Gone", ClusterUnavailable),
         (401, "get", "Unauthorized", ClusterDenied),
         (403, "create", "Forbidden: exceeded quota", ClusterUnavailable),
         (422, "create", "Invalid", ClusterRejected),
@@ -200,17 +201,48 @@ def test_the_token_is_sent_and_never_told(
 
 
 @pytest.mark.parametrize(
-    "body", ["<html>log in</html>", "", "null", "[]", "{" * 200_000, '{"items": [null, 3, {}]}']
+    "body",
+    [
+        *("<html>log in</html>", "", "null", "[]", "{" * 200_000, "{}"),
+        *('{"items": 5}', '{"items": [null, 3, {}]}', '{"metadata": "x"}'),
+    ],
 )
 def test_an_answer_that_is_no_kubernetes_object_is_an_error_or_an_empty_list(
     api_server: ApiServer, http_cluster: KubernetesCluster, body: str
 ) -> None:
     api_server.answers.append(Answer("GET", "limit=", 200, raw=body))
-    if "items" in body:
+    if body in ("{}", '{"items": [null, 3, {}]}'):
         assert http_cluster.list("configmaps") == []
     else:
         with pytest.raises(ClusterUnavailable, match="no Kubernetes object"):
             http_cluster.list("configmaps")
+    api_server.answers.append(Answer("GET", "configmaps/x", 200, raw=body))
+    with pytest.raises(ClusterUnavailable, match="no Kubernetes object"):
+        http_cluster.get("configmaps", "x")
+
+
+@pytest.mark.parametrize(
+    "line", ["5", '{"type": "ERROR"}', '{"type": "MODIFIED"}', "[" * 100_000], ids=lambda v: v[:20]
+)
+def test_a_watch_of_something_else_is_an_error(
+    api_server: ApiServer, http_cluster: KubernetesCluster, line: str
+) -> None:
+    api_server.answers.append(Answer("GET", "watch=true", 200, raw=line + "\n"))
+    with pytest.raises(ClusterUnavailable, match="no Kubernetes object"):
+        list(http_cluster.watch("configmaps", 1))
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(410, '{"reason": "Expired"}'), (200, '{"items": [], "metadata": {"continue": "same"}}')],
+)
+def test_a_list_that_never_ends_is_given_up(
+    api_server: ApiServer, http_cluster: KubernetesCluster, status: int, body: str
+) -> None:
+    api_server.answers.extend(Answer("GET", "limit=", status, raw=body) for _ in range(9))
+    with pytest.raises(ClusterUnavailable, match="never gives its end"):
+        http_cluster.list("configmaps")
+    assert len(api_server.requests) <= 3
 
 
 def test_a_run_nested_thousands_deep_hides_no_other(

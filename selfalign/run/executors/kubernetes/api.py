@@ -42,6 +42,7 @@ _API_GROUPS = {
 }
 _CLUSTER_WIDE = ("selfsubjectreviews",)
 _PAGE_SIZE = 500  # client-go's default page
+_LIST_ATTEMPTS = 3  # a list that expires while it is read begins anew
 _CONNECT_SECONDS, _READ_SECONDS = 5.0, 20.0
 _WATCH_SLACK_SECONDS = 30.0  # beyond the server's own timeout before a watch counts as dead
 _SENTENCE_LIMIT = 500
@@ -106,20 +107,20 @@ class KubernetesCluster:
         return self._list(kind, selector, fields)[0]
 
     def get(self, kind: str, name: str) -> Resource:
-        return self._call("get", kind, name)
+        return self._object("get", kind, name)
 
     def create(self, kind: str, body: Resource) -> Resource:
-        return self._call("create", kind, body=body)
+        return self._object("create", kind, body=body)
 
     def patch(self, kind: str, name: str, change: Resource) -> Resource:
-        return self._call("patch", kind, name, body=change)
+        return self._object("patch", kind, name, body=change)
 
     def patch_status(self, run: Resource, status: Resource) -> Resource:
         metadata = {name: run["metadata"][name] for name in ("uid", "resourceVersion")}
         # a merge patch keeps what the new status does not have, unless it is null
         removed = {name: None for name in run.get("status") or {} if name not in status}
         body = {"metadata": metadata, "status": {**removed, **status}}
-        return self._call("patch", f"{crd.PLURAL}/status", run["metadata"]["name"], body=body)
+        return self._object("patch", f"{crd.PLURAL}/status", run["metadata"]["name"], body=body)
 
     def delete(self, kind: str, name: str, *, uid: str) -> None:
         body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
@@ -144,10 +145,13 @@ class KubernetesCluster:
         with _network_errors():
             try:
                 for event in watch.Watch().stream(begin, timeout_seconds=timeout_seconds):
-                    if event and event.get("type") in ("ADDED", "MODIFIED", "DELETED"):
+                    known = event and event.get("type") in ("ADDED", "MODIFIED", "DELETED")
+                    if known and _is_object(event["object"]):
                         yield Change(event["object"], event["type"] == "DELETED")
             except Expired:
                 return
+            except (TypeError, KeyError, RecursionError) as error:  # the client reads on trust
+                raise self._no_object("watch", kind) from error
             except ApiException as error:
                 if error.status != 410:
                     raise
@@ -176,21 +180,43 @@ class KubernetesCluster:
         query: Query = {"limit": _PAGE_SIZE, "labelSelector": selector, "fieldSelector": fields}
         query = {name: value for name, value in query.items() if value}
         items: Resources = []
-        while True:
+        attempts = _LIST_ATTEMPTS
+        while attempts:
             try:
                 page = self._call("list", kind, query=query)
             except Expired:
                 query.pop("continue", None)
-                items = []
+                items, attempts = [], attempts - 1
                 continue
-            found = page.get("items") or []
-            items += [
-                i for i in found if isinstance(i, dict) and isinstance(i.get("metadata"), dict)
-            ]
-            about = page.get("metadata") or {}
-            if not about.get("continue"):
+            found, about = page.get("items") or [], page.get("metadata") or {}
+            if not isinstance(found, list) or not isinstance(about, dict):
+                raise self._no_object("list", kind)
+            items += filter(_is_object, found)
+            more = about.get("continue")
+            if not more:
                 return items, str(about.get("resourceVersion") or "")
-            query["continue"] = about["continue"]
+            if more == query.get("continue"):
+                break
+            query["continue"] = str(more)
+        raise ClusterUnavailable(
+            f"list {kind} in namespace {self.namespace}: the API server begins a list and never "
+            "gives its end",
+            remedy="see `kubectl get --raw /readyz?verbose`",
+        )
+
+    def _object(
+        self, verb: str, kind: str, name: str = "", body: Resource | None = None
+    ) -> Resource:
+        answer = self._call(verb, kind, name, body=body)
+        if not _is_object(answer):
+            raise self._no_object(verb, kind)
+        return answer
+
+    def _no_object(self, verb: str, kind: str) -> ClusterUnavailable:
+        return ClusterUnavailable(
+            f"{verb} {kind} in namespace {self.namespace}: the answer is no Kubernetes object",
+            remedy="see that no proxy answers in the API server's place",
+        )
 
     def _call(
         self,
@@ -205,10 +231,7 @@ class KubernetesCluster:
             data = response.data
         answer = _decode(data)
         if not isinstance(answer, dict):
-            raise ClusterUnavailable(
-                f"{verb} {kind} in namespace {self.namespace}: the answer is no Kubernetes object",
-                remedy="see that no proxy answers in the API server's place",
-            )
+            raise self._no_object(verb, kind)
         return answer
 
     def _send(
@@ -246,6 +269,14 @@ class KubernetesCluster:
             with contextlib.closing(response):
                 data = response.data
         raise refusal(response.status, data, verb=verb, resource=kind, namespace=self.namespace)
+
+
+def _is_object(answer: Any) -> bool:
+    """Whether an answer is an object of Kubernetes, as far as everything relies on it."""
+    if not isinstance(answer, dict):
+        return False
+    parts = [answer.get(part) or {} for part in ("metadata", "spec", "status", "data")]
+    return all(isinstance(part, dict) for part in parts) and isinstance(parts[0].get("name"), str)
 
 
 def _decode(data: bytes) -> Any:
@@ -317,8 +348,10 @@ def refusal(status: int, body: bytes, *, verb: str, resource: str, namespace: st
     sentence = f"{what}: {text[:_SENTENCE_LIMIT]}"
     if status == 404 and reason == "NotFound" and verb not in ("list", "watch", "create"):
         return Gone(sentence)
-    if status in (409, 410):
-        return Conflict(sentence) if status == 409 else Expired(sentence)
+    if status == 409:
+        return Conflict(sentence)
+    if status == 410 and verb in ("list", "watch"):
+        return Expired(sentence)
     if status == 404:
         return ClusterRejected(
             f"{what}: the API server knows no such resource or namespace: {text}",
@@ -333,7 +366,7 @@ def refusal(status: int, body: bytes, *, verb: str, resource: str, namespace: st
         return ClusterUnavailable(sentence, remedy="free some of the quota or raise it")
     if status == 403:
         return ClusterDenied(sentence, remedy=_remedy(text, verb, resource, namespace))
-    if status == 429 or status >= 500:
+    if status in (410, 429) or status >= 500:
         return ClusterUnavailable(
             f"{what}: the API server answers {status}: {text[:_SENTENCE_LIMIT]}",
             remedy="see `kubectl get --raw /readyz?verbose`",
