@@ -9,23 +9,27 @@ patterns and guards are judged by the product's own code.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 
+import numpy as np
+import numpy.typing as npt
 import regex
 
 from selfalign.config import PromoteConfig
 from selfalign.engines.base import Completion
-from selfalign.evaluation.anchor import surpasses_anchor
+from selfalign.evaluation.anchor import anchor_confidence, surpasses_anchor
 from selfalign.evaluation.gate import judge
 from selfalign.evaluation.generation import heldout_scores
 from selfalign.evaluation.items import HeldoutItem
 from selfalign.evaluation.rules import rules_of
 from selfalign.evaluation.scores import ALIGNED, REFUSAL_MUST, REFUSAL_MUST_NOT, ItemScore
 from selfalign.evaluation.splits import choosing_items
-from selfalign.evaluation.summary import summarise
+from selfalign.evaluation.statistics import paired_difference, proportion
+from selfalign.evaluation.summary import Comparison, EvaluationSummary, MetricSummary
 
+CONFIDENCE = 0.9  # of intervals, as by default
 REDRAWN = 0.17  # of a model's answers: two equal models at 0.8 differ in a tenth
 THINGS = (
     "kettle", "lantern", "ladder", "bicycle", "curtain", "barrel", "mirror", "saddle", "anchor",
@@ -113,7 +117,7 @@ KINDS = (
          pattern="soap"),
 )  # fmt: skip
 
-Answer = Callable[[int], str]  # the item's number -> a text
+_Right = npt.NDArray[np.bool_]  # of each item, or whether it is one of some
 
 
 @cache
@@ -154,15 +158,12 @@ class World:
             outcomes.append(drawn < (share if isinstance(share, float) else share(item)))
         return outcomes
 
-    def luck(self, scores: Sequence[ItemScore], share: float, told: Container[str]) -> float:
+    def luck(self, right: _Right, share: float, told: _Right) -> float:
         """The mean on some of the items, less that of all models with the same true share."""
         hardness = random.Random(self.seed)
-        fresh, found = REDRAWN * share, []
-        for item, score in zip(self.items, scores, strict=True):
-            usual = (1 - REDRAWN) * (hardness.random() < share) + fresh
-            if item.id in told:
-                found.append(score.value - usual)
-        return sum(found) / len(found)
+        easy = np.array([hardness.random() < share for _ in right])
+        usual = (1 - REDRAWN) * easy + REDRAWN * share
+        return float((right - usual)[told].mean())
 
     def values(self, right: Sequence[bool]) -> list[ItemScore]:
         """The scores of answers that are right or wrong and nothing else, without a text."""
@@ -254,33 +255,28 @@ def nights(
         if rule.metric == ALIGNED and (anchored or rule.against != "anchor")
     ]
     config = PromoteConfig(rules=rules, guards=None)
+    everything = np.full(len(world.items), True)
 
-    def values(share: float, name: str) -> list[ItemScore]:
-        outcomes = zip(world.items, world.right(share, name), strict=True)
-        return [
-            ItemScore(item.id, ALIGNED, None, float(good), 1, str(good)) for item, good in outcomes
-        ]
+    def right(share: float, name: str) -> _Right:
+        return np.array(world.right(share, name))
 
-    everything = frozenset(item.id for item in world.items)
-    promoted = anchor = values(start, "first")
-    base = values(0.3, "base")
+    promoted = anchor = right(start, "first")
+    base = right(0.3, "base")
     now = Night(True, start, world.luck(promoted, start, everything))
     promotions, past = 0, []
     for night in range(count):
         share = now.share - loss
-        final = values(share, f"night {night}")
-        models = {"base": base, "final": final, "promoted": promoted}
+        final = right(share, f"night {night}")
+        models = {"base": base, "promoted": promoted}
         if anchor is not promoted and anchored:
             models["anchor"] = anchor
         chosen = told = everything
         if choosing_share is not None:
-            chosen = choosing_items(world.items, choosing_share, f"night {night}")
-            told = everything - chosen
-        summary = summarise(
-            {name: [each for each in m if each.item_id in chosen] for name, m in models.items()},
-            confidence=0.9,
-            comparisons=[("final", name) for name in models if name != "final"],
-            tasks=("heldout",),
+            ids = choosing_items(world.items, choosing_share, f"night {night}")
+            chosen = np.array([item.id in ids for item in world.items])
+            told = ~chosen
+        summary = _summary(
+            final[chosen], {name: m[chosen] for name, m in models.items()}, promotions
         )
         if judge(summary, config).promote:
             now = Night(True, share, world.luck(final, share, told))
@@ -291,3 +287,43 @@ def nights(
             now = replace(now, promoted=False)
         past.append(now)
     return past
+
+
+def _summary(final: _Right, models: Mapping[str, _Right], promotions: int) -> EvaluationSummary:
+    """What `summarise` makes of the same on `heldout.aligned`, without records for each item."""
+    confidence, against_anchor = CONFIDENCE, anchor_confidence(CONFIDENCE, promotions)
+    own = proportion(final.astype(float).tolist(), confidence=confidence)
+    rows = []
+    for name, theirs in models.items():
+        found = paired_difference(
+            final,
+            theirs,
+            binary=True,
+            confidence=against_anchor if name == "anchor" else confidence,
+            bootstrap_samples=1,
+            seed=0,
+        )
+        rows.append(
+            Comparison(
+                subject="final",
+                against=name,
+                metric=ALIGNED,
+                kind=None,
+                subject_mean=own.mean,
+                against_mean=float(theirs.mean()),
+                only_subject=0,
+                only_against=0,
+                changed=int((final != theirs).sum()),
+                **asdict(found),
+            )
+        )
+    measured = MetricSummary(model="final", metric=ALIGNED, kind=None, **asdict(own))
+    return EvaluationSummary(
+        confidence=confidence,
+        models=("final", *models),
+        metrics=(measured,),
+        comparisons=tuple(rows),
+        notes=(),
+        tasks=("heldout",),
+        anchor_confidence=against_anchor if "anchor" in models else None,
+    )

@@ -1,15 +1,17 @@
-"""When the anchor moves: to a promoted model that is better than it, for sure.
+"""The anchor: an earlier promoted model, which bounds what many small losses add up to.
 
 The gate lets a candidate pass that is a little worse, within its margin, for noise cannot be told
 from a small loss. Night after night such losses add up, so candidates are also held to an anchor
 that stays where it is. It must not be the model with the best score either: of many equal models
 the luckiest has it, and no equal model would pass again.
 
-So a newly promoted model becomes the anchor when its paired test against the anchor says better,
-at a level that is spent over the promotions since the anchor was set: ALPHA x 6 / (pi^2 k^2) at the
-k-th, which adds up to ALPHA however many there are. This is the one place where alpha has to be
-spent over nights: here alone one wrong result stays for good. A candidate that slips through the
-other rules by luck is followed by the next night's, held to the same anchor.
+Two tests are repeated until one is passed by luck, so their level is spent over the promotions
+since the anchor was set, a part in proportion to 1 / k^2 for the k-th, which adds up to a bound:
+
+- Whether a candidate is not worse than the anchor: the k-th promotion needs an interval that is
+  wrong 1 / k^2 as often. So each further step away from the anchor takes more luck than the last.
+- Whether a promoted model is better than the anchor, for sure, and takes its place: at
+  ALPHA x 6 / (pi^2 k^2). Here one wrong result stays for good.
 """
 
 from __future__ import annotations
@@ -20,6 +22,15 @@ from selfalign.evaluation.scores import ALIGNED, HHH, MC1
 from selfalign.evaluation.summary import EvaluationSummary
 
 ALPHA = 0.05  # chance that equal models ever move the anchor, one-sided
+
+
+def anchor_confidence(confidence: float, promotions: int) -> float:
+    """Of the intervals against the anchor, where those against other models have `confidence`.
+
+    Args:
+        promotions: how many models were promoted since the anchor was set.
+    """
+    return 1 - (1 - confidence) / (promotions + 1) ** 2
 
 
 def surpasses_anchor(summary: EvaluationSummary, promotions: int) -> bool:

@@ -301,7 +301,9 @@ def _compared(rule: GateRule, summary: EvaluationSummary, found: Comparison) -> 
         holds = holds and interval is not None and interval[0] > rule.min_difference
     if rule.max_difference is not None:
         holds = holds and interval is not None and interval[1] < rule.max_difference
-    explanation = explanations.compared(rule, found, summary.confidence, noise)
+    explanation = explanations.compared(
+        rule, found, summary.confidence_against(rule.against), noise
+    )
     if found.only_against > max(1, MISSING_SHARE * (found.n + found.only_against)):
         holds, explanation = False, f"{explanation} So many missing answers fail a rule."
     return RuleOutcome(

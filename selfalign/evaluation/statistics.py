@@ -29,7 +29,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 # Bootstrap intervals of few values are too narrow (Hesterberg 2015, arXiv 1411.5279, on
 # narrowness bias); where few ends is this project's choice.
@@ -75,11 +75,16 @@ def proportion(values: Sequence[float], *, confidence: float) -> Estimate:
     """Share of ones among values of 0 and 1, with the Wilson score interval."""
     if not values:
         return Estimate(0, None, None, None, "none")
-    ones = sum(value == 1 for value in values)
-    interval = stats.binomtest(ones, len(values)).proportion_ci(confidence, method="wilson")
-    return Estimate(
-        len(values), ones / len(values), float(interval.low), float(interval.high), "wilson"
-    )
+    share = sum(value == 1 for value in values) / len(values)
+    return Estimate(len(values), share, *_wilson(share, len(values), confidence), "wilson")
+
+
+def _wilson(share: float, n: float, confidence: float) -> tuple[float, float]:
+    z = -float(special.ndtri((1 - confidence) / 2))
+    centre = share + z * z / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    low, high = (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+    return max(low, 0.0), min(high, 1.0)
 
 
 def mean(
@@ -133,13 +138,7 @@ def clustered_proportion(values: Sequence[Sequence[float]], *, confidence: float
     everything = np.concatenate(clusters)
     share = float(everything.mean())
     n = everything.size / _design_effect(clusters)
-    z = float(stats.norm.isf((1 - confidence) / 2))
-    centre, half = (
-        share + z * z / (2 * n),
-        z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)),
-    )
-    low, high = (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
-    return Estimate(len(values), share, max(low, 0.0), min(high, 1.0), "wilson")
+    return Estimate(len(values), share, *_wilson(share, n, confidence), "wilson")
 
 
 def clustered_difference(
@@ -206,9 +205,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def mcnemar(wins: int, losses: int) -> float:
     """Exact two-sided p-value: among the items that differ, a win is as likely as a loss."""
-    if wins + losses == 0:
-        return 1.0
-    return float(stats.binomtest(wins, wins + losses).pvalue)
+    return min(1.0, 2 * float(special.bdtr(min(wins, losses), wins + losses, 0.5)))
 
 
 def score_interval(wins: float, losses: float, n: float, confidence: float) -> tuple[float, float]:
@@ -218,7 +215,7 @@ def score_interval(wins: float, losses: float, n: float, confidence: float) -> t
     Inverts the score test of each possible difference (Tango 1998, Statistics in Medicine 17,
     891-908): never of width zero, never outside [-1, 1].
     """
-    z = float(stats.norm.isf((1 - confidence) / 2))
+    z = -float(special.ndtri((1 - confidence) / 2))
     return _score_limit(wins, losses, n, z), 0.0 - _score_limit(losses, wins, n, z)
 
 

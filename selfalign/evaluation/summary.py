@@ -129,9 +129,10 @@ class JudgeSummary(_Frozen):
 
 
 class EvaluationSummary(_Frozen):
-    """What an evaluation found. `confidence` is that of every interval in it, `tasks` what the
-    configuration gave data for, `choosing` the same on the held-out items that the gate's rules
-    see, where these are others (`splits.py`)."""
+    """What an evaluation found. `confidence` is that of every interval in it but those against the
+    anchor, which have `anchor_confidence` where it is set; `tasks` what the configuration gave data
+    for, `choosing` the same on the held-out items that the gate's rules see, where these are others
+    (`splits.py`)."""
 
     schema_version: Literal[1] = 1
     confidence: float = Field(gt=0, lt=1)
@@ -142,6 +143,11 @@ class EvaluationSummary(_Frozen):
     tasks: tuple[str, ...] = ()
     judge: JudgeSummary | None = None
     choosing: EvaluationSummary | None = None
+    anchor_confidence: float | None = Field(None, gt=0, lt=1)
+
+    def confidence_against(self, model: str | None) -> float:
+        """Of the intervals of differences from a model."""
+        return (self.anchor_confidence if model == "anchor" else None) or self.confidence
 
     @property
     def deciding(self) -> EvaluationSummary:
@@ -180,6 +186,7 @@ def summarise(
     comparisons: Sequence[tuple[str, str]] = COMPARISONS,
     tasks: Sequence[str] = (),
     refusals: Literal["judge", "wording"] | None = None,
+    anchor_confidence: float | None = None,
 ) -> EvaluationSummary:
     """Fold every model's scores; the models keep the mapping's order.
 
@@ -187,6 +194,7 @@ def summarise(
 
     Args:
         refusals: who decided which answers refuse, where there is a judge.
+        anchor_confidence: of intervals against the anchor; None is `confidence`.
 
     Raises:
         ConfigurationError: `confidence` is not between 0 and 1.
@@ -198,7 +206,7 @@ def summarise(
             f"evaluate.confidence: expected a number between 0 and 1, got {confidence}",
             remedy="0.95 is usual; 1 would make every interval endless",
         )
-    fold = _Fold(confidence, bootstrap_samples, seed)
+    fold = _Fold(confidence, anchor_confidence or confidence, bootstrap_samples, seed)
     models: dict[str, _Scored] = {}
     judged: dict[tuple[str, str], list[ItemScore]] = {}
     agreed: list[ItemScore] = []
@@ -241,14 +249,17 @@ def summarise(
         tasks=tuple(tasks),
         notes=tuple(note for row in compared for note in _left_out(row)),
         judge=told if orders or agreed or refusals else None,
+        anchor_confidence=anchor_confidence,
     )
 
 
 class _Fold:
     """How intervals are taken; every number's seed derives from its own name."""
 
-    def __init__(self, confidence: float, bootstrap_samples: int, seed: int) -> None:
-        self._confidence = confidence
+    def __init__(
+        self, confidence: float, anchor_confidence: float, bootstrap_samples: int, seed: int
+    ) -> None:
+        self._confidence, self._anchor_confidence = confidence, anchor_confidence
         self._bootstrap_samples = bootstrap_samples
         self._seed = seed
 
@@ -290,7 +301,7 @@ class _Fold:
             ours_values,
             their_values,
             binary=_binary(key, [*ours_values, *their_values]),
-            confidence=self._confidence,
+            confidence=self._anchor_confidence if against == "anchor" else self._confidence,
             bootstrap_samples=self._bootstrap_samples,
             seed=record_seed(self._seed, "difference", subject, against, metric_name(*key)),
         )

@@ -20,7 +20,7 @@ from selfalign.store.artifact import read_manifest
 from selfalign.store.base import Store
 from selfalign.store.claims import artifact_unit, refuse_condemned
 from selfalign.store.manifest import Manifest, Parent
-from selfalign.store.pointer import Pointer, PromotedModel, read_pointer
+from selfalign.store.pointer import Anchor, Pointer, PromotedModel, read_pointer
 
 ManifestLookup = Callable[[str, str], Manifest | None]
 
@@ -59,7 +59,7 @@ class Planned:
     parents: dict[str, Parent]
     manifest: Manifest | None
     promoted: PromotedModel | None = None
-    anchor: PromotedModel | None = None
+    anchor: Anchor | None = None
     approval: ApprovalState | None = None
 
     @property
@@ -140,7 +140,7 @@ def _plan_stage(
     if stage.reads_promoted:
         promoted = _baseline(pointer, published["final_model"])
         anchor = _anchor(pointer, published["final_model"], config.promote.anchor)
-        if promoted is None or (anchor is not None and anchor.digest == promoted.digest):
+        if promoted is None or (anchor is not None and anchor.model.digest == promoted.digest):
             anchor = None
     identity = stage_identity(
         stage,
@@ -148,7 +148,7 @@ def _plan_stage(
         inputs,
         {name: parent.digest for name, parent in parents.items()},
         promoted.digest if promoted else None,
-        anchor.digest if anchor else None,
+        anchor.model.digest if anchor else None,
     )
     key = identity_key(identity)
     return Planned(stage, key, identity, parents, lookup(stage.writes, key), promoted, anchor)
@@ -167,15 +167,19 @@ def _baseline(pointer: Pointer | None, final: Manifest) -> PromotedModel | None:
     return pointer.model
 
 
-def _anchor(pointer: Pointer | None, final: Manifest, pinned: str | None) -> PromotedModel | None:
+def _anchor(pointer: Pointer | None, final: Manifest, pinned: str | None) -> Anchor | None:
     """The anchor that `final` is held to: the one a person pinned, else the pointer's."""
-    if pinned is not None:
-        return _pinned(pointer, pinned)
     if pointer is None:
+        return None if pinned is None else Anchor(model=_pinned(None, pinned), promotions=0)
+    now = pointer.anchor or Anchor(model=pointer.model, promotions=0)
+    again = pointer.model.digest == final.digest
+    model = pointer.previous_anchor if again else now.model
+    if pinned is not None:
+        model = _pinned(pointer, pinned)
+    if model is None:
         return None
-    if pointer.model.digest == final.digest:
-        return pointer.previous_anchor
-    return pointer.model if pointer.anchor is None else pointer.anchor.model
+    promotions = now.promotions - again if model.digest == now.model.digest else 0
+    return Anchor(model=model, promotions=max(promotions, 0))
 
 
 def _pinned(pointer: Pointer | None, key: str) -> PromotedModel:

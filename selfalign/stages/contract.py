@@ -35,7 +35,7 @@ from selfalign.stages.quarantine import QuarantineLimit
 from selfalign.store.artifact import ArtifactWriter, ShardWriter, read_manifest
 from selfalign.store.base import Store
 from selfalign.store.manifest import Counts, Manifest, Parent, Part, Provenance, QuarantinedRow
-from selfalign.store.pointer import PromotedModel
+from selfalign.store.pointer import Anchor, PromotedModel
 from selfalign.telemetry import Progress, log
 
 COMMITS_WAITING = 4  # parts whose records are held while others are uploaded
@@ -75,7 +75,7 @@ class StageContext:
     num_shards: int
     work: Path
     promoted: PromotedModel | None = None
-    anchor: PromotedModel | None = None
+    anchor: Anchor | None = None
     run: str | None = None
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import partial
 
 from selfalign.engines.base import EngineInfo
+from selfalign.evaluation.anchor import anchor_confidence
 from selfalign.evaluation.datasets import load_heldout
 from selfalign.evaluation.explanations import judged as judged_in_words
 from selfalign.evaluation.harness import load_tasks
@@ -120,6 +121,9 @@ def _summarise(
         seed=context.config.seed,
         tasks=tasks,
         refusals=config.judge.refusals if config.judge else None,
+        anchor_confidence=None
+        if context.anchor is None
+        else anchor_confidence(config.confidence, context.anchor.promotions),
     )
     chosen = choosing_split(config, context.parents["final_model"].digest)
     if not chosen:

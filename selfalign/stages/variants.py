@@ -58,6 +58,7 @@ def model_manifest(context: StageContext, model: str) -> Manifest:
     """The manifest of an engraved, final, promoted or anchor model."""
     if model in ("engraved", "final"):
         return context.parent(f"{model}_model")
-    promoted = context.anchor if model == "anchor" else context.promoted
+    anchor = None if context.anchor is None else context.anchor.model
+    promoted = anchor if model == "anchor" else context.promoted
     assert promoted is not None
     return promoted_manifest(context.store, promoted)

@@ -239,6 +239,7 @@ def test_the_stored_fields_are_pinned() -> None:
         "tasks",
         "judge",
         "choosing",
+        "anchor_confidence",
     ]
     assert list(MetricSummary.model_fields) == [
         "model",

@@ -12,6 +12,7 @@ import pytest
 
 from selfalign.config import EngineConfig, RunConfig
 from selfalign.errors import ConfigurationError, DataError, EngineError, TemporaryError
+from selfalign.evaluation.summary import EvaluationSummary
 from selfalign.identity import collect_inputs
 from selfalign.load import load_config
 from selfalign.pipeline import STAGES
@@ -22,7 +23,7 @@ from selfalign.run.stage import run_stage
 from selfalign.serving.directory import read_served
 from selfalign.stages.notice import read_notice
 from selfalign.stages.rollback import roll_back
-from selfalign.store.artifact import read_file, read_records
+from selfalign.store.artifact import read_file, read_file_as, read_records
 from selfalign.store.files import file_sha256
 from selfalign.store.local import LocalStore
 from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
@@ -341,6 +342,12 @@ def test_the_next_run_is_judged_against_what_is_promoted_and_can_be_rolled_back(
     current = read_pointer(store)
     assert current is not None
     assert current.pointer.model.digest == two["final_model"].digest
+    # the first model is the anchor, and another was promoted since
+    third = run_stages(first, "evaluate")["evaluation"]
+    assert third.identity["anchor"] == one["final_model"].digest
+    summary = read_file_as(store, third, "summary.json", EvaluationSummary)
+    assert summary.confidence_against("promoted") == 0.9
+    assert summary.confidence_against("anchor") == pytest.approx(0.975)
     for name in list(store.list(f"models/{one['final_model'].digest}/")):
         store.delete(name)  # it expired
     pointer = roll_back(store)
