@@ -77,6 +77,7 @@ def plan_command(config_path: Path, overrides: tuple[str, ...], as_json: bool) -
         f"{CHANGED_SHARE:.0%} of the answers changed; intervals of "
         f"{config.evaluate.confidence * 100:g}%"
         + (f"; {n} answers to an item counted as {counted_as(1, n):.3g} items" if n > 1 else "")
+        + "; against the anchor at the first promotion after it was set, later ones need more"
     )
 
 
