@@ -18,23 +18,9 @@ from selfalign.errors import ConfigurationError, StoreUnavailable
 from selfalign.evaluation.scores import ItemScore
 from selfalign.evaluation.summary import summarise
 from selfalign.serving.directory import materialise
-from selfalign.store.artifact import ArtifactWriter
 from selfalign.store.local import LocalStore
-from selfalign.store.manifest import Counts, FileEntry, Manifest, Parent, Provenance
 from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
-
-MADE = Provenance(started_at="", finished_at="")
-
-
-def publish(
-    store: LocalStore, artifact: str, key: str, files: dict[str, bytes], **parents: Manifest
-) -> Manifest:
-    named = {name: Parent(key=each.key, digest=each.digest) for name, each in parents.items()}
-    writer = ArtifactWriter(
-        store, artifact=artifact, stage="s", key=key, identity={}, parents=named
-    )
-    entries: list[FileEntry] = [writer.add_bytes(data, name) for name, data in files.items()]
-    return writer.publish(shards=[], files=entries, counts=Counts(), details={}, provenance=MADE)
+from tests.artifacts import publish
 
 
 def promote(store: LocalStore, key: str, *, rollback: bool = False) -> str:
@@ -45,8 +31,7 @@ def promote(store: LocalStore, key: str, *, rollback: bool = False) -> str:
     scores = [ItemScore(str(n), "heldout.aligned", None, float(n > 0), 1, "") for n in range(4)]
     summary = summarise({"final": scores, "base": scores}).model_dump_json().encode()
     evaluation = publish(store, "evaluation", f"{key}-e", {"summary.json": summary})
-    parents = {"evaluation": evaluation, "final_model": model}
-    promotion = publish(store, "promotion", f"{key}-p", {}, **parents)
+    promotion = publish(store, "promotion", f"{key}-p", parents=(evaluation, model))
     materialise(store, model, {})
     promoted = PromotedModel(
         artifact=model.artifact, key=key, digest=model.digest, directory=f"models/{model.digest}"

@@ -14,9 +14,8 @@ from selfalign.errors import ConfigurationError, DataError
 from selfalign.evaluation.scores import ALIGNED, ItemScore
 from selfalign.evaluation.summary import summarise
 from selfalign.run.record import RunRecord, RunStatus, StageState, write_status
-from selfalign.store.artifact import ArtifactWriter
 from selfalign.store.local import LocalStore
-from selfalign.store.manifest import Counts, Provenance
+from tests.artifacts import publish
 from tests.pipeline_world import write_world
 
 
@@ -133,16 +132,8 @@ def _past_night(store: LocalStore, run: str, kind: str = "benign") -> None:
         for model, ones in (("base", 0), ("final", 30))
     }
     summary = summarise(models, confidence=0.9, tasks=("heldout",))
-    writer = ArtifactWriter(
-        store, artifact="evaluation", stage="evaluate", key=f"k-{run}", identity={}, parents={}
-    )
-    manifest = writer.publish(
-        shards=[],
-        files=[writer.add_bytes(summary.model_dump_json().encode(), "summary.json")],
-        counts=Counts(),
-        details={},
-        provenance=Provenance(started_at="now", finished_at="now"),
-    )
+    files = {"summary.json": summary.model_dump_json().encode()}
+    manifest = publish(store, "evaluation", f"k-{run}", files)
     state = StageState(name="evaluate", key=f"k-{run}", digest=manifest.digest, phase="Done")
     status = RunStatus(id=run, phase="Succeeded", verdict="Promoted", stages=[state])
     write_status(store, status)

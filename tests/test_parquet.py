@@ -25,9 +25,10 @@ from selfalign.records import (
     Record,
     VerboseResponse,
 )
-from selfalign.store.artifact import ArtifactWriter, read_rows
+from selfalign.store.artifact import read_rows
 from selfalign.store.local import LocalStore
-from selfalign.store.manifest import Counts, Manifest, Provenance
+from selfalign.store.manifest import Provenance
+from tests.artifacts import publish_records
 
 WHEN = Provenance(started_at="", finished_at="")
 SEED = 2**63 - 1  # the largest there is
@@ -55,25 +56,13 @@ RECORDS: dict[str, list[Record]] = {
 }  # fmt: skip
 
 
-def publish(store: LocalStore, artifact: str, records: list[Record]) -> Manifest:
-    writer = ArtifactWriter(
-        store, artifact=artifact, stage="s", key=f"{artifact}-key", identity={}, parents={}
-    )
-    shard = writer.shard(0, 1)
-    shard.commit("part-0", records, Counts())
-    shard.finish(["part-0"], WHEN)
-    manifest = writer.publish_when_complete(1)
-    assert manifest is not None
-    return manifest
-
-
 @pytest.mark.parametrize("artifact", RECORDS)
 def test_every_record_comes_back_in_order_and_with_its_types(
     artifact: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parquet, "ROWS_PER_GROUP", 2)
     store, target = LocalStore(tmp_path / "store"), tmp_path / "records.parquet"
-    manifest = publish(store, artifact, RECORDS[artifact])
+    manifest = publish_records(store, artifact, RECORDS[artifact])
     arguments = ["show", artifact, "--store", str(tmp_path / "store"), "--json"]
     monkeypatch.chdir(tmp_path)
     shown = CliRunner().invoke(cli, [*arguments, "--parquet", str(target)])
@@ -97,7 +86,7 @@ def test_every_record_comes_back_in_order_and_with_its_types(
 def test_datasets_loads_it(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
     store, target = LocalStore(tmp_path / "store"), tmp_path / "records.parquet"
-    manifest = publish(store, "aligned_responses", RECORDS["aligned_responses"])
+    manifest = publish_records(store, "aligned_responses", RECORDS["aligned_responses"])
     parquet.write_parquet(store, manifest, target)
     loaded = datasets.load_dataset(
         "parquet", data_files=str(target), split="train", cache_dir=str(tmp_path / "cache")
@@ -114,7 +103,7 @@ def test_half_of_a_surrogate_pair_is_written_as_its_escape() -> None:
 
 def test_damage_and_artifacts_without_records_leave_no_file(tmp_path: Path) -> None:
     store, target = LocalStore(tmp_path / "store"), tmp_path / "records.parquet"
-    manifest = publish(store, "prompts", RECORDS["verbose_responses"])  # of another kind
+    manifest = publish_records(store, "prompts", RECORDS["verbose_responses"])  # of another kind
     with pytest.raises(DataError, match="corrupt"):
         parquet.write_parquet(store, manifest, target)
     models = [stage.writes for stage in STAGES if stage.writes not in RECORDS]

@@ -5,9 +5,9 @@ of which only the work itself is small; and threads that take turns between two 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,90 +21,17 @@ from selfalign.run.plan import Planned, heed_gc, plan_from_store
 from selfalign.run.record import Attempt, RunRecord, RunStatus, write_run, write_status
 from selfalign.run.stage import claimed
 from selfalign.stages.contract import StageContext
-from selfalign.store.base import Entry, NotFound, PreconditionFailed, Store
+from selfalign.store.base import PreconditionFailed, Store
 from selfalign.store.manifest import Counts, Manifest, Provenance
 from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
+from tests.memory_store import Bucket, MemoryStore
 
-START = datetime(2026, 1, 1, 1, 0, tzinfo=UTC)
 INPUTS = Inputs(seeds={"principles.txt": "0" * 64}, base_model="0123abcd", data={})
 HISTORY = 3  # promoted models that the pointer names here
 
 
 class Killed(BaseException):
     """The process is killed at this call of the store."""
-
-
-@dataclass
-class World:
-    """A bucket and its clock."""
-
-    now: datetime = START
-    objects: dict[str, tuple[bytes, datetime]] = field(default_factory=dict)
-    versions: dict[str, int] = field(default_factory=dict)
-
-    def clock(self) -> datetime:
-        return self.now
-
-
-class MemoryStore:
-    """The bucket as one process sees it.
-
-    Args:
-        turn: called before each call.
-    """
-
-    url = "memory"
-
-    def __init__(self, world: World, turn: Callable[[], None] = lambda: None) -> None:
-        self.world = world
-        self.turn = turn
-
-    def read(self, key: str) -> bytes:
-        return self.read_versioned(key)[0]
-
-    def read_versioned(self, key: str) -> tuple[bytes, str]:
-        self.turn()
-        if key not in self.world.objects:
-            raise NotFound(key)
-        return self.world.objects[key][0], str(self.world.versions[key])
-
-    def write(
-        self, key: str, data: bytes, *, if_absent: bool = False, if_version: str | None = None
-    ) -> str:
-        self.turn()
-        there = key in self.world.objects
-        if (if_absent and there) or (
-            if_version is not None and (not there or str(self.world.versions[key]) != if_version)
-        ):
-            raise PreconditionFailed(key)
-        self.world.objects[key] = (data, self.world.now)
-        self.world.versions[key] = self.world.versions.get(key, 0) + 1
-        return str(self.world.versions[key])
-
-    def upload(self, source: Path, key: str) -> None:
-        self.write(key, source.read_bytes())
-
-    def download(self, key: str, target: Path) -> None:
-        target.write_bytes(self.read(key))
-
-    def exists(self, key: str) -> bool:
-        self.turn()
-        return key in self.world.objects
-
-    def list(self, prefix: str) -> Iterator[str]:
-        return (entry.key for entry in self.entries(prefix))
-
-    def entries(self, prefix: str) -> Iterator[Entry]:
-        self.turn()
-        found = sorted(key for key in self.world.objects if key.startswith(prefix))
-        return iter([Entry(key, len(data), at) for key in found for data, at in [self._at(key)]])
-
-    def _at(self, key: str) -> tuple[bytes, datetime]:
-        return self.world.objects[key]
-
-    def delete(self, key: str) -> None:
-        self.turn()
-        self.world.objects.pop(key, None)
 
 
 def night_config(**changes: Any) -> RunConfig:
@@ -230,14 +157,14 @@ def night(
 class Turns:
     """Threads of which one acts at a time; `choose` says which after each call of the store."""
 
-    def __init__(self, world: World, choose: Callable[[int], int]) -> None:
-        self.world = world
+    def __init__(self, bucket: Bucket, choose: Callable[[int], int]) -> None:
+        self.bucket = bucket
         self._choose = choose
         self._actors: list[_Actor] = []
 
     def add(self, act: Callable[[MemoryStore], Any], *, killed_at: int | None = None) -> _Actor:
         """A process that is killed at that call, if at any."""
-        actor = _Actor(self.world, act, killed_at)
+        actor = _Actor(self.bucket, act, killed_at)
         self._actors.append(actor)
         return actor
 
@@ -259,14 +186,14 @@ class Turns:
 
 class _Actor:
     def __init__(
-        self, world: World, act: Callable[[MemoryStore], Any], killed_at: int | None
+        self, bucket: Bucket, act: Callable[[MemoryStore], Any], killed_at: int | None
     ) -> None:
         self.arrived, self.may_go = threading.Semaphore(0), threading.Semaphore(0)
         self.ended = self.killed = False
         self.result: Any = None
         self.error: Exception | None = None
         self._left = killed_at
-        store = MemoryStore(world, self._turn)
+        store = MemoryStore(bucket, self._turn)
 
         def body() -> None:
             try:
@@ -307,6 +234,6 @@ def problems(store: Store, manifest: Manifest) -> list[str]:
     return missing
 
 
-def later(world: World, **time: float) -> None:
+def later(bucket: Bucket, **time: float) -> None:
     """Let time pass."""
-    world.now += timedelta(**time)
+    bucket.now += timedelta(**time)

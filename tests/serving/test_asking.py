@@ -13,11 +13,11 @@ from selfalign.seeds import Seeds, load_seeds
 from selfalign.serving.form import ChatForm
 from selfalign.serving.template import chat_template
 from selfalign.stages.asking import asking
-from selfalign.store.artifact import ArtifactWriter
 from selfalign.store.local import LocalStore
-from selfalign.store.manifest import Counts, Manifest, Provenance
+from selfalign.store.manifest import Manifest
 from selfalign.training.chat import fit_form
 from selfalign.training.examples import plain_tokens, tokens_before_text
+from tests.artifacts import publish
 from tests.pipeline_world import TOY_SEEDS, settings
 
 QUERIES = (
@@ -36,16 +36,8 @@ def seeds() -> Seeds:
 
 
 def artifact(store: LocalStore, files: dict[str, bytes]) -> Manifest:
-    writer = ArtifactWriter(
-        store, artifact="final_model", stage="clone", key="k", identity={}, parents={}
-    )
-    return writer.publish(
-        shards=[],
-        files=[writer.add_bytes(data, f"merged/{name}") for name, data in files.items()],
-        counts=Counts(),
-        details={},
-        provenance=Provenance(started_at="", finished_at=""),
-    )
+    merged = {f"merged/{name}": data for name, data in files.items()}
+    return publish(store, "final_model", files=merged)
 
 
 def files_of(form: ChatForm) -> dict[str, bytes]:

@@ -8,10 +8,10 @@ import pytest
 
 from selfalign.errors import DataError
 from selfalign.serving.directory import materialise, read_served
-from selfalign.store.artifact import ArtifactWriter
 from selfalign.store.base import Store
 from selfalign.store.local import LocalStore
-from selfalign.store.manifest import Counts, Manifest, Provenance
+from selfalign.store.manifest import Manifest
+from tests.artifacts import publish
 
 FILES = {"config.json": b"{}", "model-1-of-2.safetensors": b"1", "model-2-of-2.safetensors": b"2"}
 
@@ -39,19 +39,8 @@ class Dies(LocalStore):
 
 
 def model(store: Store, form: str = "merged") -> Manifest:
-    writer = ArtifactWriter(
-        store, artifact="final_model", stage="clone", key="k", identity={}, parents={}
-    )
-    return writer.publish(
-        shards=[],
-        files=[
-            writer.add_bytes(b"loss", "loss.jsonl"),
-            *(writer.add_bytes(data, f"{form}/{name}") for name, data in FILES.items()),
-        ],
-        counts=Counts(),
-        details={},
-        provenance=Provenance(started_at="", finished_at=""),
-    )
+    files = {f"{form}/{name}": data for name, data in FILES.items()}
+    return publish(store, "final_model", files={"loss.jsonl": b"loss", **files})
 
 
 @pytest.mark.parametrize("death", range(1, 6))

@@ -10,9 +10,9 @@ import pytest
 from selfalign.serving.bom import bill_of_materials
 from selfalign.serving.card import Score, Scores, model_card
 from selfalign.serving.origin import Ancestor, Base, Origin, origin, stated_license
-from selfalign.store.artifact import ArtifactWriter
 from selfalign.store.local import LocalStore
-from selfalign.store.manifest import Counts, FileEntry, Parent, Provenance
+from selfalign.store.manifest import Counts, FileEntry, Manifest, Parent
+from tests.artifacts import publish
 
 SHA = "a" * 64
 ORIGIN = Origin(
@@ -70,29 +70,22 @@ def test_the_card_tells_sources_scores_with_intervals_and_limits() -> None:
 def test_the_origin_follows_parents_to_the_principles_and_bears_a_lost_one(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
 
-    def publish(artifact: str, seeds: dict[str, str], parents: dict[str, Parent]) -> Parent:
-        writer = ArtifactWriter(
-            store, artifact=artifact, stage="s", key="k", identity={"seeds": seeds}, parents=parents
-        )
-        manifest = writer.publish(
-            shards=[],
-            files=[],
-            counts=Counts(kept=7),
-            details={},
-            provenance=Provenance(started_at="", finished_at=""),
-        )
-        return Parent(key="k", digest=manifest.digest)
+    def made(artifact: str, seeds: dict[str, str], *parents: Manifest) -> Manifest:
+        identity, counts = {"seeds": seeds}, Counts(kept=7)
+        return publish(store, artifact, identity=identity, parents=parents, counts=counts)
 
-    lost = publish("prompts", {}, {})
-    aligned = publish("aligned_responses", {"principles.txt": SHA}, {"prompts": lost})
-    engraved = publish("engraved_model", {}, {"aligned_responses": aligned})
+    lost = made("prompts", {})
+    engraved = made("engraved_model", {}, made("aligned_responses", {"principles.txt": SHA}, lost))
     store.delete("artifacts/prompts/k/manifest.json")  # it expired since
     found = origin(
         store,
         "final_model",
         "k",
         {"code_version": "1", "config": {"method": "full"}, "seeds": {"l.yaml": SHA}},
-        {"engraved_model": engraved, "../../etc": lost},
+        {
+            "engraved_model": Parent(key="k", digest=engraved.digest),
+            "../../etc": Parent(key="k", digest=lost.digest),
+        },
         ORIGIN.base,
     )
     assert found.seeds == {"l.yaml": SHA, "principles.txt": SHA}

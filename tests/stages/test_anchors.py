@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,10 +13,10 @@ from selfalign.pipeline import BY_NAME
 from selfalign.seeds import load_seeds
 from selfalign.stages.contract import StageContext
 from selfalign.stages.promote import promote
-from selfalign.store.artifact import ArtifactWriter
 from selfalign.store.local import LocalStore
-from selfalign.store.manifest import Counts, Manifest, Parent, Provenance
+from selfalign.store.manifest import Manifest, Parent
 from selfalign.store.pointer import Pointer, read_pointer
+from tests.artifacts import publish
 
 SEEDS = Path(__file__).parents[2] / "seeds"
 
@@ -46,13 +45,14 @@ class Nights:
         if before is not None and pinned is not None:
             (named,) = [m for m in before.pointer.kept_models() if m.key == pinned]
             anchor = None if named.digest == promoted else named.digest
-        final = self._publish("final_model", "clone", f"model-{number}", {}, b"")
+        final = publish(self.store, "final_model", f"model-{number}", {"model": bytes([number])})
         models = {"base": _scores(0), "final": _scores(40)}
         models |= {"promoted": _scores(40)} if promoted else {}
         models |= {"anchor": _scores(40)} if anchor else {}
         summary = summarise(models, tasks=("heldout",)).model_dump_json().encode()
         identity = {"promoted": promoted, "anchor": anchor}
-        evaluation = self._publish("evaluation", "evaluate", f"e-{number}", identity, summary)
+        files = {"summary.json": summary, "prompts.json": b"{}"}
+        evaluation = publish(self.store, "evaluation", f"e-{number}", files, identity=identity)
         rules = [{"metric": ALIGNED, "against": "base"}]
         config = RunConfig.model_validate(
             {
@@ -78,23 +78,6 @@ class Nights:
                 num_shards=1,
                 work=self.work,
             )
-        )
-
-    def _publish(
-        self, artifact: str, stage: str, key: str, identity: dict[str, Any], data: bytes
-    ) -> Manifest:
-        writer = ArtifactWriter(
-            self.store, artifact=artifact, stage=stage, key=key, identity=identity, parents={}
-        )
-        return writer.publish(
-            shards=[],
-            files=[
-                writer.add_bytes(data or key.encode(), "summary.json"),
-                writer.add_bytes(b"{}", "prompts.json"),
-            ],
-            counts=Counts(),
-            details={},
-            provenance=Provenance(started_at="now", finished_at="now"),
         )
 
 

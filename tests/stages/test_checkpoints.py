@@ -11,14 +11,12 @@ from selfalign.stages.checkpoints import StoreCheckpoints
 from selfalign.store.artifact import ArtifactWriter
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Counts, Provenance
+from tests import artifacts
 
 
 @pytest.fixture
 def writer(tmp_path: Path) -> ArtifactWriter:
-    store = LocalStore(tmp_path / "store")
-    return ArtifactWriter(
-        store, artifact="engraved_model", stage="engrave", key="k", identity={}, parents={}
-    )
+    return artifacts.writer(LocalStore(tmp_path / "store"), "engraved_model")
 
 
 def save(writer: ArtifactWriter, step: int, *directories: Path) -> None:

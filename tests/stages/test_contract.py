@@ -29,6 +29,7 @@ from selfalign.store.artifact import ArtifactWriter, read_records
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Manifest
 from selfalign.telemetry import Progress
+from tests import artifacts
 
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=8)
 
@@ -80,9 +81,7 @@ class EchoEngine:
 
 
 def writer(store: LocalStore) -> ArtifactWriter:
-    return ArtifactWriter(
-        store, artifact="prompts", stage="curate", key="k", identity={}, parents={}
-    )
+    return artifacts.writer(store, "prompts")
 
 
 def request(index: int) -> GenerationRequest:

@@ -21,9 +21,10 @@ from selfalign.seeds import load_seeds
 from selfalign.stages import curate as stage
 from selfalign.stages import screeners
 from selfalign.stages.contract import PartOutcome, StageContext, chunked, provenance
-from selfalign.store.artifact import ArtifactWriter, read_records
+from selfalign.store.artifact import read_records
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Manifest, Parent
+from tests.artifacts import writer
 
 SEEDS = Path(__file__).parents[2] / "seeds"
 TEXTS = [
@@ -71,10 +72,8 @@ def context_of(tmp_path: Path) -> Callable[..., StageContext]:
 
 
 def write_candidates(store: LocalStore, general: Sequence[str], guided: Sequence[str]) -> Manifest:
-    writer = ArtifactWriter(
-        store, artifact="candidates", stage="instruct", key="c", identity={}, parents={}
-    )
-    shard = writer.shard(0, 1)
+    made = writer(store, "candidates", "c")
+    shard = made.shard(0, 1)
     names = []
     for kind, source, texts in (
         ("general", "self_instruct", general),
@@ -91,7 +90,7 @@ def write_candidates(store: LocalStore, general: Sequence[str], guided: Sequence
             shard.commit(chunk.name, outcome.records, outcome.counts())
             names.append(chunk.name)
     shard.finish(names, provenance("2026-01-01T00:00:00+00:00"))
-    manifest = writer.publish_when_complete(1)
+    manifest = made.publish_when_complete(1)
     assert manifest is not None
     return manifest
 

@@ -19,9 +19,9 @@ from selfalign.store.artifact import (
     verify,
 )
 from selfalign.store.local import LocalStore
-from selfalign.store.manifest import Counts, FileEntry, Manifest, Provenance, content_digest
-
-WHEN = Provenance(started_at="2026-01-01T00:00:00+00:00", finished_at="2026-01-01T00:00:01+00:00")
+from selfalign.store.manifest import Counts, FileEntry, Manifest, content_digest
+from tests import artifacts
+from tests.artifacts import WHEN
 
 
 @pytest.fixture
@@ -30,14 +30,7 @@ def store(tmp_path: Path) -> LocalStore:
 
 
 def writer(store: LocalStore) -> ArtifactWriter:
-    return ArtifactWriter(
-        store,
-        artifact="prompts",
-        stage="curate",
-        key="abc",
-        identity={"stage": "curate"},
-        parents={},
-    )
+    return artifacts.writer(store, "prompts", "abc", identity={"stage": "curate"})
 
 
 def prompts(*texts: str, shard: int = 0) -> list[Prompt]:

@@ -11,6 +11,7 @@ from selfalign.store.base import Store
 from selfalign.store.check import check_store
 from selfalign.store.local import LocalStore
 from selfalign.store.open import open_store
+from tests.memory_store import MemoryStore
 
 from .proxy import Fault, Proxy
 
@@ -28,6 +29,10 @@ def test_a_good_store_passes_and_is_left_as_it_was(store: Store) -> None:
     assert [(r.name, r.detail) for r in results if not r.ok] == []
     assert len(results) == 11
     assert list(store.list("")) == ["mine"]
+
+
+def test_the_store_in_memory_that_other_tests_use_passes() -> None:
+    assert failed(MemoryStore()) == set()
 
 
 def test_a_server_that_ignores_conditions_is_caught(s3_url: str, proxy: Proxy) -> None:

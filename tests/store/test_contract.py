@@ -20,8 +20,9 @@ from selfalign.store.artifact import (
 )
 from selfalign.store.base import NotFound, PreconditionFailed, Store
 from selfalign.store.check import CASES
-from selfalign.store.manifest import Counts, FileEntry, Manifest, Provenance
+from selfalign.store.manifest import Counts, FileEntry, Manifest
 from selfalign.store.open import open_store
+from tests.artifacts import WHEN, writer
 
 from .conftest import PAGE_SIZE, SECRET_KEY, SESSION_TOKEN
 from .racing import race, racers
@@ -212,11 +213,6 @@ def test_the_url_opens_the_same_store_and_holds_no_secret(store: Store, store_ur
 def test_two_workers_with_other_bytes_publish_one_whole_artifact(
     store: Store, tmp_path: Path, loser_uploads_last: bool
 ) -> None:
-    def worker() -> ArtifactWriter:
-        return ArtifactWriter(
-            store, artifact="final_model", stage="clone", key="k", identity={}, parents={}
-        )
-
     def upload(writer: ArtifactWriter, name: str) -> list[FileEntry]:
         source = tmp_path / "weights"
         source.write_text(f"weights of {name}")
@@ -227,10 +223,9 @@ def test_two_workers_with_other_bytes_publish_one_whole_artifact(
         ]
 
     def publish(writer: ArtifactWriter, files: list[FileEntry]) -> Manifest:
-        when = Provenance(started_at="", finished_at="")
-        return writer.publish(shards=[], files=files, counts=Counts(), details={}, provenance=when)
+        return writer.publish(shards=[], files=files, counts=Counts(), details={}, provenance=WHEN)
 
-    winner, loser = worker(), worker()
+    winner, loser = writer(store, "final_model"), writer(store, "final_model")
     if loser_uploads_last:
         first = publish(winner, upload(winner, "winner"))
         second = publish(loser, upload(loser, "loser"))

@@ -39,15 +39,7 @@ from selfalign.store.artifact import (
 from selfalign.store.documents import MAX_DEPTH, decode_json
 from selfalign.store.files import local_target
 from selfalign.store.local import LocalStore
-from selfalign.store.manifest import (
-    Counts,
-    FileEntry,
-    Manifest,
-    Part,
-    Provenance,
-    Shard,
-    content_sum,
-)
+from selfalign.store.manifest import Counts, FileEntry, Manifest, Part, Shard, content_sum
 from selfalign.store.pointer import (
     Pointer,
     PromotedModel,
@@ -55,8 +47,8 @@ from selfalign.store.pointer import (
     promoted_manifest,
     read_pointer,
 )
+from tests.artifacts import WHEN, publish, writer
 
-WHEN = Provenance(started_at="2026-01-01T00:00:00+00:00", finished_at="2026-01-01T00:00:01+00:00")
 MODEL = "artifacts/final_model/m/"
 PROMPTS = "artifacts/prompts/p/"
 ESCAPES = ("../x", "a/../../x", "/abs/x", "a//x", "a\\x", "a\0x", "a\x1b[2Jx", ".", "", "ä")
@@ -67,9 +59,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalStore:
     """A store with a promoted model, records, an input and a run."""
     monkeypatch.setenv("SELFALIGN_CACHE_DIR", str(tmp_path / "cache"))
     store = LocalStore(tmp_path / "store")
-    model = model_writer(store)
-    files = [model.add_bytes(b"weights", "merged/model.safetensors")]
-    manifest = model.publish(shards=[], files=files, counts=Counts(), details={}, provenance=WHEN)
+    manifest = publish(store, "final_model", "m", {"merged/model.safetensors": b"weights"})
     promoted = PromotedModel(artifact="final_model", key="m", digest=manifest.digest)
     pointer = Pointer(model=promoted, previous=None, promotion="q", run="r", moved_at="now")
     move_pointer(store, pointer, None)
@@ -88,16 +78,8 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalStore:
     return store
 
 
-def model_writer(store: LocalStore) -> ArtifactWriter:
-    return ArtifactWriter(
-        store, artifact="final_model", stage="clone", key="m", identity={}, parents={}
-    )
-
-
 def records_writer(store: LocalStore) -> ArtifactWriter:
-    return ArtifactWriter(
-        store, artifact="prompts", stage="curate", key="p", identity={}, parents={}
-    )
+    return writer(store, "prompts", "p")
 
 
 def manifest_of(store: LocalStore, artifact: str, key: str) -> Manifest:
@@ -150,7 +132,7 @@ def test_no_file_is_put_outside_its_directory(tmp_path: Path, name: str) -> None
 def test_a_symbolic_link_in_a_copy_is_not_followed(
     store: LocalStore, tmp_path: Path, link: str
 ) -> None:
-    model = model_writer(store)
+    model = writer(store, "final_model", "m")
     manifest = manifest_of(store, "final_model", "m").model_copy(
         update={"files": [model.add_bytes(b"weights", "merged/sub/model.safetensors")]}
     )
@@ -451,15 +433,6 @@ def test_a_corruption_has_no_effect_or_is_an_error_that_names_the_object(
 @pytest.mark.parametrize("text", [b"", b"{", b"[" * 100_000, b'{"a": 1}', b"\xff\xfe"])
 def test_a_file_that_holds_something_else_is_named(tmp_path: Path, text: bytes) -> None:
     store = LocalStore(tmp_path)
-    writer = ArtifactWriter(
-        store, artifact="evaluation", stage="evaluate", key="k" * 20, identity={}, parents={}
-    )
-    manifest = writer.publish(
-        shards=[],
-        files=[writer.add_bytes(text, "summary.json")],
-        counts=Counts(),
-        details={},
-        provenance=Provenance(started_at="", finished_at=""),
-    )
+    manifest = publish(store, "evaluation", files={"summary.json": text})
     with pytest.raises(DataError, match=r"files/summary\.json"):
         read_file_as(store, manifest, "summary.json", EvaluationSummary)

@@ -14,12 +14,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from selfalign.errors import ConfigurationError, DataError
 from selfalign.records import Prompt, digest
 from selfalign.stages.checkpoints import StoreCheckpoints
-from selfalign.store.artifact import ArtifactWriter, read_manifest
+from selfalign.store.artifact import read_manifest
 from selfalign.store.documents import read_document
 from selfalign.store.local import LocalStore
-from selfalign.store.manifest import Counts, Provenance, Shard
+from selfalign.store.manifest import Shard
 from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
 from selfalign.store.signatures import SIGNING_VARIABLE, VERIFY_VARIABLE
+from tests.artifacts import publish_records, writer
 
 MANIFEST = "artifacts/prompts/k/manifest.json"
 MARK = "artifacts/prompts/k/parts/00000-of-00001/one.json"
@@ -36,18 +37,9 @@ def new_keys() -> tuple[str, str]:
     return base64.b64encode(secret).decode(), base64.b64encode(public).decode()
 
 
-def writer(store: LocalStore, key: str = "k") -> ArtifactWriter:
-    return ArtifactWriter(
-        store, artifact="prompts", stage="curate", key=key, identity={}, parents={}
-    )
-
-
 def publish(store: LocalStore, key: str = "k") -> None:
-    shard = writer(store, key).shard(0, 1)
-    shard.commit("one", [Prompt(id="p", source="self_instruct", text=key)], Counts())
-    shard.finish(["one"], Provenance(started_at="", finished_at=""))
-    manifest = writer(store, key).publish_when_complete(1)
-    assert manifest is not None
+    records = [Prompt(id="p", source="self_instruct", text=key)]
+    manifest = publish_records(store, "prompts", records, key)
     model = PromotedModel(artifact="prompts", key=key, digest=manifest.digest)
     pointer = Pointer(model=model, previous=None, promotion=None, run=None, moved_at="now")
     move_pointer(store, pointer, read_pointer(store))
@@ -60,7 +52,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalStore:
     secret, public = new_keys()
     monkeypatch.setenv(SIGNING_VARIABLE, secret)
     publish(made)
-    StoreCheckpoints(writer(made, "training")).publish(1, [])
+    StoreCheckpoints(writer(made, "prompts", "training")).publish(1, [])
     monkeypatch.delenv(SIGNING_VARIABLE)
     monkeypatch.setenv(VERIFY_VARIABLE, public)
     return made
@@ -73,7 +65,7 @@ def read(store: LocalStore, key: str) -> Any:
         return read_manifest(store, *key.split("/")[1:3])
     if "/shards/" in key:
         return read_document(store, key, Shard)
-    return writer(store, key.split("/")[2]).shard(0, 1).committed()
+    return writer(store, "prompts", key.split("/")[2]).shard(0, 1).committed()
 
 
 @pytest.mark.parametrize("key", SIGNED)
@@ -116,7 +108,7 @@ def test_a_signed_mark_does_not_count_in_another_artifact(store: LocalStore) -> 
 
 
 def test_an_unsigned_checkpoint_is_not_resumed(store: LocalStore, tmp_path: Path) -> None:
-    checkpoints = StoreCheckpoints(writer(store, "training"))
+    checkpoints = StoreCheckpoints(writer(store, "prompts", "training"))
     assert checkpoints.latest(tmp_path / "a") == 1
     value = json.loads(store.read(CHECKPOINTS))
     value.pop("signature")

@@ -19,10 +19,10 @@ from selfalign.config import TrainConfig
 from selfalign.seeds import Labels, Template
 from selfalign.serving.form import ChatForm
 from selfalign.stages.checkpoints import StoreCheckpoints
-from selfalign.store.artifact import ArtifactWriter
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import FileEntry
 from selfalign.training import Example, TrainResult, train
+from tests.artifacts import writer
 from tests.forked import context
 from tests.pipeline_world import write_llama
 
@@ -88,11 +88,7 @@ def build_base(directory: Path, dtype: str = "float32") -> Path:
 
 def sink(root: Path) -> StoreCheckpoints:
     """The product's sink, in a directory."""
-    store = LocalStore(root)
-    writer = ArtifactWriter(
-        store, artifact="engraved_model", stage="engrave", key="k", identity={}, parents={}
-    )
-    return StoreCheckpoints(writer)
+    return StoreCheckpoints(writer(LocalStore(root), "engraved_model"))
 
 
 def newest(root: Path, directory: Path) -> int | None:

@@ -19,8 +19,7 @@ from selfalign.run.executors.kubernetes.findings import findings_of
 from selfalign.run.executors.kubernetes.server import Metrics
 from selfalign.run.executors.kubernetes.serving import Standing
 from selfalign.run.record import Attempt
-from selfalign.store.artifact import ArtifactWriter
-from selfalign.store.manifest import Counts, Provenance
+from tests.artifacts import WHEN, publish, writer
 
 from .worlds import PROJECT, World
 
@@ -40,18 +39,12 @@ def evaluated(world: World, name: str, *, models: int = 2, ended: str = "02:00:0
         ]
         for number in range(models)
     }
-    writer = _writer(world, "evaluation", "evaluate", key)
     summary = summarise(scored, comparisons=[]).model_dump_json().encode()
-    made = Provenance(started_at=MOMENT, finished_at=MOMENT)
-    writer.publish(
-        shards=[], files=[writer.add_bytes(summary, "summary.json")], counts=Counts(), details={},
-        provenance=made,
-    )  # fmt: skip
-    writer = _writer(world, "aligned_responses", "align", f"{name}-aligned")
+    publish(world.store, "evaluation", key, {"summary.json": summary})
+    aligned = writer(world.store, "aligned_responses", f"{name}-aligned")
     for index, rate in enumerate((100.0, None)):
-        where = made.model_copy(update={"tokens_per_second": rate})
-        writer.shard(index, 2).finish([], where)
-    assert writer.publish_when_complete(2) is not None
+        aligned.shard(index, 2).finish([], WHEN.model_copy(update={"tokens_per_second": rate}))
+    assert aligned.publish_when_complete(2) is not None
     attempts = [
         Attempt(
             stage="align", key="k", number=1, condition="Complete", gpus=4,
@@ -69,12 +62,6 @@ def evaluated(world: World, name: str, *, models: int = 2, ended: str = "02:00:0
         "conditions": [{**succeeded, "lastTransitionTime": MOMENT}],
         "verdict": "NotPromoted", "completedAt": f"2026-11-01T{ended}Z",
     })  # fmt: skip
-
-
-def _writer(world: World, artifact: str, stage: str, key: str) -> ArtifactWriter:
-    return ArtifactWriter(
-        world.store, artifact=artifact, stage=stage, key=key, identity={}, parents={}
-    )
 
 
 def exposed(metrics: Metrics) -> str:

@@ -6,7 +6,6 @@ the same plan that a stage process makes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -35,9 +34,10 @@ from selfalign.seeds import SEED_FILES
 from selfalign.stages.approval import Approval, ApprovalRequest, ask
 from selfalign.stages.notice import NOTICE_NAME, ChangedAnswer, VerdictNotice
 from selfalign.store.artifact import ArtifactWriter
-from selfalign.store.base import Entry, NotFound, PreconditionFailed, Store
+from selfalign.store.base import PreconditionFailed, Store
 from selfalign.store.manifest import Counts, Manifest, Provenance
 from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
+from tests.memory_store import MemoryStore
 
 from .memory import MemoryCluster
 
@@ -56,72 +56,32 @@ NOTICE = VerdictNotice(
 START = datetime(2026, 11, 1, 1, 0, tzinfo=UTC)
 
 
-class DictStore:
-    """A store in memory, with the contract's conditions."""
-
-    url = "memory"
+class DictStore(MemoryStore):
+    """A store in memory that remembers what was written, and fails while `failure` says so."""
 
     def __init__(self) -> None:
-        self.objects: dict[str, bytes] = {}
+        super().__init__(turn=self._fail)
         self.writes: list[str] = []
         self.failure: Exception | None = None
 
-    def _check(self) -> None:
+    def _fail(self) -> None:
         if self.failure is not None:
             raise self.failure
-
-    def read(self, key: str) -> bytes:
-        self._check()
-        try:
-            return self.objects[key]
-        except KeyError:
-            raise NotFound(key) from None
-
-    def read_versioned(self, key: str) -> tuple[bytes, str]:
-        data = self.read(key)
-        return data, str(hash(data))
 
     def write(
         self, key: str, data: bytes, *, if_absent: bool = False, if_version: str | None = None
     ) -> str:
-        self._check()
-        found = self.objects.get(key)
-        if if_absent and found is not None:
-            raise PreconditionFailed(key)
-        if if_version is not None and (found is None or str(hash(found)) != if_version):
-            raise PreconditionFailed(key)
-        self.objects[key] = data
+        version = super().write(key, data, if_absent=if_absent, if_version=if_version)
         self.writes.append(key)
-        return str(hash(data))
-
-    def upload(self, source: Path, key: str) -> None:
-        self.write(key, source.read_bytes())
-
-    def download(self, key: str, target: Path) -> None:
-        target.write_bytes(self.read(key))
-
-    def exists(self, key: str) -> bool:
-        self._check()
-        return key in self.objects
-
-    def list(self, prefix: str) -> Iterator[str]:
-        self._check()
-        yield from sorted(key for key in self.objects if key.startswith(prefix))
-
-    def entries(self, prefix: str) -> Iterator[Entry]:
-        for key in self.list(prefix):
-            yield Entry(key, len(self.objects[key]), START)
-
-    def delete(self, key: str) -> None:
-        self._check()
-        self.objects.pop(key, None)
+        return version
 
 
 @cache
 def pushed_seeds() -> tuple[str, dict[str, bytes]]:
     """The `store:` name of the project's seeds, and the objects behind it."""
-    store = DictStore()
-    return push(store, "seeds", PROJECT / "seeds", only=SEED_FILES), store.objects
+    store = MemoryStore()
+    name = push(store, "seeds", PROJECT / "seeds", only=SEED_FILES)
+    return name, {key: store.read(key) for key in store.list("")}
 
 
 def platform_values(**changes: Any) -> dict[str, Any]:
