@@ -17,7 +17,8 @@ from selfalign.errors import EXIT_CODES
 from selfalign.pipeline import PRODUCER, STAGES
 from selfalign.run.notify import new_notice
 from selfalign.run.record import status_to_show
-from tests.whole_store import WholeStore, believe, build, damaged, forged, outcome, sealed
+from tests.forging import believe, damaged, forged, sealed
+from tests.whole_store import WholeStore, build, outcome
 
 COMMANDS = {
     "status": ["status", "r"],

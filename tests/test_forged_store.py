@@ -15,14 +15,13 @@ import zstandard
 
 from selfalign.errors import EXIT_CODES
 from selfalign.load import load_config
-from selfalign.records import digest
 from selfalign.run.record import RunRecord, RunStatus, StageState, write_run, write_status
 from selfalign.store.local import LocalStore
+from tests.forging import ESC, sealed
 from tests.pipeline_world import run_stages, write_world
 from tests.whole_store import outcome
 
 Change = Callable[[Any], object]
-ESC = "\x1b]0;owned\x07[/x] :cd: \u202e"
 DEEP = b'{"a": ' + b"[" * 100_000
 HUGE = b'{"schema_version": ' + b"9" * 5000 + b"}"
 
@@ -158,21 +157,6 @@ def _believe(store: LocalStore, key: str, data: bytes) -> None:
         if f"{prefix}/{entry['key'] or entry['name']}" == key:
             entry.update(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
     store.write(f"{prefix}/manifest.json", sealed(value))
-
-
-def sealed(value: dict[str, Any]) -> bytes:
-    """A document with the checksum, and the digest of content, that anybody can compute."""
-    value.pop("checksum", None)
-    if "shards" in value and isinstance(value["files"], list):
-        try:
-            sums = [p["content"] for s in value["shards"] for p in s["parts"]]
-            named = sorted([f["name"], f["sha256"]] for f in value["files"])
-            total = f"{sum(int(s, 16) for s in sums) % 2**256:064x}"
-            content = {"records": total, "files": named} if sums else {"parts": [], "files": named}
-            value["digest"] = digest(content)
-        except ValueError:
-            pass
-    return json.dumps({**value, "checksum": digest(value)}).encode()
 
 
 READERS = {

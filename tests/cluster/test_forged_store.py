@@ -19,11 +19,11 @@ import pytest
 
 from selfalign.errors import EXIT_CODES
 from selfalign.pipeline import BY_NAME, STAGES
-from selfalign.records import digest
 from selfalign.run.executors.kubernetes.cluster import Resource
 from selfalign.store.files import file_sha256
 from selfalign.store.local import LocalStore
-from tests.test_forged_store import DEEP, ESC, FORGERIES, HUGE, Change, forge, part, put, sealed
+from tests.forging import ESC, sealed
+from tests.test_forged_store import DEEP, FORGERIES, HUGE, Change, forge, part, put
 
 from .site import BUCKET, Site, kubectl, until
 
@@ -103,8 +103,7 @@ def base_model(name: str, data: bytes) -> Callable[[LocalStore], None]:
         for entry in value["files"]:
             if entry["name"] == name:
                 entry.update(sha256=file_sha256(path), bytes=len(data))
-        value.pop("checksum", None)
-        manifest.write_bytes(json.dumps({**value, "checksum": digest(value)}).encode())
+        manifest.write_bytes(sealed(value))
 
     return change
 

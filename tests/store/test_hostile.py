@@ -16,7 +16,7 @@ import zstandard
 from selfalign import inputs
 from selfalign.errors import DataError, SelfAlignError
 from selfalign.evaluation.summary import EvaluationSummary
-from selfalign.records import Prompt, digest
+from selfalign.records import Prompt
 from selfalign.run.record import (
     RunRecord,
     RunStatus,
@@ -48,6 +48,7 @@ from selfalign.store.pointer import (
     read_pointer,
 )
 from tests.artifacts import WHEN, publish, writer
+from tests.forging import sealed
 
 MODEL = "artifacts/final_model/m/"
 PROMPTS = "artifacts/prompts/p/"
@@ -96,15 +97,8 @@ def input_name(store: LocalStore, kind: str) -> str:
 def forge(store: LocalStore, key: str, change: Callable[[Any], None]) -> None:
     """Change a document and all the digests in it that follow."""
     value = json.loads(store.read(key))
-    value.pop("checksum", None)
     change(value)
-    if "shards" in value:
-        sums = [p["content"] for s in value["shards"] for p in s["parts"]]
-        named = sorted([f["name"], f["sha256"]] for f in value["files"])
-        total = f"{sum(int(s, 16) for s in sums) % 2**256:064x}"
-        content = {"records": total, "files": named} if sums else {"parts": [], "files": named}
-        value["digest"] = digest(content)
-    store.write(key, json.dumps({**value, "checksum": digest(value)}).encode())
+    store.write(key, sealed(value))
 
 
 # Names.
