@@ -36,7 +36,9 @@ Ratio = Annotated[PositiveFloat, Field(le=1000)]
 class Model(BaseModel):
     """Base of all configuration models."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
 
 class SamplingConfig(Model):

@@ -176,7 +176,7 @@ def model_revision(model: BaseModelConfig, name: str) -> str:
 def data_files(config: EvaluateConfig) -> dict[str, Path]:
     """The evaluation files that are configured, by field.
 
-    Raises ConfigurationError where one does not exist.
+    Raises ConfigurationError where one does not exist or is no file.
     """
     files = {}
     for name in DATA_FIELDS:
@@ -188,6 +188,11 @@ def data_files(config: EvaluateConfig) -> dict[str, Path]:
             raise ConfigurationError(
                 f"evaluate.{name}: {str(path)!r} does not exist",
                 remedy="correct the path, or remove the line to leave this evaluation out",
+            )
+        if not (path.is_file() or path.is_dir()):
+            raise ConfigurationError(
+                f"evaluate.{name}: {str(path)!r} is a pipe or a device, not a file",
+                remedy="name a file: it is read more than once",
             )
         files[name] = path
     return files

@@ -166,3 +166,5 @@ def test_an_export_to_nowhere_and_a_key_for_the_registry_are_refused() -> None:
     assert "give --to, --mlflow or --tensorboard" in CliRunner().invoke(cli, ["export"]).output
     asked = ["export", "abc", "--mlflow", "http://x"]
     assert "leave KEY out" in CliRunner().invoke(cli, asked).output
+    asked = ["export", "--artifact", "engraved_model", "--to", "model"]
+    assert "give KEY too" in CliRunner().invoke(cli, asked).output

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from selfalign.config import EvaluateConfig
-from selfalign.errors import DataError
+from selfalign.errors import ConfigurationError, DataError
 from selfalign.identity import (
     DATA_FIELDS,
     Inputs,
@@ -96,6 +96,11 @@ def test_the_judge_is_in_the_key_by_its_content_and_not_by_its_place(tmp_path: P
     assert here != key("{model: {path: here}, engine: {dtype: float16}}")
     assert here != key("{model: {path: here}, template: x}", data={"judge.template": "3"})
     assert here != key("null")
+
+
+def test_an_evaluation_file_that_is_a_device_is_refused_by_its_key() -> None:
+    with pytest.raises(ConfigurationError, match=r"evaluate\.hhh: '/dev/zero' is a pipe or a dev"):
+        data_files(EvaluateConfig(heldout=None, hhh=Path("/dev/zero")))
 
 
 def test_a_link_that_leads_nowhere_is_named_and_not_left_out(tmp_path: Path) -> None:

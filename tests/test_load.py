@@ -31,6 +31,7 @@ def config_file(directory: Path, text: str) -> Path:
         ("base_model: {path: m\nseed: 1", "not valid YAML"),
         ("base_model: {path: m}\nengrave: {micro_batch_size: 7}", "not a multiple of"),
         ("base_model: {path: m}\nalign: {records_per_part: 33}", "align.records_per_part 33"),
+        ("base_model: {path: m}\npromote: {rules: [{metric: hhh, at_most: .nan}]}", "finite num"),
         ("- a", "expected a mapping of keys at the top, got list"),
         ("base_model: {path: m}\nalign:\n", "align: expected keys and values below it, got None"),
         ("base_model: {path: m}\nnotify: [{url_var: H}]", "did you mean 'url_variable'"),

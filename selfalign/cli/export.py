@@ -96,6 +96,8 @@ def export_command(
     """
     if target is None and registry is None and events is None:
         raise click.UsageError("nothing to do: give --to, --mlflow or --tensorboard")
+    if key is None and artifact != "final_model":
+        raise click.UsageError(f"--artifact {artifact} says what KEY is a key of: give KEY too")
     if registry is not None and key is not None:
         raise click.UsageError("--mlflow registers the promoted model: leave KEY out")
     opened = where.open()

@@ -30,7 +30,7 @@ def register(store: Store, uri: str, name: str) -> str:
     """Register the promoted model once, and move the alias to it.
 
     Args:
-        uri: of the registry, as MLflow takes it: http(s)://... or file:... .
+        uri: of the registry, as MLflow takes it, such as https://... .
         name: of the registered model; made where it does not exist.
 
     Returns:
@@ -50,7 +50,7 @@ def register(store: Store, uri: str, name: str) -> str:
     if uri.startswith("http") and not store.url.startswith("s3://"):
         raise ConfigurationError(
             f"--mlflow: an MLflow server takes no directory ({store.url}) as a version's source",
-            remedy="register from a store in a bucket (s3://...), or into a file: registry",
+            remedy="register from a store in a bucket (s3://...)",
         )
     current = read_pointer(store)
     assert current is not None  # `current_model` read it

@@ -103,6 +103,8 @@ def _into_directory(
         _require_same(
             parse_document(str(marker), marker.read_bytes(), ServedModel), exported, marker
         )
+    else:
+        _refuse_foreign(directory, exported)
     progress = Progress("files", len(exported.files))
     for entry in exported.files:
         copy_files(store, prefix, [entry], "", directory)
@@ -146,6 +148,19 @@ def _holds(target: Store, entry: FileEntry, copy: Path) -> bool:
 def _standalone(exported: ServedModel) -> ServedModel:
     files = [entry.model_copy(update={"key": None}) for entry in exported.files]
     return exported.model_copy(update={"files": files})
+
+
+def _refuse_foreign(directory: Path, exported: ServedModel) -> None:
+    """Refuse a directory whose files have the model's names and are none of the model's: a project
+    with a README.md, not a copy that was stopped."""
+    there = [
+        (directory / e.name, e.sha256) for e in exported.files if (directory / e.name).is_file()
+    ]
+    if there and not any(file_sha256(path) == sha256 for path, sha256 in there):
+        raise ConfigurationError(
+            f"{there[0][0]}: is not the model's, which would take its place",
+            remedy="choose an empty place, one for each model",
+        )
 
 
 def _require_same(found: ServedModel, wanted: ServedModel, where: object) -> None:

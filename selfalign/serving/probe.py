@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -183,7 +184,12 @@ def _ask(url: str, model: str, prompt: str, max_tokens: int) -> tuple[str, bool]
 
 
 def _call(url: str, body: dict[str, Any] | None) -> dict[str, Any]:
-    if not url.startswith(("http://", "https://")):
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address or not url.isprintable() or " " in url:
         raise DataError(f"{url}: not the address of a server", remedy="give http://HOST:PORT")
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})

@@ -80,6 +80,10 @@ def test_a_place_that_can_hold_no_model_is_refused(tmp_path: Path) -> None:
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ConfigurationError, match=r"file: expected a dir|a file stands where"):
             export(store, manifest, "merged", str(place))
+    (tmp_path / "config.json").write_text("a project's")
+    with pytest.raises(ConfigurationError, match=r"config\.json: is not the model's"):
+        export(store, manifest, "merged", str(tmp_path))
+    assert (tmp_path / "config.json").read_text() == "a project's"
     with pytest.raises(ConfigurationError, match="no such kind of store"):
         export(store, manifest, "merged", "gs://bucket/model")
     export(store, manifest, "merged", f"file://{tmp_path}/out")

@@ -135,6 +135,9 @@ def test_another_model_or_other_answers_fail_the_probe_and_are_told(
     assert probe is not None
     with pytest.raises(DataError, match=f"serves selfalign, {served.digest}, not the model 000"):
         check(url, "0" * 64, probe)
+    for nowhere in ("http://[::1", "http://a:99999", "http://a b", "nowhere"):
+        with pytest.raises(DataError, match="not the address of a server"):
+            check(nowhere, served.digest, probe)
     for name in ("selfalign.json", "probe.json"):
         (tmp_path / name).write_bytes((directory / name).read_bytes())
     wrong = [question.model_copy(update={"answer": "Never."}) for question in probe.questions]
