@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from rich.markup import escape
@@ -31,6 +32,7 @@ from selfalign.store.check import check_store
 from selfalign.store.files import os_errors
 from selfalign.store.open import open_store
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 _SECRET = re.compile(
     r"(token|password|secret|api[_-]?key|access[_-]?key|authorization)[^.]*$", re.IGNORECASE
 )
@@ -90,46 +92,27 @@ def seeds_group() -> None:
     """The lines written by people: principles, exemplars, seed prompts, templates."""
 
 
+def _count_options(function: _Function) -> _Function:
+    """`--general` and so on: an option for each count of SeedsConfig, with its default."""
+    for name, field in reversed(SeedsConfig.model_fields.items()):
+        if name != "directory":
+            function = click.option(
+                f"--{name.replace('_', '-')}",
+                type=click.IntRange(min=1),
+                default=field.default,
+                show_default=True,
+                help=f"How many {field.description} there must be.",
+            )(function)
+    return function
+
+
 @seeds_group.command("check")
 @click.argument("directory", type=click.Path(path_type=Path), default=Path("seeds"))
-@click.option(
-    "--general",
-    type=click.IntRange(min=1),
-    default=SeedsConfig().general,
-    show_default=True,
-    help="Lines general.txt must have.",
-)
-@click.option(
-    "--topic-guided",
-    type=click.IntRange(min=1),
-    default=SeedsConfig().topic_guided,
-    show_default=True,
-    help="Lines topic_guided.jsonl must have.",
-)
-@click.option(
-    "--principles",
-    type=click.IntRange(min=1),
-    default=SeedsConfig().principles,
-    show_default=True,
-    help="Rules principles.txt must have.",
-)
-@click.option(
-    "--exemplars",
-    type=click.IntRange(min=1),
-    default=SeedsConfig().exemplars,
-    show_default=True,
-    help="Dialogues exemplars.txt must have.",
-)
+@_count_options
 @json_option
-def seeds_check(
-    directory: Path, general: int, topic_guided: int, principles: int, exemplars: int,
-    as_json: bool,
-) -> None:  # fmt: skip
+def seeds_check(directory: Path, as_json: bool, **counts: int) -> None:
     """Check a seeds directory strictly and count its annotation budget."""
-    config = SeedsConfig(
-        directory=directory, general=general, topic_guided=topic_guided, principles=principles,
-        exemplars=exemplars,
-    )  # fmt: skip
+    config = SeedsConfig.model_validate({"directory": directory, **counts})
     load_seeds(config)
     budget = annotation_budget(directory)
     if as_json:

@@ -202,11 +202,11 @@ def run_directory(store_url: str, run_id: str) -> Path:
     return Path("selfalign-runs") / run_id
 
 
-def new_console(*, stderr: bool = False) -> Console:
+def new_console() -> Console:
     """Where a command writes its text: as wide as the terminal, and uncut where there is none."""
     # no emoji: a path or an id may hold ":cd:"
-    made = Console(stderr=stderr, emoji=False)
-    return made if made.is_terminal else Console(stderr=stderr, width=_UNCUT, emoji=False)
+    made = Console(emoji=False)
+    return made if made.is_terminal else Console(width=_UNCUT, emoji=False)
 
 
 def print_json(value: Any) -> None:

@@ -28,7 +28,7 @@ from selfalign.report.tables import (
     variant_name,
 )
 from selfalign.report.words import answers, refusals, sentences, signed
-from selfalign.seeds import ANNOTATION_LIMIT, AnnotationBudget
+from selfalign.seeds import ANNOTATION_LIMIT
 
 SHOWN_FIRST, SHOWN_PAIRS = 3, 12  # pairs of answers that got better, worse or other: open, in all
 SHOWN_TOPICS = 20
@@ -59,7 +59,7 @@ def render_report(data: ReportData, principles: dict[int, str]) -> str:
 
 
 def _budget(lines: int | None) -> str:
-    if lines is None or AnnotationBudget({"all": lines}).is_kept:
+    if lines is None or lines < ANNOTATION_LIMIT:
         return f"the limit is {ANNOTATION_LIMIT}" + (", not reached" if lines is not None else "")
     return f"over the limit: fewer than {ANNOTATION_LIMIT} are asked for"
 

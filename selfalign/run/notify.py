@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from typing import Any
@@ -251,9 +251,7 @@ async def _post(url: str, data: bytes, headers: dict[str, str]) -> None:
         raise NotDelivered(f"HTTP status {status}", wait)
 
 
-def send_until(
-    seconds: float, notice: Notice, target: NotifyConfig, sleep: Callable[[float], None]
-) -> None:
+def send_until(seconds: float, notice: Notice, target: NotifyConfig) -> None:
     """Try until the notice is taken, or so much time has passed. Raises NotDelivered."""
     deadline, failures = time.monotonic() + seconds, 0
     while True:
@@ -265,7 +263,7 @@ def send_until(
             wait = wait_seconds(failures, error)
             if time.monotonic() + wait > deadline:
                 raise
-        sleep(wait)
+        time.sleep(wait)
 
 
 def wait_seconds(failures: int, error: NotDelivered) -> float:

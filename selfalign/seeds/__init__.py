@@ -5,13 +5,7 @@ Reads files (`files`), everything else is pure. The format of each file stands i
 """
 
 from selfalign.seeds.citations import Citations, cited_rules
-from selfalign.seeds.files import (
-    ANNOTATION_LIMIT,
-    SEED_FILES,
-    AnnotationBudget,
-    annotation_budget,
-    file_digests,
-)
+from selfalign.seeds.files import ANNOTATION_LIMIT, SEED_FILES, annotation_budget, file_digests
 from selfalign.seeds.loading import load_seeds
 from selfalign.seeds.model import (
     Exemplar,
@@ -28,7 +22,6 @@ from selfalign.seeds.model import (
 __all__ = [
     "ANNOTATION_LIMIT",
     "SEED_FILES",
-    "AnnotationBudget",
     "Citations",
     "Exemplar",
     "Hint",

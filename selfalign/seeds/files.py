@@ -91,11 +91,9 @@ class AnnotationBudget:
 
     Attributes:
         lines: non-blank lines per file, by its name relative to the directory.
-        limit: the total must stay below this.
     """
 
     lines: dict[str, int]
-    limit: int = ANNOTATION_LIMIT
 
     @property
     def total(self) -> int:
@@ -105,7 +103,7 @@ class AnnotationBudget:
     @property
     def is_kept(self) -> bool:
         """Whether the total is below the limit."""
-        return self.total < self.limit
+        return self.total < ANNOTATION_LIMIT
 
 
 def annotation_budget(directory: Path) -> AnnotationBudget:

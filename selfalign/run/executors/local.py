@@ -11,7 +11,6 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +110,7 @@ class LocalRun:
     directory: Path
     display: RunDisplay
     max_attempts: int = 3
-    backoff: Backoff = _BACKOFF
     until: str | None = None
-    sleep: Callable[[float], None] = time.sleep
-    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     _status: RunStatus = field(init=False)
     _written: float = field(default=0.0, init=False)
     _reused: set[str] = field(default_factory=set, init=False)
@@ -164,21 +160,20 @@ class LocalRun:
             self._plan,
             self._save,
             self.max_attempts,
-            self.backoff,
-            self.clock,
-            lambda named: heed_gc(self.store, named),
+            _BACKOFF,
+            heed=lambda named: heed_gc(self.store, named),
         )
         while True:
             try:
                 status, wait_seconds = driver.step(self._status)
             except Condemned as error:
                 self.display.waiting(error.message)
-                self.sleep(_CONDEMNED_SECONDS)
+                time.sleep(_CONDEMNED_SECONDS)
                 continue
             if status.finished or status.awaits_approval:
                 return status
             if status.reason == "Waiting" and wait_seconds:
-                self.sleep(wait_seconds)
+                time.sleep(wait_seconds)
 
     def _plan(self) -> list[StagePlan]:
         plan = plan_from_store(self.config, self.inputs, self.store)
@@ -249,7 +244,7 @@ class LocalRun:
         )
         for target in self.config.notify:
             try:
-                send_until(_NOTICE_SECONDS, notice, target, self.sleep)
+                send_until(_NOTICE_SECONDS, notice, target)
             except NotDelivered as error:
                 self.display.not_told(target.url_variable, str(error))
                 continue

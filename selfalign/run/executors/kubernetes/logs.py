@@ -104,7 +104,6 @@ class Follower:
     cluster: Cluster
     show: Callable[[str, str], None]
     tell: Callable[[str], None]
-    sleep: Callable[[float], None] = time.sleep
     _streams: dict[str, threading.Thread] = field(default_factory=dict)
     _last: str = ""
 
@@ -125,13 +124,13 @@ class Follower:
             except ClusterUnavailable as error:
                 failures += 1
                 self._say(error.message)
-                self.sleep(backoff_seconds(failures))
+                time.sleep(backoff_seconds(failures))
                 continue
             if code is not None:
                 for stream in self._streams.values():
                     stream.join(timeout=30)
                 return code
-            self.sleep(_POLL_SECONDS)
+            time.sleep(_POLL_SECONDS)
 
     def _code(self, job: Resource) -> int | None:
         """The exit code of a Job that has ended; None while it is active."""
