@@ -14,7 +14,7 @@ from selfalign.inputs import localise
 from selfalign.pipeline import BY_NAME
 from selfalign.seeds import load_seeds
 from selfalign.stages.ablation import LeftOut, ablate, left_out
-from selfalign.stages.context_limits import warn_of_long_items
+from selfalign.stages.context_limits import check_long_items
 from selfalign.stages.contract import StageContext
 from selfalign.store.artifact import read_file_as, read_manifest
 from selfalign.store.base import Store
@@ -53,7 +53,7 @@ def run_ablation(
     manifest = read_manifest(store, _STUDY.writes, key)
     if manifest is None:
         claim(store, artifact_unit(_STUDY.writes, key), {})
-        warn_of_long_items(config, seeds)
+        check_long_items(config, seeds)
         log.info("ablation.started", key=key, left_out=len(lines))
         with tempfile.TemporaryDirectory(prefix="selfalign-ablate-") as work:
             context = StageContext(

@@ -2,7 +2,8 @@
 
 Every model of a run has the base's tokenizer and context. Reads evaluation files, and the
 configuration and tokenizer of a base model in a local directory, never its weights. Such items are
-set aside when they are scored, so this is a warning: `evaluation.items_beyond_context`.
+set aside when they are scored, so they are a warning, `evaluation.items_beyond_context`, as long as
+the stage will bear so many.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from selfalign.config import RunConfig
 from selfalign.engines.base import GenerationRequest, Sampling, ScoreRequest
+from selfalign.errors import DataError
 from selfalign.evaluation.datasets import load_heldout, load_hhh, load_truthfulqa
 from selfalign.evaluation.multiple_choice import (
     hhh_requests,
@@ -23,16 +25,18 @@ from selfalign.evaluation.multiple_choice import (
 )
 from selfalign.prompts import render_align, render_principles, render_standard
 from selfalign.seeds import Seeds
+from selfalign.stages.quarantine import allowed_rows
 from selfalign.telemetry import log
 
 _NAMED = 10  # items in a warning
 
 
-def warn_of_long_items(config: RunConfig, seeds: Seeds) -> None:
+def check_long_items(config: RunConfig, seeds: Seeds) -> None:
     """Log a warning for each task that has items beyond the context, with and without principles.
 
     Does nothing where the base model is no local directory or transformers is not installed.
-    Raises ConfigurationError or DataError where the engine would, for its limit or tokenizer.
+    Raises DataError where so many would be set aside that `evaluate` would fail, and
+    ConfigurationError or DataError where the engine would, for its limit or tokenizer.
     """
     engine = config.evaluate.engine or config.engine
     directory = Path(config.base_model.path)
@@ -52,6 +56,18 @@ def warn_of_long_items(config: RunConfig, seeds: Seeds) -> None:
         for task, requests in tasks.items():
             # an item's requests count as one, in the order of the file
             items = list(dict.fromkeys(name.split("\t")[0] for name in limit.too_long(requests)))
+            total = len({request.id.split("\t")[0] for request in requests})
+            answers = config.evaluate.samples if task == "heldout" else 1
+            allowed = allowed_rows(total * answers, config.evaluate.max_quarantined) // answers
+            if len(items) > allowed:
+                raise DataError(
+                    f"evaluate.{task}: {len(items)} of {total} items do not fit into the context "
+                    f"of {limit.tokens} tokens for {variant}, expected at most {allowed} "
+                    f"(evaluate.max_quarantined: {config.evaluate.max_quarantined:g}); the first "
+                    f"are {', '.join(items[:_NAMED])}",
+                    remedy="shorten them, raise engine.max_length if the model takes more, or "
+                    "raise evaluate.max_quarantined: they are then left out",
+                )
             if items:
                 log.warning(
                     "evaluation.items_beyond_context",

@@ -47,7 +47,7 @@ from selfalign.inputs import cache_directory
 from selfalign.pipeline import BY_NAME, STAGES
 from selfalign.seeds import Seeds
 from selfalign.serving.form import ChatForm
-from selfalign.stages.context_limits import warn_of_long_items
+from selfalign.stages.context_limits import check_long_items
 from selfalign.telemetry import log
 from selfalign.training.model import BaseModel, check_base_model
 
@@ -85,7 +85,7 @@ def check_run(config: RunConfig, seeds: Seeds, *, until: str | None = None) -> N
             seeds.without_principle(number)
         _check_judge(config)
         load_tasks(config.evaluate.harness)
-        warn_of_long_items(config, seeds)
+        check_long_items(config, seeds)
     for name in ("engrave", "clone"):
         if name in names:
             form = ChatForm.of(seeds.templates.distil_standard, seeds.labels)

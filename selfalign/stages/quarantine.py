@@ -18,6 +18,11 @@ _REMEDIES = {
 }
 
 
+def allowed_rows(rows: int, share: float) -> int:
+    """How many of `rows` may be quarantined: one always, unless none may."""
+    return max(1, int(share * rows)) if share else 0
+
+
 class QuarantineLimit:
     """Counts the quarantined rows of parts as they are committed.
 
@@ -37,7 +42,7 @@ class QuarantineLimit:
         """Count a part's rows. Raises DataError when there are more than may be."""
         self._reasons.update(part.counts.quarantined)
         self._first += part.quarantined[: NAMED_ROWS - len(self._first)]
-        allowed = max(1, int(self._share * self.rows)) if self._share else 0
+        allowed = allowed_rows(self.rows, self._share)
         if self._reasons.total() <= allowed:
             return
         reasons = ", ".join(f"{name} {count}" for name, count in self._reasons.most_common())

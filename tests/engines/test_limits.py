@@ -13,8 +13,9 @@ from structlog.testing import capture_logs
 from selfalign.config import EngineConfig, RunConfig
 from selfalign.engines.base import GenerationRequest, Quarantined, Sampling, ScoreRequest
 from selfalign.engines.open import open_engine
+from selfalign.errors import DataError
 from selfalign.seeds import load_seeds
-from selfalign.stages.context_limits import warn_of_long_items
+from selfalign.stages.context_limits import check_long_items
 
 pytestmark = pytest.mark.skipif(find_spec("torch") is None, reason="torch is not installed here")
 CONFIG = EngineConfig(max_length=40, dtype="float32")
@@ -44,9 +45,9 @@ def test_the_same_requests_are_too_long_as_for_the_engine(llama: Path, weightles
     assert 0 < len(found) < len(answers)
 
 
-def test_long_items_are_counted_and_named_before_anything_is_trained(
-    weightless: Path, tmp_path: Path
-) -> None:
+def with_long_items(model: Path, tmp_path: Path, max_quarantined: float) -> RunConfig:
+    """Of two held-out prompts one is beyond the context, and with the principles both."""
+
     def row(name: str, prompt: str) -> str:
         return json.dumps({"id": name, "kind": "k", "prompt": prompt, "refusal": "must_not"})
 
@@ -54,16 +55,26 @@ def test_long_items_are_counted_and_named_before_anything_is_trained(
     heldout.write_text("\n".join([row("short", "Hm?"), row("long", "z" * 500)]))
     pair = {"id": "pair", "category": "c", "query": "z" * 500, "chosen": "a", "rejected": "b"}
     hhh.write_text(json.dumps(pair))
-    config = RunConfig.model_validate(
+    return RunConfig.model_validate(
         {
-            "base_model": {"path": str(weightless)},
+            "base_model": {"path": str(model)},
             "seeds": {"directory": str(SEEDS)},
             "engine": {"dtype": "float32"},
-            "evaluate": {"heldout": str(heldout), "hhh": str(hhh)},
+            "evaluate": {
+                "heldout": str(heldout),
+                "hhh": str(hhh),
+                "max_quarantined": max_quarantined,
+            },
         }
     )
+
+
+def test_long_items_are_counted_and_named_before_anything_is_trained(
+    weightless: Path, tmp_path: Path
+) -> None:
+    config = with_long_items(weightless, tmp_path, max_quarantined=1.0)
     with capture_logs() as logs:
-        warn_of_long_items(config, load_seeds(config.seeds))
+        check_long_items(config, load_seeds(config.seeds))
     said = [
         (line["variant"], line["task"], line["items"], line["first"])
         for line in logs
@@ -75,3 +86,15 @@ def test_long_items_are_counted_and_named_before_anything_is_trained(
         ("base_principled", "heldout", 2, ["short", "long"]),  # the principles alone fill it
         ("base_principled", "hhh", 1, ["pair"]),
     ]
+
+
+def test_more_long_items_than_the_stage_bears_are_refused_before_anything_is_trained(
+    weightless: Path, tmp_path: Path
+) -> None:
+    config = with_long_items(weightless, tmp_path, max_quarantined=0.5)
+    told = (
+        r"evaluate\.heldout: 2 of 2 items do not fit into the context of 256 tokens for "
+        r"base_principled, expected at most 1 .*the first are short, long"
+    )
+    with pytest.raises(DataError, match=told):
+        check_long_items(config, load_seeds(config.seeds))
