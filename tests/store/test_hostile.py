@@ -48,7 +48,7 @@ from selfalign.store.pointer import (
     read_pointer,
 )
 from tests.artifacts import WHEN, publish, writer
-from tests.forging import sealed
+from tests.forging import damaged, edited, sealed
 
 MODEL = "artifacts/final_model/m/"
 PROMPTS = "artifacts/prompts/p/"
@@ -337,28 +337,10 @@ def test_an_artifact_whose_parts_expired_says_what_to_delete(store: LocalStore) 
 
 
 def corrupted(data: bytes, chance: random.Random) -> bytes:
-    """The object after a byte flip, a truncation, or a JSON value replaced by another."""
-    kind = chance.choice(["flip", "truncate", "replace"])
-    if kind == "truncate":
-        return data[: chance.randrange(len(data))]
-    if kind == "replace" and data.startswith(b"{"):
-        value = json.loads(data)
-        places = []
-
-        def walk(found: Any) -> None:
-            for name in found if isinstance(found, dict) else range(len(found)):
-                places.append((found, name))
-                if isinstance(found[name], dict | list) and found[name]:
-                    walk(found[name])
-
-        walk(value)
-        found, name = chance.choice(places)
-        found[name] = chance.choice(
-            [None, 0, -1, 1e300, True, "", "..", "/etc/passwd", "\ud800", [], {}, [[]], "0" * 64]
-        )
-        return json.dumps(value).encode()
-    place = chance.randrange(len(data))
-    return data[:place] + bytes([data[place] ^ 1 << chance.randrange(8)]) + data[place + 1 :]
+    """The object after an accident, or with a value of its JSON replaced by another."""
+    if data.startswith(b"{") and chance.random() < 0.5:
+        return json.dumps(edited(json.loads(data), chance)).encode()
+    return damaged(data, chance)
 
 
 def readers(store: LocalStore, scratch: Path) -> dict[str, Callable[[], object]]:
