@@ -35,10 +35,11 @@ from selfalign.config import RunConfig
 from selfalign.engines.base import Sampling
 from selfalign.load import load_config
 from selfalign.seeds import load_seeds
+from selfalign.serving.alias import SERVED_NAME
 from selfalign.serving.template import Message
 from selfalign.stages.asking import asking
 from selfalign.stages.models import artifact_engine
-from selfalign.stages.serving import SERVED_NAME, model_dtype
+from selfalign.stages.serving import model_dtype
 from selfalign.store.open import open_store
 from selfalign.store.pointer import promoted_manifest, read_pointer
 

@@ -7,27 +7,41 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, Literal
 
 import click
 
 from selfalign.cli.options import StoreOptions, json_option, print_json, store_options
-from selfalign.errors import ConfigurationError, DataError
+from selfalign.errors import ConfigurationError, DataError, SelfAlignError
+from selfalign.serving.alias import CURRENT, DIRECTORY, SERVED_NAME
 from selfalign.serving.chat_server import ChatServer
 from selfalign.serving.directory import MARKER, directory_of, read_served
 from selfalign.serving.export import export
 from selfalign.serving.probe import check, read_model_directory
 from selfalign.serving.signing import VERIFY_KEY
+from selfalign.stages.adapters import STARTUP, Follower, prepare
+from selfalign.stages.adapters import vllm_arguments as adapter_arguments
 from selfalign.stages.models import current_model
-from selfalign.stages.serving import SERVED_NAME, answering, engine_config, vllm_arguments
+from selfalign.stages.serving import answering, engine_config, vllm_arguments
 from selfalign.store.artifact import read_manifest
 from selfalign.store.base import Store
 from selfalign.store.manifest import Manifest
 from selfalign.telemetry import log
 
+_PATIENCE = 4  # intervals before an adapter that failed is tried again
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_verify = click.option(
+    "--verify",
+    "public_key",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    envvar=VERIFY_KEY,
+    show_envvar=True,
+    help="A PEM public key: fetch nothing that its key did not sign.",
+)
 _directory = click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 
 
@@ -39,6 +53,12 @@ def serving_group() -> None:
     selfalign serving fetch --to model         what `current` names, verified
     selfalign serving start model --port 8000  /v1/chat/completions
     selfalign serving probe model --url http://127.0.0.1:8000
+
+    \b
+    As adapters in one vLLM server, beside each other while one takes another's place:
+    selfalign serving fetch --form adapter --to model
+    selfalign serving start model --port 8000
+    selfalign serving follow model --url http://127.0.0.1:8000
     """
 
 
@@ -57,17 +77,23 @@ def serving_group() -> None:
     help="Content digest of a promoted model.  [default: the current one]",
 )
 @click.option(
-    "--verify",
-    "public_key",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    envvar=VERIFY_KEY,
-    show_envvar=True,
-    help="A PEM public key: fetch nothing that its key did not sign.",
+    "--form",
+    type=click.Choice(["merged", "adapter"]),
+    default="merged",
+    show_default=True,
+    help="merged is the whole model; adapter is the base model, and beside it what fine-tuning "
+    "added: for a vLLM server that takes later adapters while it runs (LoRA methods).",
 )
+@_verify
 @store_options
 @json_option
 def fetch_command(
-    target: Path, digest: str | None, public_key: Path | None, where: StoreOptions, as_json: bool
+    target: Path,
+    form: Literal["merged", "adapter"],
+    digest: str | None,
+    public_key: Path | None,
+    where: StoreOptions,
+    as_json: bool,
 ) -> None:
     """Copy a promoted model from the store into a directory, every file verified.
 
@@ -75,7 +101,11 @@ def fetch_command(
     """
     store = where.open().store
     model = _promoted(store, digest) if digest else current_model(store)
-    done, _ = export(store, model, "merged", str(target), public_key=public_key)
+    if form == "adapter":
+        prepare(store, model, target, public_key)
+        done, _ = read_model_directory(target / CURRENT)
+    else:
+        done, _ = export(store, model, form, str(target), public_key=public_key)
     if as_json:
         print_json({"to": str(target), "digest": done.digest, "files": len(done.files)})
     else:
@@ -108,19 +138,27 @@ def start_command(
 
     With vLLM installed this process becomes vLLM's server; arguments after -- are passed to it.
     Without it, a small server answers one request at a time: for machines without a GPU.
+    A directory of `fetch --form adapter` needs vLLM.
     """
-    served, _ = read_model_directory(directory)
+    adapters = (directory / STARTUP).is_file()
+    served, _ = read_model_directory(directory / CURRENT if adapters else directory)
     if find_spec("vllm") is not None:
-        command = vllm_arguments(
-            directory,
-            served.digest,
-            host=host,
-            port=port,
-            shutdown_seconds=shutdown_seconds,
-            more=vllm,
-        )
         log.info("server.starting", server="vllm", model=served.digest)
-        os.execve(command[0], command, {"VLLM_NO_USAGE_STATS": "1", **os.environ})
+        given: dict[str, Any] = {
+            "host": host, "port": port, "shutdown_seconds": shutdown_seconds, "more": vllm
+        }  # fmt: skip
+        environment = {"VLLM_NO_USAGE_STATS": "1", **os.environ}
+        if adapters:
+            command = adapter_arguments(directory.resolve(), **given)
+            loading = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", DIRECTORY: str(directory.resolve())}
+            os.execve(command[0], command, environment | loading)
+        command = vllm_arguments(directory, served.digest, **given)
+        os.execve(command[0], command, environment)
+    if adapters:
+        raise ConfigurationError(
+            f"{directory}: holds adapters, and vllm is not installed here",
+            remedy="install vllm, or fetch --form merged into another directory",
+        )
     if vllm:
         raise click.UsageError(f"{vllm[0]} is for vLLM, which is not installed here")
     from selfalign.engines.open import open_engine
@@ -161,6 +199,39 @@ def probe_command(directory: Path, url: str, as_json: bool) -> None:
         click.echo(f"{told} (the model has no probe.json: its name is all that was checked)")
     else:
         click.echo(told)
+
+
+@serving_group.command("follow")
+@_directory
+@click.option("--url", required=True, metavar="URL", help="Of the server, without /v1.")
+@click.option(
+    "--interval-seconds",
+    type=click.FloatRange(min=0.1),
+    default=15.0,
+    show_default=True,
+    help="Between two looks at current.json; four times that after a failure.",
+)
+@_verify
+@store_options
+def follow_command(
+    directory: Path, url: str, interval_seconds: float, public_key: Path | None, where: StoreOptions
+) -> None:
+    """Keep the server at URL, started from DIRECTORY (`fetch --form adapter`), at the promoted
+    model, until SIGTERM.
+
+    Each adapter is fetched, verified, loaded under its digest and asked its probe; then `selfalign`
+    moves to it, and the one before is unloaded when its requests are answered. One that fails
+    leaves the one before; GET URL/selfalign/status tells why.
+    """
+    store = where.open().store
+    follower = Follower(store, directory.resolve(), url.rstrip("/"), public_key)
+    while True:
+        pause = interval_seconds
+        try:
+            pause *= 1 if follower.step().reason == "Served" else _PATIENCE
+        except SelfAlignError as error:
+            log.warning("follow.failed", error=error.message, remedy=error.remedy)
+        time.sleep(pause)
 
 
 def _promoted(store: Store, digest: str) -> Manifest:

@@ -31,7 +31,7 @@ from selfalign.store.open import open_store
 from selfalign.telemetry import Progress
 
 Form = Literal["merged", "adapter"]
-_ADAPTER = "files/adapter/"
+ADAPTER_FILES = "files/adapter/"
 
 
 def export(
@@ -40,6 +40,7 @@ def export(
     """Copy a model artifact to `to`: a directory, s3://bucket/prefix or oci://registry/repository.
 
     The merged form of a promoted model comes with its scores, and its signature where it has one.
+    The signature of a promoted model holds for its adapter too: it holds for the model's digest.
     Returns what is there now, and where: for a registry with the tag and the manifest's digest.
 
     Args:
@@ -49,11 +50,14 @@ def export(
     the model has no adapter, DataError for an object that is missing or damaged.
     """
     target = None if to.startswith(OCI) else open_store(to)
-    served = read_served(store, model.digest) if form == "merged" else None
+    asked = form == "merged" or public_key is not None
+    served = read_served(store, model.digest) if asked else None
     if served is not None:
         require_files_of(store, served, model)
     if public_key is not None:
         verify(store, served, public_key)
+    if form == "adapter":
+        served = None  # what was signed names the adapter's files by the model's digest alone
     prefix, exported = _source(store, model, form, served)
     signature = None if served is None else read_signature(store, served)
     if target is None:
@@ -78,10 +82,10 @@ def _source(
     if form == "adapter":
         files = [
             entry.model_copy(
-                update={"name": entry.name.removeprefix(_ADAPTER), "key": entry.location}
+                update={"name": entry.name.removeprefix(ADAPTER_FILES), "key": entry.location}
             )
             for entry in model.files
-            if entry.name.startswith(_ADAPTER)
+            if entry.name.startswith(ADAPTER_FILES)
         ]
     if not files:
         raise ConfigurationError(

@@ -133,11 +133,10 @@ def check(url: str, digest: str, probe: Probe | None) -> Outcome:
         TemporaryError: the server cannot be reached, or fails.
         DataError: it serves another model.
     """
-    listed = _call(f"{url}/v1/models", None).get("data")
-    names = [row.get("id") for row in listed if isinstance(row, dict)] if listed else []
+    names = served_names(url)
     if digest not in names:
         raise DataError(
-            f"{url}: serves {', '.join(map(str, names)) or 'nothing'}, not the model {digest}",
+            f"{url}: serves {', '.join(names) or 'nothing'}, not the model {digest}",
             remedy="start it from this directory: selfalign serving start DIR",
         )
     differences = []
@@ -146,6 +145,12 @@ def check(url: str, digest: str, probe: Probe | None) -> Outcome:
         if (difference := compare(question, found, whole=whole)) is not None:
             differences.append(difference)
     return Outcome(len(probe.questions) if probe else 0, differences)
+
+
+def served_names(url: str) -> list[str]:
+    """The models that a server lists. Raises TemporaryError."""
+    listed = call(f"{url}/v1/models").get("data")
+    return [str(row.get("id")) for row in listed if isinstance(row, dict)] if listed else []
 
 
 def compare(question: Question, found: str, *, whole: bool) -> Difference | None:
@@ -174,7 +179,7 @@ def _ask(url: str, model: str, prompt: str, max_tokens: int) -> tuple[str, bool]
         "temperature": 0,
         "max_tokens": max_tokens,
     }
-    answer = _call(f"{url}/v1/chat/completions", asked)
+    answer = call(f"{url}/v1/chat/completions", asked)
     try:
         choice = answer["choices"][0]
         text = choice["message"]["content"] or ""
@@ -183,7 +188,21 @@ def _ask(url: str, model: str, prompt: str, max_tokens: int) -> tuple[str, bool]
         raise _failed(url, "its reply has no choices[0].message.content") from error
 
 
-def _call(url: str, body: dict[str, Any] | None) -> dict[str, Any]:
+def call(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The JSON object that a server answers with. Raises TemporaryError."""
+    try:
+        found = decode_json(request(url, body))
+    except ValueError as error:
+        raise _failed(url, f"its reply is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise _failed(url, "its reply is not a JSON object")
+    return found
+
+
+def request(
+    url: str, body: dict[str, Any] | None, headers: Mapping[str, str] | None = None
+) -> bytes:
+    """The answer to a GET, or to a POST where there is a body. Raises TemporaryError."""
     try:
         parts = urlsplit(url)
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -192,21 +211,19 @@ def _call(url: str, body: dict[str, Any] | None) -> dict[str, Any]:
     if not is_address or not url.isprintable() or " " in url:
         raise DataError(f"{url}: not the address of a server", remedy="give http://HOST:PORT")
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    sent = {"Content-Type": "application/json", **(headers or {})}
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
-            found = decode_json(response.read(_LONGEST_REPLY))
+        with urllib.request.urlopen(
+            urllib.request.Request(url, data, sent), timeout=_TIMEOUT_SECONDS
+        ) as response:
+            found: bytes = response.read(_LONGEST_REPLY)
+            return found
     except urllib.error.HTTPError as error:
         with error:
             said = error.read(500).decode(errors="replace")
         raise _failed(url, f"HTTP {error.code}: {said}") from error
     except (OSError, HTTPException) as error:
         raise _failed(url, f"{getattr(error, 'reason', error)}") from error
-    except ValueError as error:
-        raise _failed(url, f"its reply is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise _failed(url, "its reply is not a JSON object")
-    return found
 
 
 def _failed(url: str, why: str) -> TemporaryError:

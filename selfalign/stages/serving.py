@@ -14,13 +14,13 @@ from typing import Any, Literal
 from selfalign.config import EngineConfig, SamplingConfig
 from selfalign.engines.base import Engine, GenerationRequest, Quarantined, Sampling
 from selfalign.errors import DataError
+from selfalign.serving.alias import SERVED_NAME
 from selfalign.serving.chat_server import Ask, Reply
 from selfalign.serving.defaults import GENERATION_CONFIG
 from selfalign.serving.template import ChatTemplate
 from selfalign.stages.asking import Asking
 from selfalign.store.documents import decode_json
 
-SERVED_NAME = "selfalign"  # what clients call the model, whichever it is today
 _Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 _DTYPES: dict[str, _Dtype] = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
 
@@ -52,7 +52,7 @@ def vllm_arguments(
 
 def model_dtype(directory: Path) -> _Dtype:
     """The precision that the model's config.json states; auto where it states none."""
-    config = _read(directory / "config.json")
+    config = read_json(directory / "config.json")
     return _DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), "auto")
 
 
@@ -97,7 +97,7 @@ def answering(directory: Path, engine: Engine) -> Callable[[Ask], Reply]:
 def _default_sampling(directory: Path) -> SamplingConfig:
     """What generation_config.json states, as vLLM reads it."""
     path = directory / GENERATION_CONFIG
-    stated = {name: value for name, value in _read(path).items() if value is not None}
+    stated = {name: value for name, value in read_json(path).items() if value is not None}
     try:
         return SamplingConfig.model_validate(
             {name: stated[name] for name in SamplingConfig.model_fields if name in stated}
@@ -106,7 +106,8 @@ def _default_sampling(directory: Path) -> SamplingConfig:
         raise DataError(f"{path}: {error}", remedy="fetch the model again") from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model's directory. Raises DataError."""
     try:
         value = decode_json(_bytes(path))
     except ValueError as error:

@@ -8,7 +8,9 @@ import pytest
 
 from selfalign.deploy import releases
 from selfalign.deploy.images import VARIANTS
+from selfalign.run.executors.kubernetes import adapters
 from selfalign.run.executors.kubernetes.deployment import DEPLOYMENT, DIGEST_ANNOTATION
+from selfalign.serving.alias import CURRENT, STATUS
 from tests.charts.conftest import ROOT, Manifest, check, only, render
 
 
@@ -79,3 +81,49 @@ def test_what_make_deploys_is_valid(variant: Any) -> None:
     server = only(manifests, "Deployment")["spec"]["template"]["spec"]["containers"][0]
     assert ("nvidia.com/gpu" in server["resources"]["limits"]) == (variant == "gpu")
     assert server["image"] == "r/align:t"
+
+
+def test_in_the_form_adapter_a_second_container_follows_and_the_server_only_reads() -> None:
+    found = deployment(form="adapter", verify={"configMapName": "keys"})
+    assert adapters.serves_adapters(found)
+    assert not adapters.serves_adapters(deployment())
+    pod = found["spec"]["template"]["spec"]
+    (fetch,), (server, follow) = pod["initContainers"], pod["containers"]
+    assert fetch["args"][-4:] == ["--form", "adapter", "--to", "/model"]
+    assert server["command"] == ["selfalign", "serving", "start", "/model"]
+    assert server["startupProbe"]["exec"]["command"][3] == f"/model/{CURRENT}"
+    assert follow["command"] == ["selfalign", "serving", "follow", "/model"]
+    assert follow["startupProbe"]["exec"]["command"][-1] == f"/model/{STATUS}"
+    for container in (fetch, follow):
+        assert {"name": "SELFALIGN_VERIFY_KEY", "value": "/verify/key"} in container["env"]
+        assert [next(iter(source)) for source in container["envFrom"]] == [
+            "configMapRef",
+            "secretRef",
+        ]
+    # it takes what is current, whatever the pod was started with
+    assert "SELFALIGN_MODEL_DIGEST" not in {each["name"] for each in follow["env"]}
+    assert "envFrom" not in server
+    writable = [
+        not next(m for m in c["volumeMounts"] if m["mountPath"] == "/model").get("readOnly")
+        for c in (fetch, server, follow)
+    ]
+    assert writable == [True, False, True]
+
+
+def test_the_controller_may_ask_servers_that_hold_adapters(render_platform: Any) -> None:
+    gateway = {"podSelector": {"matchLabels": {"app": "gateway"}}}
+    values = {"form": "adapter", "networkPolicy": {"clients": [gateway]}}
+    policy = only(render("serving", releases.SERVING, values), "NetworkPolicy")
+    first, second = policy["spec"]["ingress"][0]["from"]
+    assert first == gateway
+    controller = only(render_platform(serving={"kind": "vllm"}), "Deployment")
+    pods = controller["spec"]["template"]["metadata"]["labels"].items()
+    assert second["podSelector"]["matchLabels"].items() <= pods
+    egress = only(
+        render_platform(serving={"kind": "vllm"}), "NetworkPolicy", "selfalign-controller"
+    )["spec"]["egress"]
+    (rule,) = [rule for rule in egress if rule["ports"][0]["port"] == adapters._PORT]
+    server = deployment(form="adapter")["spec"]["template"]
+    assert server["spec"]["containers"][0]["ports"][0]["containerPort"] == adapters._PORT
+    wanted = rule["to"][0]["podSelector"]["matchLabels"]
+    assert wanted.items() <= server["metadata"]["labels"].items()

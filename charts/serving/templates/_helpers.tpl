@@ -58,3 +58,42 @@ terminationMessagePolicy: FallbackToLogsOnError
 - name: HF_HUB_OFFLINE
   value: "1"
 {{- end -}}
+
+{{- /* A container that fetches and verifies, and writes /model; it ends in the list of variables. */ -}}
+{{- define "selfalign-serving.reader" -}}
+image: {{ include "selfalign-serving.image" (list . .Values.fetch.image) }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+envFrom:
+  - configMapRef:
+      name: {{ .Values.store.environmentConfigMap }}
+      optional: true
+  - secretRef:
+      name: {{ .Values.store.credentialsSecret }}
+      optional: true
+resources:
+  {{- toYaml .Values.fetch.resources | nindent 2 }}
+{{ include "selfalign-serving.containerSecurity" . }}
+volumeMounts:
+  - name: config
+    mountPath: /etc/selfalign
+    readOnly: true
+  - name: model
+    mountPath: /model
+  - name: cache
+    mountPath: /cache
+  - name: home
+    mountPath: /home/selfalign
+  - name: tmp
+    mountPath: /tmp
+  {{- if .Values.verify.configMapName }}
+  - name: verify
+    mountPath: /verify
+    readOnly: true
+  {{- end }}
+env:
+  {{- include "selfalign-serving.env" . | nindent 2 }}
+  {{- if .Values.verify.configMapName }}
+  - name: SELFALIGN_VERIFY_KEY
+    value: /verify/key
+  {{- end }}
+{{- end -}}
