@@ -30,7 +30,7 @@ from pydantic import BaseModel
 from selfalign.errors import DataError, TemporaryError
 from selfalign.records import Json, Record
 from selfalign.store.base import NotFound, PreconditionFailed, Store
-from selfalign.store.documents import decode_json, parse_document, read_document, reason
+from selfalign.store.documents import decode_json, first_problem, parse_document, read_document
 from selfalign.store.files import COPY_BYTES, file_sha256, local_target
 from selfalign.store.manifest import (
     Counts,
@@ -402,7 +402,7 @@ def _read_part(
         return [parse(decode_json(line)) for line in lines]
     except (ValueError, zstandard.ZstdError) as error:
         raise DataError(
-            f"{store.url}/{prefix}{part.file.location}: corrupt: {reason(error)}",
+            f"{store.url}/{prefix}{part.file.location}: corrupt: {first_problem(error)}",
             remedy=_restore(store, prefix),
         ) from error
 

@@ -107,7 +107,7 @@ def parse_document(
         return model.model_validate(value)
     except ValueError as error:
         raise DataError(
-            f"{where}: not a valid {model.__name__} ({len(data)} bytes): {reason(error)}",
+            f"{where}: not a valid {model.__name__} ({len(data)} bytes): {first_problem(error)}",
             remedy=remedy
             or "the object is damaged or from another version; delete it and run again",
         ) from error
@@ -122,10 +122,10 @@ def read_document(store: Store, key: str, model: type[_AnyModel]) -> _AnyModel |
     return parse_document(f"{store.url}/{key}", data, model, key=key)
 
 
-def reason(error: Exception) -> str:
-    """What is wrong with a document, in one line."""
+def first_problem(error: Exception) -> str:
+    """What is wrong first with a document, in one line."""
     if not isinstance(error, ValidationError):
         return str(error)
     first = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(str(step) for step in first["loc"])
+    place = ".".join(str(step) for step in first["loc"])[:200]  # keys may be anything
     return f"{place}: {first['msg']}" if place else first["msg"]

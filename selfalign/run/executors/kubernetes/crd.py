@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from selfalign.errors import ConfigurationError
 from selfalign.run.executors.kubernetes.cluster import Resource, name_of
 from selfalign.run.record import RunStatus
+from selfalign.store.documents import first_problem
 
 GROUP = "selfalign.io"
 VERSION = "v1alpha1"
@@ -87,10 +88,8 @@ def parse_spec(run: Resource) -> AlignmentRunSpec:
     try:
         return AlignmentRunSpec.model_validate(run.get("spec") or {})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])[:200]
         raise ConfigurationError(
-            f"AlignmentRun {name_of(run)}: spec.{where}: {first['msg']}",
+            f"AlignmentRun {name_of(run)}: spec.{first_problem(error)}",
             remedy="see `kubectl explain alignmentrun.spec`",
         ) from error
 

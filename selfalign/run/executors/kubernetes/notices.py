@@ -36,6 +36,7 @@ from selfalign.run.executors.kubernetes.cluster import (
 from selfalign.run.executors.kubernetes.reconcile import emit
 from selfalign.run.notify import NotDelivered, Notice, new_notice, notice_id, send, wait_seconds
 from selfalign.store.base import Store
+from selfalign.store.documents import first_problem
 from selfalign.telemetry import log
 
 STEP_SECONDS = 30.0  # between two looks where nothing is due
@@ -192,9 +193,7 @@ def _targets(platform: Resource) -> list[NotifyConfig]:
     try:
         return _TARGETS.validate_python(platform.get("notify") or [])
     except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
         raise ConfigurationError(
-            f"ConfigMap {crd.PLATFORM_CONFIG}: notify.{where}: {first['msg']}",
+            f"ConfigMap {crd.PLATFORM_CONFIG}: notify.{first_problem(error)}",
             remedy="correct config.notify in the platform's values and run make deploy",
         ) from None
