@@ -1,8 +1,8 @@
 """What can be known to fail before a run begins, so that it does not fail after days of training.
 
 Reads the configuration, the seeds, the evaluation files, and the configuration and tokenizer of a
-base model in a local directory, never its weights. The stages check the same again, each for
-itself: on a cluster a stage may be started alone.
+base model in a local directory, of its weights the headers alone. The stages check the same again,
+each for itself: on a cluster a stage may be started alone.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 
 from selfalign.config import EvaluateConfig, RunConfig, TrainConfig
+from selfalign.engines.model_directory import check_model_directory
 from selfalign.errors import ConfigurationError
 from selfalign.evaluation.checks import Instructions
 from selfalign.evaluation.datasets import load_heldout, load_hhh, load_labelled, load_truthfulqa
@@ -171,6 +172,7 @@ def _check_training(config: TrainConfig, path: str, form: ChatForm) -> None:
     """Check a base model in a local directory, where what trains it is installed."""
     needed = ("torch", "transformers", "peft")
     if Path(path).is_dir() and all(importlib.util.find_spec(package) for package in needed):
+        check_model_directory(Path(path))
         check_base_model(config, BaseModel(path), form)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from selfalign.config import TrainConfig
-from selfalign.errors import ConfigurationError, DataError, EngineError
+from selfalign.errors import ConfigurationError, DataError, EngineError, is_out_of_memory
 from selfalign.language_model import WITH_LANGUAGE_MODEL, language_model_options, require_whole
 from selfalign.serving.form import ChatForm
 from selfalign.training.chat import fit_form
@@ -74,6 +74,15 @@ class BaseModel:
             )
         return whole
 
+    def tokenizer(self) -> Any:
+        """Its tokenizer. Raises as `load` does."""
+        from transformers import AutoTokenizer
+
+        tokenizer = self.load(AutoTokenizer)
+        with self._loading():
+            _ = tokenizer.all_special_ids  # of one that its vocabulary lacks, it asks for ever
+        return tokenizer
+
     def load_model(self, **options: Any) -> Any:
         """Its language model, with weights. Raises as `config` does."""
         from transformers import AutoModelForCausalLM
@@ -100,14 +109,11 @@ class BaseModel:
         with engine_errors(f"loading {self.path}"):
             try:
                 yield
-            except (OSError, ValueError, KeyError, UnicodeError) as e:
-                if isinstance(e, OSError) and e.errno is not None:
-                    raise  # the disk, not what is on it
+            except Exception as e:  # a damaged file raises nearly anything
+                passing = isinstance(e, RuntimeError) and not isinstance(e, RecursionError)
+                if passing or is_out_of_memory(e) or (isinstance(e, OSError) and e.errno):
+                    raise  # the machine or its disk, not what is on it
                 raise self._error(e) from e
-            except Exception as e:
-                if type(e).__name__ == "SafetensorError":
-                    raise self._error(e) from e
-                raise
 
     def _error(self, error: Exception) -> DataError | EngineError:
         message = f"base_model {self.path}: cannot be loaded: {str(error)[:500]}"
@@ -144,9 +150,7 @@ def check_base_model(config: TrainConfig, base: BaseModel, form: ChatForm) -> No
 
 def load_tokenizer(base: BaseModel) -> tuple[Any, int, int]:
     """The tokenizer, the id that ends a response, and one to pad with. Raises DataError."""
-    from transformers import AutoTokenizer
-
-    tokenizer = base.load(AutoTokenizer)
+    tokenizer = base.tokenizer()
     if tokenizer.eos_token_id is None:
         raise DataError(
             f"base_model {base.path}: its tokenizer has no eos_token, expected one: without it "

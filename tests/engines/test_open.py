@@ -77,6 +77,7 @@ INDEX = b'{"weight_map": {"a": "%s"}}'
         ("config.json", b'{"model_type": 3}', "cannot be loaded as a causal language model"),
         ("config.json", b'{"architectures": 3}', "config.json: architectures is 3"),
         ("tokenizer.json", b'{"model": 3}', "tokenizer cannot be loaded"),
+        ("tokenizer_config.json", b'{"unk_token": ""}', "tokenizer cannot be loaded"),
         ("tokenizer.json", LFS, "tokenizer.json: cannot be read as JSON"),
         ("tokenizer_config.json", PAGE, "tokenizer_config.json: cannot be read as JSON"),
         ("tokenizer_config.json", DEEP, "tokenizer_config.json: cannot be read as JSON"),

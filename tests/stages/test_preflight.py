@@ -80,6 +80,24 @@ def test_a_base_model_without_an_end_of_sequence_is_refused(world: Path, tmp_pat
         checked(world, f"base_model.path={base}")
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("config.json", "{", "config.json: cannot be read as JSON"),
+        ("config.json", '{"model_type": "llama", "hidden_act": 3}', "hidden_act"),
+        ("model.safetensors", "version https://git-lfs.github.com/spec/v1", "run `git lfs pull`"),
+    ],
+)
+def test_a_damaged_base_model_is_told_before_a_run(
+    world: Path, tmp_path: Path, file: str, content: str, said: str
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(load_config(world, ()).config.base_model.path, base)
+    (base / file).write_text(content)
+    with pytest.raises(DataError, match=said):
+        checked(world, f"base_model.path={base}", "engine={kind: transformers, batch_size: 4}")
+
+
 def test_a_rule_that_could_not_be_measured_is_refused_before_anything_runs(
     config_path: Path,
 ) -> None:

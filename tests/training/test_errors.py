@@ -12,8 +12,9 @@ from selfalign.config import TrainConfig
 from selfalign.errors import ConfigurationError, DataError, EngineError, OutOfMemory, StorageFull
 from selfalign.training import Example
 from selfalign.training.failures import engine_errors
+from selfalign.training.model import BaseModel, check_base_model
 
-from .worlds import CONFIG, LORA, Attempt, build_base, newest
+from .worlds import CONFIG, FORM, LORA, Attempt, build_base, newest
 
 
 def changed(**fields: Any) -> Any:
@@ -38,6 +39,25 @@ def test_damaged_weights_are_a_data_error(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(DataError, match=f"base_model {base}: cannot be loaded"):
         Attempt(CONFIG, base, tmp_path).run()
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("tokenizer.json", {"added_tokens": [{"id": -1}]}),
+        ("tokenizer.json", {"normalizer": [1]}),
+        ("tokenizer_config.json", {"bos_token": True}),
+        ("config.json", {"hidden_act": 1e300}),
+        ("config.json", {"a": json.loads("[" * 900 + "]" * 900)}),
+        ("tokenizer_config.json", {"unk_token": ""}),
+    ],
+)
+def test_a_damaged_file_of_a_base_is_a_data_error(tmp_path: Path, file: str, change: Any) -> None:
+    path = build_base(tmp_path / "base") / file
+    value = json.loads(path.read_text()) | change if path.exists() else change
+    path.write_text(json.dumps(value))
+    with pytest.raises(DataError, match=f"base_model {path.parent}: cannot be loaded"):
+        check_base_model(CONFIG, BaseModel(str(path.parent)), FORM)
 
 
 def test_code_that_comes_with_a_base_is_neither_run_nor_asked_about(

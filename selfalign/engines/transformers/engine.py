@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from selfalign.config import EngineConfig
 from selfalign.engines.base import (
@@ -28,7 +28,7 @@ from selfalign.engines.base import (
 from selfalign.engines.tokens import PromptTokenizer, Scored, batched
 from selfalign.engines.transformers.decoding import Row, decode
 from selfalign.engines.transformers.forward import Forward
-from selfalign.engines.transformers.limits import load_tokenizer, max_length
+from selfalign.engines.transformers.limits import load_config, load_tokenizer, max_length
 from selfalign.errors import (
     ConfigurationError,
     DataError,
@@ -149,15 +149,15 @@ class TransformersEngine:
 
 
 def _load_model(directory: Path, dtype: str, options: dict[str, Any]) -> PreTrainedModel:
-    local = {"local_files_only": True, "trust_remote_code": False}
+    stated = load_config(directory)
     try:
-        stated = AutoConfig.from_pretrained(directory, **local)
         model, report = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype=dtype,
             use_safetensors=True,
             output_loading_info=True,
-            **local,
+            local_files_only=True,
+            trust_remote_code=False,
             **language_model_options(stated),
             **options,
         )

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from selfalign.config import EngineConfig
 from selfalign.engines.base import GenerationRequest, Quarantined, ScoreRequest
+from selfalign.engines.model_directory import check_model_directory
 from selfalign.engines.tokens import PromptTokenizer
 from selfalign.errors import ConfigurationError, DataError
 
@@ -30,14 +31,13 @@ class ContextLimit:
 
     Raises:
         ConfigurationError: engine.max_length is beyond the model's own limit, or there is none.
-        DataError: the tokenizer cannot be loaded or does not fit the model.
+        DataError: configuration or tokenizer cannot be loaded, or do not fit each other.
     """
 
     def __init__(self, config: EngineConfig, directory: Path) -> None:
+        check_model_directory(directory, weights=False)
         self._directory = directory
-        self._model: Any = AutoConfig.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
-        )
+        self._model = load_config(directory)
         stated = _stated_length(self._model)
         self._tokenizer = load_tokenizer(directory) if stated is None else None
         self.tokens = max_length(config, self._model, self._tokenizer, directory)
@@ -81,6 +81,17 @@ def _text(request: GenerationRequest | ScoreRequest) -> str:
     return request.prompt + request.continuation
 
 
+def load_config(directory: Path) -> Any:
+    """A model's configuration. Raises DataError."""
+    try:
+        return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except Exception as e:  # a damaged file raises nearly anything
+        raise DataError(
+            f"{directory}: cannot be loaded as a causal language model: {type(e).__name__}: {e}",
+            remedy="check config.json and engine.options against what the model's author states",
+        ) from e
+
+
 def load_tokenizer(directory: Path) -> Any:
     """The tokenizer beside a model. Raises DataError."""
     try:
@@ -88,6 +99,7 @@ def load_tokenizer(directory: Path) -> Any:
             directory, local_files_only=True, trust_remote_code=False
         )
         tokenizer("a")
+        _ = tokenizer.all_special_ids  # of one that its vocabulary lacks, it asks for ever
     except Exception as e:  # the tokenizers library raises bare Exceptions for a broken file
         remedy = "save the tokenizer again beside the model (tokenizer.save_pretrained)"
         if (directory / "tokenizer.model").is_file() and find_spec("sentencepiece") is None:
