@@ -25,7 +25,7 @@ from selfalign.run.record import latest_run
 from selfalign.seeds import annotation_budget, file_digests, load_seeds
 from selfalign.seeds.files import PRINCIPLES
 from selfalign.store.base import Store
-from selfalign.store.files import os_errors
+from selfalign.store.files import os_errors, replacing
 
 
 @click.command("report")
@@ -57,9 +57,8 @@ def report_command(
         print_json(_as_json(data))
         return
     html = render_report(data, principles)
-    with os_errors("--out", "write"):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(html, encoding="utf-8")
+    with os_errors("--out", "write"), replacing(out) as file:
+        file.write(html.encode())
     click.echo(printable(f"wrote {out}"))
 
 

@@ -129,6 +129,8 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
         raise ConfigurationError(
             f"{target}: it is a pipe or a device, not a file", remedy="name a file"
         )
+    if target.is_symlink():  # what it leads to is written; /dev/stdout stays what it is
+        target = target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{uuid.uuid4().hex}.part")
     try:

@@ -22,6 +22,7 @@ from selfalign.errors import (
     StoreUnavailable,
 )
 from selfalign.store.base import NotFound, Store
+from selfalign.store.files import replacing
 from selfalign.store.local import LocalStore
 
 from .racing import Racers, race, racers
@@ -99,6 +100,20 @@ def test_an_upload_to_a_full_disk_leaves_no_object(large_file: Path, tiny_disk: 
         store.upload(large_file, "weights")
     assert list(store.list("")) == []
     assert temporaries(store) == []
+
+
+def test_a_link_stays_and_what_it_leads_to_is_written_whole_or_not_at_all(tiny_disk: Path) -> None:
+    real, link = tiny_disk / "real", tiny_disk / "link"
+    real.write_bytes(b"old")
+    link.symlink_to("real")
+    with pytest.raises(OSError, match="No space left"), replacing(link) as file:
+        file.write(bytes(3 * MIB))
+    assert real.read_bytes() == b"old"
+    with replacing(link) as file:
+        file.write(b"new")
+    assert link.is_symlink()
+    assert real.read_bytes() == b"new"
+    assert sorted(path.name for path in tiny_disk.iterdir()) == ["link", "real"]
 
 
 # s3transfer leaves the response open when writing it to disk fails.
