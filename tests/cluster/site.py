@@ -19,6 +19,7 @@ import yaml
 
 from selfalign.run.executors.kubernetes.api import KubernetesCluster
 from selfalign.run.executors.kubernetes.cluster import Conflict, Gone, Resource, name_of
+from selfalign.run.executors.kubernetes.crd import new_run
 from tests.store.proxy import Proxy, running_proxy
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -180,13 +181,7 @@ class Site:
 
     def create_run(self, name: str, **spec: Any) -> None:
         """`kubectl create` of an AlignmentRun."""
-        body = {
-            "apiVersion": "selfalign.io/v1alpha1",
-            "kind": "AlignmentRun",
-            "metadata": {"name": name},
-            "spec": spec,
-        }
-        kubectl("-n", self.namespace, "create", "-f", "-", stdin=body)
+        kubectl("create", "-f", "-", stdin=new_run(name, self.namespace, spec))
 
     def status(self, run: str) -> Resource:
         return self.cluster.get("alignmentruns", run).get("status") or {}

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from selfalign.run.executors.kubernetes.crd import new_run
+
 from .site import Site, kubectl, until
 
 pytestmark = pytest.mark.cluster
@@ -84,12 +86,7 @@ def test_hostile_runs_end_with_their_cause_and_delay_nobody(site: Site) -> None:
     refused, made = 0, []
     for number, spec in enumerate(hostile):
         name = f"hostile-{number}"
-        body = {
-            "apiVersion": "selfalign.io/v1alpha1",
-            "kind": "AlignmentRun",
-            "metadata": {"name": name},
-            "spec": spec,
-        }
+        body = new_run(name, namespace, spec)
         answer = subprocess.run(
             ["kubectl", "--kubeconfig", str(kubeconfig), "-n", namespace, "create", "-f", "-"],
             input=json.dumps(body),

@@ -131,6 +131,20 @@ def engine_and_server(request: pytest.FixtureRequest) -> str:
     return name
 
 
+def small_engine(kind: str, **more: Any) -> EngineConfig:
+    """An engine of this kind that answers in batches of four, in float32."""
+    return EngineConfig.model_validate(
+        {
+            "kind": kind,
+            "dtype": "float32",
+            "batch_size": 4,
+            "max_length": MAX_LENGTH,
+            "options": OPTIONS.get(kind, {}),
+            **more,
+        }
+    )
+
+
 @pytest.fixture(scope="session")
 def kind(engine_and_server: str) -> str:
     return engine_and_server.partition("+")[0]
@@ -140,13 +154,7 @@ def kind(engine_and_server: str) -> str:
 def engine(
     kind: str, engine_and_server: str, llama: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Engine]:
-    config: dict[str, Any] = {
-        "kind": kind,
-        "dtype": "float32",
-        "batch_size": 4,
-        "max_length": MAX_LENGTH,
-        "options": OPTIONS.get(kind, {}),
-    }
+    server: dict[str, Any] = {}
     with ExitStack() as stack:
         if kind == "openai":
             if engine_and_server == "openai+vllm":
@@ -154,8 +162,8 @@ def engine(
                 url, _ = stack.enter_context(vllm_serving(llama, MAX_LENGTH, log))
             else:
                 url = stack.enter_context(serving(llama, MAX_LENGTH)).url
-            config["server"] = {"url": url, "concurrency": 8}
-        yield stack.enter_context(open_engine(EngineConfig.model_validate(config), llama))
+            server = {"server": {"url": url, "concurrency": 8}}
+        yield stack.enter_context(open_engine(small_engine(kind, **server), llama))
 
 
 @pytest.fixture(scope="session")

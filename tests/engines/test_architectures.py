@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from selfalign.config import EngineConfig
 from selfalign.engines.base import Completion, Engine, Score, ScoreRequest
 from selfalign.engines.open import open_engine
 from selfalign.language_model import WITH_LANGUAGE_MODEL
-from tests.engines.conftest import MAX_LENGTH, OPTIONS, SHAPE, VLLM, Ask
+from tests.engines.conftest import SHAPE, VLLM, Ask, small_engine
 from tests.engines.reference import PROMPTS, Reference
 
 ASKED = (*PROMPTS[:4], "Willow")
@@ -150,16 +149,7 @@ def expected(directory: Path) -> Expected:
 def engine(kind: str, architecture: str, directory: Path, expected: Expected) -> Iterator[Engine]:
     if kind == "vllm" and architecture in MULTIMODAL and find_spec("torchvision") is None:
         pytest.skip("vLLM needs torchvision for this, which is not installed here")
-    config = EngineConfig.model_validate(
-        {
-            "kind": kind,
-            "dtype": "float32",
-            "batch_size": 4,
-            "max_length": MAX_LENGTH,
-            "options": OPTIONS.get(kind, {}),
-        }
-    )
-    with open_engine(config, directory) as opened:
+    with open_engine(small_engine(kind), directory) as opened:
         yield opened
 
 
