@@ -135,7 +135,7 @@ class TransformersEngine:
             torch.cuda.empty_cache()
 
     def _log_likelihoods(self, scored: Sequence[Scored]) -> list[float]:
-        """Sums over each row's continuation, in float32 before and float64 after the softmax."""
+        """Sums over each row's continuation, in float64 from the model's logits on."""
         keep = max(1, *(len(row.tokens) - row.start for row in scored))
         # The last token is only predicted; a row of one token has an empty continuation.
         inputs = [row.tokens[: max(1, len(row.tokens) - 1)] for row in scored]
@@ -143,8 +143,8 @@ class TransformersEngine:
         sums = []
         for row, predictions in zip(scored, logits, strict=True):
             target = torch.tensor(row.tokens[row.start :], dtype=torch.long, device=logits.device)
-            likelihoods = predictions[keep - len(target) :].float().log_softmax(-1)
-            sums.append(float(likelihoods.gather(-1, target[:, None]).double().sum()))
+            likelihoods = predictions[keep - len(target) :].double().log_softmax(-1)
+            sums.append(float(likelihoods.gather(-1, target[:, None]).sum()))
         return sums
 
 
