@@ -1,21 +1,22 @@
-"""Which evaluation items are beyond the base model's context, counted before anything is trained.
+"""What is beyond the base model's context, counted before anything is generated or trained.
 
 Every model of a run has the base's tokenizer and context. Reads evaluation files, and the
-configuration and tokenizer of a base model in a local directory, never its weights. Such items are
-set aside when they are scored, so they are a warning, `evaluation.items_beyond_context`, as long as
-the stage will bear so many.
+configuration and tokenizer of a base model in a local directory, never its weights. Evaluation
+items are set aside when they are scored, so they are a warning,
+`evaluation.items_beyond_context`, as long as the stage will bear so many.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from selfalign.config import RunConfig
+from selfalign.config import EngineConfig, RunConfig
 from selfalign.engines.base import GenerationRequest, Sampling, ScoreRequest
-from selfalign.errors import DataError
+from selfalign.errors import ConfigurationError, DataError
 from selfalign.evaluation.datasets import load_heldout, load_hhh, load_truthfulqa
 from selfalign.evaluation.multiple_choice import (
     hhh_requests,
@@ -23,12 +24,34 @@ from selfalign.evaluation.multiple_choice import (
     truthfulqa_requests,
     truthfulqa_template,
 )
-from selfalign.prompts import render_align, render_principles, render_standard
+from selfalign.prompts import render_align, render_principles, render_standard, render_verbose
 from selfalign.seeds import Seeds
 from selfalign.stages.quarantine import allowed_rows
 from selfalign.telemetry import log
 
+if TYPE_CHECKING:
+    from selfalign.engines.transformers.limits import ContextLimit
+
 _NAMED = 10  # items in a warning
+
+
+def check_prompts(config: RunConfig, seeds: Seeds, stages: Container[str]) -> None:
+    """Refuse the prompts of `align` or `elaborate` where they fill the context without a question.
+
+    Does nothing where `check_long_items` does. Raises ConfigurationError, and as that one.
+    """
+    for name, render in (("align", render_align), ("elaborate", render_verbose)):
+        section = getattr(config, name)
+        limit = _limit(config, section.engine) if name in stages else None
+        sampling = Sampling(**section.sampling.model_dump())
+        alone = GenerationRequest(name, render(seeds, "?"), sampling, 0)
+        if limit is not None and limit.too_long([alone]):
+            raise ConfigurationError(
+                f"{name}: its prompt alone fills the context of {limit.tokens} tokens, so no "
+                "question could be answered",
+                remedy="raise engine.max_length if the model takes more, shorten principles, "
+                "exemplars or template of the seeds, or choose a base model with a longer context",
+            )
 
 
 def check_long_items(config: RunConfig, seeds: Seeds) -> None:
@@ -38,14 +61,9 @@ def check_long_items(config: RunConfig, seeds: Seeds) -> None:
     Raises DataError where so many would be set aside that `evaluate` would fail, and
     ConfigurationError or DataError where the engine would, for its limit or tokenizer.
     """
-    engine = config.evaluate.engine or config.engine
-    directory = Path(config.base_model.path)
-    known = engine.kind != "fake" and importlib.util.find_spec("transformers") is not None
-    if not known or not directory.is_dir():
+    limit = _limit(config, config.evaluate.engine)
+    if limit is None:
         return
-    from selfalign.engines.transformers.limits import ContextLimit
-
-    limit = ContextLimit(engine, directory)
     for variant in ("base", "base_principled"):
         principled = variant == "base_principled"
         tasks: dict[str, list[GenerationRequest] | list[ScoreRequest]] = {
@@ -78,6 +96,17 @@ def check_long_items(config: RunConfig, seeds: Seeds) -> None:
                     first=items[:_NAMED],
                     remedy="they are set aside; shorten them, or raise engine.max_length",
                 )
+
+
+def _limit(config: RunConfig, own: EngineConfig | None) -> ContextLimit | None:
+    """Of the base model in a stage's engine, `own` or the run's; None where it is not known."""
+    engine, directory = own or config.engine, Path(config.base_model.path)
+    known = engine.kind != "fake" and importlib.util.find_spec("transformers") is not None
+    if not known or not directory.is_dir():
+        return None
+    from selfalign.engines.transformers.limits import ContextLimit
+
+    return ContextLimit(engine, directory)
 
 
 def _prompts(config: RunConfig, seeds: Seeds, *, principled: bool) -> Iterator[GenerationRequest]:

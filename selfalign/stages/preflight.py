@@ -48,7 +48,7 @@ from selfalign.inputs import cache_directory
 from selfalign.pipeline import BY_NAME, STAGES
 from selfalign.seeds import Seeds
 from selfalign.serving.form import ChatForm
-from selfalign.stages.context_limits import check_long_items
+from selfalign.stages.context_limits import check_long_items, check_prompts
 from selfalign.telemetry import log
 from selfalign.training.model import BaseModel, check_base_model
 
@@ -75,6 +75,7 @@ def check_run(config: RunConfig, seeds: Seeds, *, until: str | None = None) -> N
     names = names[: names.index(until) + 1] if until else names
     for name in names:
         check_shard(name, 0, getattr(config, name).num_shards)
+    check_prompts(config, seeds, names)
     if "evaluate" in names:
         require_evaluation_data(config.evaluate)
         _check_ifeval(config.evaluate)

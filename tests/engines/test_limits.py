@@ -13,9 +13,9 @@ from structlog.testing import capture_logs
 from selfalign.config import EngineConfig, RunConfig
 from selfalign.engines.base import GenerationRequest, Quarantined, Sampling, ScoreRequest
 from selfalign.engines.open import open_engine
-from selfalign.errors import DataError
+from selfalign.errors import ConfigurationError, DataError
 from selfalign.seeds import load_seeds
-from selfalign.stages.context_limits import check_long_items
+from selfalign.stages.context_limits import check_long_items, check_prompts
 
 pytestmark = pytest.mark.skipif(find_spec("torch") is None, reason="torch is not installed here")
 CONFIG = EngineConfig(max_length=40, dtype="float32")
@@ -86,6 +86,18 @@ def test_long_items_are_counted_and_named_before_anything_is_trained(
         ("base_principled", "heldout", 2, ["short", "long"]),  # the principles alone fill it
         ("base_principled", "hhh", 1, ["pair"]),
     ]
+
+
+def test_a_prompt_that_fills_the_context_is_refused_before_anything_is_generated(
+    weightless: Path, tmp_path: Path
+) -> None:
+    config = with_long_items(weightless, tmp_path, max_quarantined=1.0)
+    seeds = load_seeds(config.seeds)
+    with pytest.raises(
+        ConfigurationError, match="align: its prompt alone fills the context of 256"
+    ):
+        check_prompts(config, seeds, ["instruct", "align"])
+    check_prompts(config, seeds, ["instruct", "curate"])
 
 
 def test_more_long_items_than_the_stage_bears_are_refused_before_anything_is_trained(
