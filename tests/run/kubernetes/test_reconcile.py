@@ -21,17 +21,7 @@ from selfalign.store.local import LocalStore
 from selfalign.store.pointer import read_pointer
 
 from .unreliable import Killed, Unreliable
-from .worlds import (
-    DictStore,
-    World,
-    complete,
-    config_map,
-    ended_pod,
-    fail,
-    platform_values,
-    publish,
-    template,
-)
+from .worlds import DictStore, World, complete, ended_pod, fail, platform_values, publish, template
 
 NIGHTLY = {NIGHTLY_LABEL: "true"}
 
@@ -400,21 +390,21 @@ def test_a_job_that_kueue_suspended_is_left_suspended(world: World) -> None:
     assert "queued in night" in world.status()["message"]
 
 
-def test_another_promotion_meanwhile_evaluates_anew_under_a_number_of_its_own(world: World) -> None:
+def overtaken(world: World) -> str:
+    """While the run's evaluation is at work, another run promotes; the evaluation's key."""
     world.submit()
     for stage in ("instruct", "curate", "align", "engrave", "elaborate", "clone"):
         world.step()
         world.finish(f"toy-{stage}-1")
     world.step()
-    before = world.stage("evaluate")["key"]
-    other = World(store=world.store)
-    other.cluster.patch(
-        "configmaps",
-        "selfalign-config",
-        config_map("x", platform_values(seed=99)) | {"metadata": {}},
-    )
+    other = World(store=world.store, platform=platform_values(seed=99))
     other.submit("other")
     other.to_the_end("other")
+    return str(world.stage("evaluate")["key"])
+
+
+def test_another_promotion_meanwhile_evaluates_anew_under_a_number_of_its_own(world: World) -> None:
+    before = overtaken(world)
     world.step()
     assert world.stage("evaluate")["key"] != before
     assert "toy-evaluate-2" in world.jobs()
@@ -426,19 +416,7 @@ def test_another_promotion_meanwhile_evaluates_anew_under_a_number_of_its_own(wo
 
 def test_a_stage_whose_own_key_went_stale_does_not_end_the_run(world: World) -> None:
     """It refuses with exit code 2, permanent, but for a key that nobody asks for any more."""
-    world.submit()
-    for stage in ("instruct", "curate", "align", "engrave", "elaborate", "clone"):
-        world.step()
-        world.finish(f"toy-{stage}-1")
-    world.step()
-    other = World(store=world.store)
-    other.cluster.patch(
-        "configmaps",
-        "selfalign-config",
-        {"data": config_map("x", platform_values(seed=99))["data"]},
-    )
-    other.submit("other")
-    other.to_the_end("other")
+    overtaken(world)
     fail(
         world.cluster,
         "toy-evaluate-1",
