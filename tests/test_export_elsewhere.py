@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tensorboardX.proto.event_pb2 import Event
 from selfalign.cli import mlflow_registry
 from selfalign.cli.main import cli
 from selfalign.cli.mlflow_registry import DIGEST_TAG, register
-from selfalign.errors import ConfigurationError, StoreUnavailable
+from selfalign.errors import ConfigurationError, StorageFull, StoreUnavailable
 from selfalign.evaluation.scores import ItemScore
 from selfalign.evaluation.summary import summarise
 from selfalign.serving.directory import materialise
@@ -160,6 +161,23 @@ def test_the_loss_curve_is_written_once_for_tensorboard(
         ("train/loss", 1): 2.5, ("train/loss", 2): 1.5,
         ("train/epoch", 1): 0.5, ("train/epoch", 2): 1.0,
     }  # fmt: skip
+
+
+def test_a_loss_curve_on_a_full_disk_is_told_as_one(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote(store, "one")
+
+    written: list[bytes] = []
+
+    def full(_self: object, data: bytes) -> None:
+        written.append(data)
+        if len(written) > 1:  # the first is the file's version
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tensorboardX.record_writer.RecordWriter.write", full)
+    asked = ["export", "--tensorboard", f"{store.url}/../curves", "--store", store.url]
+    assert isinstance(CliRunner().invoke(cli, asked).exception, StorageFull)
 
 
 def test_an_export_to_nowhere_and_a_key_for_the_registry_are_refused() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,9 @@ def write_events(store: Store, model: Manifest, directory: Path) -> Path:
     target = directory / f"{model.artifact}-{model.key}"
     curve = loss_curve(read_file(store, model, "loss.jsonl"))
     try:
-        writers: Any = importlib.import_module("tensorboardX")
+        writers: Any = importlib.import_module("tensorboardX.event_file_writer")
+        events: Any = importlib.import_module("tensorboardX.proto.event_pb2")
+        scalar: Any = importlib.import_module("tensorboardX.summary").scalar
     except ImportError as error:
         raise ConfigurationError(
             "--tensorboard: tensorboardX, which writes it, is not installed",
@@ -31,8 +35,12 @@ def write_events(store: Store, model: Manifest, directory: Path) -> Path:
     with os_errors("--tensorboard", "write"):
         for old in target.glob("events.out.tfevents.*"):
             old.unlink()
-        with writers.SummaryWriter(str(target)) as writer:
+        target.mkdir(parents=True, exist_ok=True)
+        # not SummaryWriter, whose thread dies of a full disk and is waited for without end
+        with contextlib.closing(writers.EventsWriter(str(target / "events"))) as writer:
             for point in curve:
                 for name in sorted(point.keys() - {"step"}):
-                    writer.add_scalar(f"train/{name}", point[name], int(point["step"]))
+                    summary = scalar(f"train/{name}", point[name])
+                    step, now = int(point["step"]), time.time()
+                    writer.write_event(events.Event(summary=summary, step=step, wall_time=now))
     return target

@@ -55,9 +55,10 @@ def translate_os_error(error: OSError, where: str, action: str) -> SelfAlignErro
     path = Path(os.fsdecode(error.filename)) if error.filename else None
     code = error.errno or 0
     reason = f"{where}: cannot {action}: {error.strerror or error}" + (f": {path}" if path else "")
-    if code in _FULL:
+    if code in _FULL or "No usable temporary directory" in reason:  # Python's word for full disks
         return StorageFull(
-            f"{where}: cannot {action}: {_FULL[code]}" + (f": {path}" if path else ""),
+            f"{where}: cannot {action}: {_FULL.get(code, error.strerror)}"
+            + (f": {path}" if path else ""),
             remedy="free space or raise the quota (TMPDIR and SELFALIGN_CACHE_DIR move scratch "
             "space and copies elsewhere), and look at the kernel's log for disk errors",
         )

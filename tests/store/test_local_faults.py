@@ -22,7 +22,7 @@ from selfalign.errors import (
     StoreUnavailable,
 )
 from selfalign.store.base import NotFound, Store
-from selfalign.store.files import replacing
+from selfalign.store.files import os_errors, replacing
 from selfalign.store.local import LocalStore
 
 from .racing import Racers, race, racers
@@ -173,6 +173,13 @@ def test_what_the_kernel_says_decides_whether_to_retry(
     assert caught.value.remedy
     assert store.read("object") == b"old"
     assert temporaries(store) == []
+
+
+def test_no_room_for_temporary_files_is_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", list)  # none of them can be written
+    with pytest.raises(StorageFull, match="No usable temporary dir"), os_errors("export", "go on"):
+        tempfile.gettempdir()
 
 
 @pytest.fixture
