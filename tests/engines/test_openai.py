@@ -1,6 +1,7 @@
 """The openai engine against a real server through a proxy that fails where a test says.
 
-tests/engines/served.py stands for the server; `test_openai_vllm.py` does the same with vLLM's own.
+tests/engines/served.py stands for the server. vLLM's own is held to the contract suite, and killed
+in tests/stages/test_engine_death.py, both without a proxy.
 """
 
 from __future__ import annotations
