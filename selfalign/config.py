@@ -574,6 +574,13 @@ class NotifyConfig(Model):
         "cloudevents",
         description="CloudEvents 1.0 in JSON, or a message as Slack's webhooks take it",
     )
+    link: str | None = Field(
+        None,
+        pattern=r"^https?://[!-~]*\{run\}[!-~]*$",
+        max_length=2000,
+        description="web address of a run's report or dashboard, with {run} for its name, which a "
+        "notice then holds; null: the command that shows the report is all there is",
+    )
 
 
 class RunConfig(Model):

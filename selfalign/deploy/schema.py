@@ -57,6 +57,7 @@ _DEFINITIONS: dict[str, Any] = {
                     "additionalProperties": False,
                 },
                 "format": {"enum": list(get_args(NotifyConfig.model_fields["format"].annotation))},
+                "link": {"type": "string", "pattern": r"^https?://[!-~]*\{run\}[!-~]*$"},
             },
             "additionalProperties": False,
         },

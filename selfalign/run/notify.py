@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
@@ -60,6 +60,7 @@ class Notice:
         reason: the status's.
         remedy: what to do; None where nothing is.
         report: the command that shows the report.
+        link: the target's web address for this run; None where it names none.
         time: when the run ended, ISO 8601.
         answers: of the verdict, where there is one.
     """
@@ -76,6 +77,7 @@ class Notice:
     gpu_hours: float | None
     report: str
     time: str
+    link: str | None = None
     answers: VerdictNotice = field(default_factory=VerdictNotice)
 
 
@@ -184,6 +186,7 @@ def slack_message(notice: Notice) -> dict[str, Any]:
         lines.append(f"GPU hours: {notice.gpu_hours:,.2f}")
     lines.append(f"report: {notice.report}")
     text = "\n".join(map(_harmless, lines))
+    text += f"\n{notice.link}" if notice.link else ""  # of the platform's own
     return {"text": text, "mrkdwn": False, "unfurl_links": False, "unfurl_media": False}
 
 
@@ -199,6 +202,8 @@ def _harmless(line: str) -> str:
 
 def send(notice: Notice, target: NotifyConfig, environment: Mapping[str, str] = os.environ) -> None:
     """One attempt to deliver a notice, within POST_SECONDS. Raises NotDelivered."""
+    if target.link is not None:
+        notice = replace(notice, link=target.link.replace("{run}", notice.run))
     slack = target.format == "slack"
     body = slack_message(notice) if slack else cloud_event(notice)
     kind = "application/json" if slack else "application/cloudevents+json"

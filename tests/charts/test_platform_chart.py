@@ -227,13 +227,17 @@ def test_configuration_and_policy_are_where_the_controller_looks() -> None:
 def test_the_addresses_of_notices_come_from_secrets_and_nobody_else_reaches_their_port() -> None:
     config = {"store": "s3://bucket/x", "notify": [{"url_variable": "OWN", "format": "slack"}]}
     secret = {"name": "hooks", "key": "events"}
-    notify = {"targets": [{"secretRef": secret}], "ports": [8443], "cidrs": ["192.0.2.0/24"]}
+    notify = {
+        "targets": [{"secretRef": secret, "link": "https://x/{run}"}],
+        "ports": [8443],
+        "cidrs": ["192.0.2.0/24"],
+    }
     manifests = render_platform(config=config, notify=notify)
     data = only(manifests, "ConfigMap", "selfalign-config")["data"]
     named = "SELFALIGN_NOTIFY_URL_0"
     assert yaml.safe_load(data["config.yaml"])["notify"] == [
         *config["notify"],
-        {"url_variable": named, "format": "cloudevents"},
+        {"url_variable": named, "format": "cloudevents", "link": "https://x/{run}"},
     ]
     pod = pod_of(only(manifests, "Deployment"))
     assert pod is not None

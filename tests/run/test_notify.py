@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from rich.console import Console
 
 from selfalign.config import NotifyConfig
@@ -57,6 +58,21 @@ def test_models_text_mentions_nobody_links_nowhere_and_steers_no_terminal() -> N
     assert "&lt;!channel&gt; @\u200beveryone &amp; https:\u200b//evil.example \\x1b[2J" in text
     assert "\x1b" not in text
     assert "<" not in text
+
+
+def test_a_target_s_link_names_the_run_and_no_other_address_becomes_one(receiver: Receiver) -> None:
+    link = "https://reports.example/{run}.html"
+    for form in ("slack", "cloudevents"):
+        send(
+            notice(), HOOK.model_copy(update={"link": link, "format": form}), {"HOOK": receiver.url}
+        )
+    slack, event = (request.body for request in receiver.requests)
+    assert slack["text"].endswith("\nhttps://reports.example/toy.html")
+    assert slack["text"].count("://") == 1
+    assert event["data"]["link"] == "https://reports.example/toy.html"
+    for wrong in ("https://x/", "ftp://x/{run}", "https://x/{run} <@all>"):
+        with pytest.raises(ValidationError):
+            NotifyConfig(url_variable="HOOK", link=wrong)
 
 
 def test_one_verdict_has_one_id_and_another_has_another() -> None:

@@ -97,7 +97,8 @@ imagePullSecrets:
 {{- range $index, $target := .Values.notify.targets -}}
 {{- $name := printf "SELFALIGN_NOTIFY_URL_%d" $index -}}
 {{- $format := $target.format | default "cloudevents" -}}
-{{- $targets = append $targets (dict "url_variable" $name "format" $format) -}}
+{{- $known := dict "url_variable" $name "format" $format -}}
+{{- $targets = append $targets (merge $known (omit $target "secretRef" "format")) -}}
 {{- end -}}
 {{- $targets | empty | ternary .Values.config (merge (dict "notify" $targets) .Values.config) | toYaml -}}
 {{- end -}}
