@@ -23,7 +23,7 @@ from selfalign.serving.directory import MARKER, directory_of, read_served
 from selfalign.serving.export import export
 from selfalign.serving.probe import check, read_model_directory
 from selfalign.serving.signing import VERIFY_KEY
-from selfalign.stages.adapters import STARTUP, Follower, prepare
+from selfalign.stages.adapters import STARTUP, Follower, prepare, read_startup
 from selfalign.stages.adapters import vllm_arguments as adapter_arguments
 from selfalign.stages.models import current_model
 from selfalign.stages.serving import answering, engine_config, vllm_arguments
@@ -223,6 +223,7 @@ def follow_command(
     moves to it, and the one before is unloaded when its requests are answered. One that fails
     leaves the one before; GET URL/selfalign/status tells why.
     """
+    read_startup(directory)  # a directory of another kind is refused at once
     store = where.open().store
     follower = Follower(store, directory.resolve(), url.rstrip("/"), public_key)
     while True:

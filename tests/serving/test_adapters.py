@@ -218,10 +218,12 @@ def test_an_adapter_that_needs_another_server_is_not_loaded(
 
 
 def test_a_server_that_was_started_anew_is_brought_to_the_same_model(
-    served: tuple[World, str, Surface],
+    served: tuple[World, str, Surface], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world, url, surface = served
     surface.loaded.clear()
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # for the store; not for this server
+    monkeypatch.delenv("no_proxy", raising=False)
     assert world.follower(url).step().reason == "Served"
     assert ask(url) == "Take soap."
 

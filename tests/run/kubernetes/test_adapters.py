@@ -21,6 +21,7 @@ from selfalign.run.executors.kubernetes.serving import Wanted
 
 from .memory import MemoryCluster
 
+SLOW, MOVED = b"slow", b"moved"
 OLD, NEW = "0" * 64, "1" * 64
 LABELS = {"app.kubernetes.io/name": "selfalign-serving"}
 
@@ -67,13 +68,18 @@ class Site:
 
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    found = Site()
+    found, done = Site(), threading.Event()
 
     class Pod(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             said = found.says[self.connection.getsockname()[0]]
             assert self.path == "/selfalign/status"
-            self.send_response(200)
+            if said == SLOW:
+                while not done.wait(0.05):  # a byte now and then, for ever
+                    self.wfile.write(b"x")
+                return
+            self.send_response(301 if said == MOVED else 200)
+            self.send_header("Location", "http://127.0.0.2/selfalign/status")
             self.end_headers()
             self.wfile.write(said if isinstance(said, bytes) else json.dumps(said).encode())
 
@@ -85,6 +91,7 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         yield found
+        done.set()
         server.shutdown()
         thread.join()
 
@@ -142,7 +149,7 @@ def test_a_lost_pod_rolls_nothing_and_what_holds_it_up_is_told(site: Site) -> No
     assert site.pinned() == OLD
 
 
-@pytest.mark.parametrize("said", [b"no JSON", b"[]", b"[" * 2000, b"\xff"])
+@pytest.mark.parametrize("said", [b"no JSON", b"[]", b"[" * 2000, b"\xff", MOVED])
 def test_a_pod_that_answers_something_else_is_named(site: Site, said: bytes) -> None:
     site.says["127.0.0.1"] = said
     reason, message = site.follow(OLD)
@@ -154,3 +161,12 @@ def test_a_pod_that_answers_something_else_is_named(site: Site, said: bytes) -> 
 def test_a_pod_that_cannot_be_reached_is_named(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapters, "_PORT", 9)
     assert "pod pod-1 does not answer at port 9" in site.follow(OLD)[1]
+
+
+def test_a_pod_that_never_ends_its_answer_holds_nobody_up(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapters, "_TIMEOUT_SECONDS", 0.3)
+    site.says["127.0.0.1"] = SLOW
+    assert "does not answer at port" in site.follow(OLD)[1]
+    assert "nothing within 0.3 s" in site.follow(OLD)[1]

@@ -6,8 +6,7 @@ is asked, at its own address: GET http://POD:8000/selfalign/status (serving/alia
 
 from __future__ import annotations
 
-import urllib.request
-from http.client import HTTPException
+import asyncio
 from typing import Any, Literal, NamedTuple
 
 from selfalign.errors import printable
@@ -42,9 +41,10 @@ def ask_pods(pods: list[Resource], digest: str) -> Told:
     """Ask one pod after the other whether it serves the model; the first that does not decides."""
     for pod in pods:
         try:
-            told = _status(str((pod.get("status") or {}).get("podIP")))
-        except (OSError, HTTPException, ValueError) as error:
-            why = f"pod {name_of(pod)} does not answer at port {_PORT}: {error}"
+            told = asyncio.run(_status(str((pod.get("status") or {}).get("podIP"))))
+        except (OSError, ValueError) as error:
+            said = str(error) or f"nothing within {_TIMEOUT_SECONDS:g} s"
+            why = f"pod {name_of(pod)} does not answer at port {_PORT}: {said}"
             return Told("Trouble", f"{why}; look at networkPolicy in charts/serving")
         if told.get("digest") == digest:
             continue
@@ -58,13 +58,25 @@ def ask_pods(pods: list[Resource], digest: str) -> Told:
     return Told("Served")
 
 
-def _status(address: str) -> dict[str, Any]:
-    """What a pod answers. Raises OSError, HTTPException or ValueError."""
-    host = f"[{address}]" if ":" in address else address
-    with urllib.request.urlopen(
-        f"http://{host}:{_PORT}{STATUS_PATH}", timeout=_TIMEOUT_SECONDS
-    ) as response:
-        found = decode_json(response.read(_LONGEST_REPLY))
+async def _status(address: str) -> dict[str, Any]:
+    """What a pod answers, within the time in all; no proxy is asked and no redirect followed.
+
+    Raises OSError or ValueError.
+    """
+    asked = f"GET {STATUS_PATH} HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n"
+    reply = b""
+    async with asyncio.timeout(_TIMEOUT_SECONDS):
+        reader, writer = await asyncio.open_connection(address, _PORT)
+        try:
+            writer.write(asked.encode())
+            while len(reply) < _LONGEST_REPLY and (block := await reader.read(_LONGEST_REPLY)):
+                reply += block
+        finally:
+            writer.close()
+    head, _, body = reply[:_LONGEST_REPLY].partition(b"\r\n\r\n")
+    if b" 200 " not in head.partition(b"\r\n")[0]:
+        raise ValueError("its answer is not HTTP 200")
+    found = decode_json(body)
     if not isinstance(found, dict):
         raise ValueError("its answer is no JSON object")
     return found
