@@ -64,9 +64,10 @@ def redact(text: str) -> str:
 
 
 def vendor_errors() -> tuple[type[Exception], ...]:
-    """The bases of everything boto3 raises."""
+    """The bases of everything boto3 raises, also where an answer is not S3's."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
     from s3transfer.exceptions import (
         RetriesExceededError,
         S3DownloadFailedError,
@@ -76,7 +77,9 @@ def vendor_errors() -> tuple[type[Exception], ...]:
     from urllib3.exceptions import HTTPError  # the body of an error's answer breaks off
 
     transfer = (RetriesExceededError, S3DownloadFailedError, S3UploadFailedError, S3ValidationError)
-    return (ClientError, BotoCoreError, Boto3Error, HTTPError, *transfer)
+    # It takes fields on trust, and follows a redirection of everything without end.
+    foreign = (ResponseParserError, KeyError, ValueError, RecursionError)
+    return (ClientError, BotoCoreError, Boto3Error, HTTPError, *transfer, *foreign)
 
 
 def is_missing(error: Exception) -> bool:
@@ -142,6 +145,7 @@ def translate(error: Exception, where: str, action: str) -> SelfAlignError:
 def _translate_client_side(error: Exception, reason: str) -> SelfAlignError:
     """Errors without an answer from S3: connections, credentials, configuration."""
     from botocore import exceptions as boto
+    from botocore.parsers import ResponseParserError
 
     denied = (
         boto.NoCredentialsError,
@@ -159,6 +163,12 @@ def _translate_client_side(error: Exception, reason: str) -> SelfAlignError:
         boto.CredentialRetrievalError,  # the agent or STS may be back in a moment
         boto.MetadataRetrievalError,
     )
+    if isinstance(error, ResponseParserError | KeyError | ValueError | RecursionError):
+        return StoreUnavailable(
+            f"{reason} ({type(error).__name__}): the answer is none of S3's",
+            remedy="see that the endpoint is that of an S3 server, and that no proxy or login page "
+            "answers in its place",
+        )
     if isinstance(error, denied):
         return StoreDenied(
             reason,

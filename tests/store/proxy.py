@@ -25,6 +25,7 @@ class Fault:
         times: how many requests.
         holding: only requests whose body holds this.
         headers: of `answer`.
+        body: of `answer`, in the place of S3's error.
         status: of `answer`.
         code: S3's error code, in the body.
         message: S3's message, in the body.
@@ -38,6 +39,7 @@ class Fault:
     message: str = "as the test asked"
     holding: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
+    body: str | None = None
 
 
 @dataclass
@@ -117,6 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, fault: Fault) -> None:
         text = f"<Error><Code>{fault.code}</Code><Message>{fault.message}</Message></Error>"
+        text = text if fault.body is None else fault.body
         content = b"" if self.command == "HEAD" else text.encode()
         self.send_response(fault.status)
         self.send_header("Content-Type", "application/xml")

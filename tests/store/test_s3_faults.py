@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -156,6 +157,31 @@ def test_a_server_without_etags_is_said(store: S3Store, proxy: Proxy) -> None:
     ):
         with pytest.raises(ConfigurationError, match="has no ETag"):
             use()
+
+
+LISTED = "<ListBucketResult><Contents>%s</Contents></ListBucketResult>"
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body"),
+    [
+        (302, {"Location": "https://sign-in.example/"}, ""),
+        (206, {"ETag": '"x"'}, "{}"),
+        (200, {"ETag": '"x"'}, LISTED % f"<Key>{'k' * 99}</Key>"),
+        (200, {"ETag": '"x"'}, LISTED % "<Size>1</Size>"),
+        (200, {"ETag": '"x"'}, LISTED % "<Key>key</Key><LastModified>never</LastModified>"),
+    ],
+)
+def test_an_answer_that_is_none_of_s3_s_is_no_traceback(
+    store: S3Store, proxy: Proxy, status: int, headers: dict[str, str], body: str
+) -> None:
+    proxy.faults = [Fault(m, "answer", 10_000, status, headers=headers, body=body) for m in METHODS]
+    for use in USES if status != 302 else ():  # botocore follows it a hundred times
+        with contextlib.suppress(SelfAlignError):
+            use(store)
+    with pytest.raises(StoreUnavailable, match=r"cannot list: .* the answer is none of S3's") as e:
+        list(store.list(""))
+    assert "login page" in str(e.value.remedy)
 
 
 def test_refused_checksums_have_a_remedy(store: S3Store, proxy: Proxy) -> None:
