@@ -119,7 +119,21 @@ class EngineInfo:
     details: dict[str, str] = field(default_factory=dict)
 
 
-class Engine(Protocol):
+class Asked(Protocol):
+    """What answers: a loaded model, or one that is loaded when it is first asked."""
+
+    def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion | Quarantined]:
+        """One answer to each request, in any order, as soon as it is done; requests are drawn
+        lazily."""
+        ...
+
+    def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Score | Quarantined]:
+        """Log-likelihoods in any order; nothing before a continuation is `empty`, and prompt,
+        continuation and one token more than `max_length` are `too_long`."""
+        ...
+
+
+class Engine(Asked, Protocol):
     """A loaded model. Raises EngineError and OutOfMemory."""
 
     @property
@@ -132,16 +146,6 @@ class Engine(Protocol):
 
     def count_tokens(self, text: str) -> int:
         """Tokens of `text` as a prompt."""
-        ...
-
-    def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion | Quarantined]:
-        """One answer to each request, in any order, as soon as it is done; requests are drawn
-        lazily."""
-        ...
-
-    def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Score | Quarantined]:
-        """Log-likelihoods in any order; nothing before a continuation is `empty`, and prompt,
-        continuation and one token more than `max_length` are `too_long`."""
         ...
 
     def __enter__(self) -> Self: ...

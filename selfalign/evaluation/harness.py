@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from selfalign.config import HarnessConfig
-from selfalign.engines.base import Engine, Quarantined
+from selfalign.engines.base import Asked, Quarantined
 from selfalign.errors import ConfigurationError, DataError, SelfAlignError
 from selfalign.evaluation.scores import HARNESS, ItemScore
 from selfalign.identity import LM_EVAL_VERSION
@@ -224,7 +224,7 @@ def _metrics(name: str, leaf: str, task: Any) -> dict[tuple[str, str], str]:
 
 
 def harness_scores(
-    task: HarnessTask, engine: Engine, before: str, seed: int
+    task: HarnessTask, engine: Asked, before: str, seed: int
 ) -> Iterator[ItemScore | Quarantined]:
     """Ask a model everything that the task asks, and yield the values of each document.
 

@@ -11,8 +11,8 @@ from lm_eval.api.model import LM
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from selfalign.engines.base import (
+    Asked,
     Completion,
-    Engine,
     GenerationRequest,
     Quarantined,
     Sampling,
@@ -40,7 +40,7 @@ class EngineModel(LM):  # type: ignore[misc]
     """
 
     def __init__(
-        self, engine: Engine, *, before: str, seed: int, greedy_tasks: Collection[str]
+        self, engine: Asked, *, before: str, seed: int, greedy_tasks: Collection[str]
     ) -> None:
         """
         Args:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from selfalign.engines.base import Engine, Quarantined, ScoreRequest
+from selfalign.engines.base import Asked, Quarantined, ScoreRequest
 from selfalign.evaluation.refusal import CLASSES, Refusal
 from selfalign.evaluation.scores import REFUSAL_AGREEMENT, ItemScore
 from selfalign.evaluation.summary import EvaluationSummary, MetricSummary
@@ -43,7 +43,7 @@ def refusal_template(path: Path | None = None) -> Template:
 
 
 def judged_classes(
-    engine: Engine, answers: Iterable[AnswerToJudge], template: Template
+    engine: Asked, answers: Iterable[AnswerToJudge], template: Template
 ) -> Iterator[tuple[str, Refusal] | Quarantined]:
     """The class of each answer, by its id, as soon as its three scores are in.
 

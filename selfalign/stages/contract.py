@@ -25,6 +25,8 @@ from selfalign.engines.base import (
     EngineInfo,
     GenerationRequest,
     Quarantined,
+    Score,
+    ScoreRequest,
     unreadable,
 )
 from selfalign.errors import TemporaryError, printable
@@ -43,6 +45,7 @@ DROPPED_SAMPLES_PER_FILTER = 3  # texts kept per part and filter, so that a pers
 LONGEST_ID, LONGEST_EXPLANATION = 200, 300  # characters that are kept of a quarantined row
 
 _Item = TypeVar("_Item")
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,11 +299,17 @@ class EngineHandle:
 
     def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion | Quarantined]:
         """As the engine's own; notes how long its first answer takes, loading included."""
-        engine = self.get()
-        for answer in engine.generate(requests):
+        yield from self._noted(self.get().generate(requests))
+
+    def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Score | Quarantined]:
+        """Likewise."""
+        yield from self._noted(self.get().score(requests))
+
+    def _noted(self, answers: Iterator[_Answer]) -> Iterator[_Answer]:
+        for answer in answers:
             if self._opened_at is not None:
                 seconds, self._opened_at = time.monotonic() - self._opened_at, None
-                engine.info.details["seconds_to_first_answer"] = f"{seconds:.1f}"
+                self.get().info.details["seconds_to_first_answer"] = f"{seconds:.1f}"
                 log.info("engine.answers", seconds=round(seconds, 1))
             yield answer
 

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from selfalign.config import JudgeConfig
-from selfalign.engines.base import Engine, Quarantined
+from selfalign.engines.base import Asked, Quarantined
 from selfalign.errors import ConfigurationError
 from selfalign.evaluation.datasets import load_heldout, load_labelled
 from selfalign.evaluation.generation import refusal_scores
@@ -66,7 +66,7 @@ class _Work:
 
     model: str
     rows: int
-    scores: Callable[[Engine], _Found]
+    scores: Callable[[Asked], _Found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ def judge_answers(
     def outcomes(chunks: Iterator[Chunk[_Work]]) -> Iterator[tuple[str, PartOutcome]]:
         for chunk in chunks:
             (each,) = chunk.items
-            yield chunk.name, scored_part(each.model, chunk.name, each.scores(handle.get()))
+            yield chunk.name, scored_part(each.model, chunk.name, each.scores(handle))
             progress.advance(1)
 
     def check(part: Part) -> None:
@@ -159,7 +159,7 @@ def _refusals(
 
 
 def _refusal_scores(
-    answers: Mapping[str, _Answer], template: Template, engine: Engine, *, judged: bool
+    answers: Mapping[str, _Answer], template: Template, engine: Asked, *, judged: bool
 ) -> _Found:
     """Of each answer how far judge and wording agree, and the scores that wait for the judge.
 
@@ -215,7 +215,7 @@ def _verdicts(
     judge: JudgeConfig,
     pairs: Sequence[Pair],
     scores: Callable[[PairVerdict], Iterable[ItemScore]],
-    engine: Engine,
+    engine: Asked,
 ) -> _Found:
     """What a verdict on each pair says."""
     requests = pairwise_requests(pairs, pairwise_template(judge.template))

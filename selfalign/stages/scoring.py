@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from selfalign.engines.base import (
+    Asked,
     Completion,
     Engine,
     EngineInfo,
@@ -37,7 +38,7 @@ from selfalign.filters.responses import parse_thought
 from selfalign.prompts import render_align, render_principles, stop_strings
 from selfalign.records import EvaluationRecord, record_seed
 from selfalign.stages.asking import asking
-from selfalign.stages.contract import Chunk, PartOutcome, StageContext, commit_parts
+from selfalign.stages.contract import Chunk, EngineHandle, PartOutcome, StageContext, commit_parts
 from selfalign.stages.models import artifact_engine, base_engine
 from selfalign.stages.preflight import require_evaluation_data
 from selfalign.stages.variants import Variant, model_manifest
@@ -51,7 +52,7 @@ class Task:
     """What every variant is scored on: how many answers, how, and whether by log-likelihoods."""
 
     num_items: int
-    scores: Callable[[Engine, Variant], Iterator[ItemScore | Quarantined]]
+    scores: Callable[[Asked, Variant], Iterator[ItemScore | Quarantined]]
     by_likelihood: bool = True
 
 
@@ -87,8 +88,8 @@ def score_variants(
 
     def work(chunks: Iterator[Chunk[tuple[Variant, str]]]) -> Iterator[tuple[str, PartOutcome]]:
         for model, group in groupby(chunks, key=lambda chunk: chunk.items[0][0].model):
-            with _engine(context, model) as engine:
-                engines.append(engine.info)
+            with EngineHandle(partial(_engine, context, model)) as engine:
+                engines.append(engine.get().info)
                 if any(task.by_likelihood for task in tasks.values()):
                     deque(engine.score([]), 0)  # an engine that cannot score says so now
                 for chunk in group:
@@ -194,7 +195,7 @@ def tasks_of(context: StageContext) -> dict[str, Task]:
 def harness_task(context: StageContext, task: HarnessTask) -> Task:
     """Answering a task of lm-evaluation-harness."""
 
-    def scores(engine: Engine, variant: Variant) -> Iterator[ItemScore | Quarantined]:
+    def scores(engine: Asked, variant: Variant) -> Iterator[ItemScore | Quarantined]:
         return harness_scores(task, engine, _rules(variant), context.config.seed)
 
     return Task(task.num_items, scores, task.scores_continuations)
@@ -205,7 +206,7 @@ def heldout_task(context: StageContext, path: Path, *, refusals_later: bool = Fa
     items = load_heldout(path)
     config = context.config.evaluate
 
-    def scores(engine: Engine, variant: Variant) -> Iterator[ItemScore | Quarantined]:
+    def scores(engine: Asked, variant: Variant) -> Iterator[ItemScore | Quarantined]:
         chosen = (config.principled_sampling if variant.principled else None) or config.sampling
         render, stop = _prompts_of(context, variant)
         sampling = Sampling(**chosen.model_dump(), stop=stop)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from email.utils import formatdate
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from selfalign.engines.open import open_engine
 from selfalign.errors import ConfigurationError, EngineError
 from tests.engines.conftest import MAX_LENGTH, Ask
 from tests.engines.served import ModelServer, serving
+from tests.engines.server_process import vllm_serving
 from tests.store.proxy import Fault, Proxy, running_proxy
 
 KEY = "sk-not-to-be-seen-0123456789"
@@ -86,6 +89,14 @@ PASSING = {
 }
 
 
+def failing_twice(name: str) -> Fault:
+    fault = PASSING[name]
+    fault.times = 2
+    if name == "503 with a date":
+        fault.headers["Retry-After"] = formatdate(time.time() + 2, usegmt=True)
+    return fault
+
+
 @pytest.mark.parametrize("name", PASSING)
 def test_what_passes_is_tried_again_and_changes_nothing(
     name: str, connect: Any, proxy: Proxy, ask: Ask
@@ -93,10 +104,7 @@ def test_what_passes_is_tried_again_and_changes_nothing(
     engine = connect(timeout_seconds=1.0, give_up_after_seconds=8)
     requests = [ask(n, seed=n, max_new_tokens=3) for n in range(6)]
     undisturbed = completions(engine, requests)
-    fault = PASSING[name]
-    fault.times = 2
-    if name == "503 with a date":
-        fault.headers["Retry-After"] = formatdate(time.time() + 2, usegmt=True)
+    fault = failing_twice(name)
     proxy.faults = [fault]
     began = time.monotonic()
     assert completions(engine, requests) == undisturbed
@@ -104,6 +112,26 @@ def test_what_passes_is_tried_again_and_changes_nothing(
     assert len(undisturbed) == 6
     if name == "429 with seconds":
         assert time.monotonic() - began >= 1.0
+
+
+@pytest.mark.filterwarnings("default")  # vllm and what it imports warn of their own deprecations
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vllm is not installed here")
+def test_what_passes_changes_nothing_before_vllms_own_server(
+    llama: Path, tmp_path: Path, ask: Ask
+) -> None:
+    requests = [ask(n, seed=n, max_new_tokens=6) for n in range(8)]
+    with ExitStack() as stack:
+        url, _ = stack.enter_context(vllm_serving(llama, MAX_LENGTH, tmp_path / "log"))
+        proxy = stack.enter_context(running_proxy(url.removesuffix("/v1")))
+        server = {"url": f"{proxy.url}/v1", "timeout_seconds": 5.0, "give_up_after_seconds": 20}
+        config = EngineConfig.model_validate({"kind": "openai", "server": server})
+        engine = stack.enter_context(open_engine(config, llama))
+        undisturbed = completions(engine, requests)
+        assert len(undisturbed) == 8
+        for name in PASSING:
+            proxy.faults = [failing_twice(name)]
+            assert completions(engine, requests) == undisturbed, name
+            assert proxy.faults[0].times == 0, name
 
 
 def test_a_request_that_only_this_server_refuses_is_set_aside(

@@ -51,6 +51,10 @@ def test_the_whole_method_ends_in_a_promoted_model_and_runs_only_once(finished: 
     manifests = run_stages(config, "promote")
     assert set(manifests) == {stage.writes for stage in STAGES}
     assert manifests["promotion"].details["promoted"] is True
+    for stage in STAGES:
+        if stage.workload in ("generate", "evaluate"):
+            engine = manifests[stage.writes].provenance.engine
+            assert float(engine["seconds_to_load"]) <= float(engine["seconds_to_first_answer"])
     notice = read_notice(store, manifests["promotion"].key)
     assert notice is not None
     assert (notice.against, notice.compared, notice.failed_rules) == ("base", 4, [])
