@@ -1,16 +1,19 @@
 """What checkpoints cost: the share of a training's time that saving takes.
 
-    python benchmarks/training/checkpoints.py [--seconds 120] [--first 0.1] [--model DIR] [--method full]
+    python benchmarks/training/checkpoints.py [--seconds 120] [--first 0.1] [--model DIR]
+                                              [--method full]
 
-A real training with a real store, at the pace that `checkpoint_every_steps: null` keeps, except that
-the least time between two checkpoints is `--first` seconds instead of 300: so a short run saves as often
-as the 2% allow. Without `--model` it trains a Llama of 0.76M parameters with random weights. Prints one
-JSON object; the first checkpoint stands apart, because its cost is not known before.
+A real training with a real store, at the pace that `checkpoint_every_steps: null` keeps, except
+that the least time between two checkpoints is `--first` seconds instead of 300: so a short run
+saves as often as the 2% allow. Without `--model` it trains a Llama of 0.76M parameters with random
+weights. Prints one JSON object; the first checkpoint stands apart, because its cost is not known
+before.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import tempfile
 import time
@@ -54,7 +57,7 @@ def measure(config: TrainConfig, base: Path, directory: Path, seconds: float) ->
         identity={},
         parents={},
     )
-    try:
+    with contextlib.suppress(TimeoutError):
         train(
             config,
             base_model=base,
@@ -67,8 +70,6 @@ def measure(config: TrainConfig, base: Path, directory: Path, seconds: float) ->
             seed=SEED,
             on_progress=note,
         )
-    except TimeoutError:
-        pass
     total, costs = time.monotonic() - began[0], MeasuredPace.costs
     resting = watch._CHECKPOINT_SECONDS
     return {
