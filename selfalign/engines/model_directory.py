@@ -91,8 +91,12 @@ def _weight_files(directory: Path) -> list[Path]:
             remedy="load the model with transformers where you trust it, and save it with "
             "save_pretrained",
         )
-    if not index.is_file():
-        raise _damaged(directory, f"no weights, expected {WEIGHTS} or its index")
+    if not index.is_file():  # a hub's pickles are not downloaded
+        raise DataError(
+            f"{directory}: no weights, expected {WEIGHTS} or its index",
+            remedy="copy the model's directory again, whole; where its author gives pickled "
+            "weights (*.bin) alone, load them where you trust them and save them with save_pretrained",
+        )
     shards = _read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise _damaged(index, "no weight_map that names the shards")

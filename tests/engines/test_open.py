@@ -70,7 +70,7 @@ INDEX = b'{"weight_map": {"a": "%s"}}'
     [
         ("config.json", None, "config.json: cannot be read as JSON: [Errno 2] No such file"),
         ("tokenizer.json", None, "no tokenizer"),
-        ("model.safetensors", None, "no weights"),
+        ("model.safetensors", None, "gives pickled weights (*.bin) alone"),
         ("config.json", b"{", "config.json: cannot be read as JSON"),
         ("config.json", DEEP, "config.json: cannot be read as JSON"),
         ("config.json", b"[]", "config.json: expected a JSON object, got list"),
