@@ -95,7 +95,8 @@ def _weight_files(directory: Path) -> list[Path]:
         raise DataError(
             f"{directory}: no weights, expected {WEIGHTS} or its index",
             remedy="copy the model's directory again, whole; where its author gives pickled "
-            "weights (*.bin) alone, load them where you trust them and save them with save_pretrained",
+            "weights (*.bin) alone, load them where you trust them, and save them with "
+            "save_pretrained",
         )
     shards = _read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
