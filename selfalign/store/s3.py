@@ -243,6 +243,8 @@ class S3Store:
         )
         try:
             for page in pages:
+                if not page.keys() & {"Name", "IsTruncated"}:  # no empty bucket either
+                    raise ValueError("a listing without the bucket's name")
                 for entry in page.get("Contents", []):
                     # Others may put objects here that are no keys, as the console's "folders".
                     if is_key(key := entry["Key"][len(self._prefix) :]):

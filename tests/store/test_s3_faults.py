@@ -159,7 +159,7 @@ def test_a_server_without_etags_is_said(store: S3Store, proxy: Proxy) -> None:
             use()
 
 
-LISTED = "<ListBucketResult><Contents>%s</Contents></ListBucketResult>"
+LISTED = "<ListBucketResult><Name>bucket</Name><Contents>%s</Contents></ListBucketResult>"
 
 
 @pytest.mark.parametrize(
@@ -167,6 +167,7 @@ LISTED = "<ListBucketResult><Contents>%s</Contents></ListBucketResult>"
     [
         (302, {"Location": "https://sign-in.example/"}, ""),
         (206, {"ETag": '"x"'}, "{}"),
+        (200, {}, "<html>Sign in</html>"),
         (200, {"ETag": '"x"'}, LISTED % f"<Key>{'k' * 99}</Key>"),
         (200, {"ETag": '"x"'}, LISTED % "<Size>1</Size>"),
         (200, {"ETag": '"x"'}, LISTED % "<Key>key</Key><LastModified>never</LastModified>"),
