@@ -215,7 +215,7 @@ def test_errors_are_json_for_programs(world: Path) -> None:
     assert error["remedy"]
 
 
-def test_a_truncated_model_ends_the_run_without_further_attempts(
+def test_a_truncated_model_ends_the_run_before_anything_starts(
     world: Path, tiny_base_model: Path
 ) -> None:
     raw = yaml.safe_load(world.read_text())
@@ -229,9 +229,9 @@ def test_a_truncated_model_ends_the_run_without_further_attempts(
     world.write_text(yaml.safe_dump(raw))
     done = selfalign("run", "--config", world)
     assert done.returncode == 3
-    assert "attempt 2" not in done.stdout
-    assert "model.safetensors" in done.stdout
-    assert "remedy: " in done.stdout
+    assert "started" not in done.stdout
+    assert "model.safetensors: damaged or truncated at 200 bytes" in done.stderr
+    assert "remedy: " in done.stderr
 
 
 def test_temporary_failures_are_tried_again_and_then_told(world: Path) -> None:
