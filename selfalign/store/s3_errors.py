@@ -193,6 +193,8 @@ def _innermost(error: Exception) -> Exception:
         return last
     if type(error).__name__ == "S3UploadFailedError" and isinstance(error.__context__, Exception):
         return _innermost(error.__context__)
+    if isinstance(error.__context__, RecursionError):  # HTTPClientError, by where it was caught
+        return error.__context__
     return error
 
 

@@ -84,14 +84,15 @@ def test_every_pod_is_admitted_where_restricted_is_enforced() -> None:
 
 def test_only_limited_empty_directories_are_writable_and_no_code_is_loaded_from_them() -> None:
     for name, pod in _pods():
-        (container,) = pod["containers"]
-        assert container["securityContext"]["readOnlyRootFilesystem"] is True, name
-        writable = [m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")]
-        assert "/tmp" in writable, name
-        env = environment(pod)
-        for variable in {"HOME", "TMPDIR", "HF_HOME", "SELFALIGN_CACHE_DIR"} & set(env):
-            assert any(Path(env[variable]).is_relative_to(m) for m in writable), (name, variable)
-        assert env["PYTHONNOUSERSITE"] == "1", name
+        for container in pod["containers"]:
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True, name
+            writable = [m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")]
+            assert "/tmp" in writable, name
+            env = environment({"containers": [container]})
+            for variable in {"HOME", "TMPDIR", "HF_HOME", "SELFALIGN_CACHE_DIR"} & set(env):
+                held = any(Path(env[variable]).is_relative_to(m) for m in writable)
+                assert held, (name, variable)
+            assert env["PYTHONNOUSERSITE"] == "1", name
         for volume in pod["volumes"]:
             assert volume.get("emptyDir", {"sizeLimit": "-"})["sizeLimit"], (name, volume["name"])
 
