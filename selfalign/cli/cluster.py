@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -83,6 +85,10 @@ def controller_command(
     server = Server(metrics_port, controller.metrics, controller.problems, controller.missing)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: controller.stop())
+    # The API server accepts objects nested 10,000 deep, and one such run must not stop the others.
+    # Both hold for the whole process, so the command sets them and not the controller.
+    sys.setrecursionlimit(50_000)
+    threading.stack_size(64 * 1024 * 1024)
     try:
         controller.run()
     finally:

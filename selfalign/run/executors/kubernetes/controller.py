@@ -10,7 +10,6 @@ list, so an event that is lost costs time and nothing else.
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections import Counter
@@ -43,8 +42,6 @@ _POLL_SECONDS = 1.0
 _RETRY_LIMIT_SECONDS = 60.0
 _SHORT_WATCH_SECONDS = 30.0
 _FIND_SECONDS = 5.0  # between two looks for a run that has ended
-# The API server accepts objects nested 10,000 deep, and one such run must not hide the others.
-_RECURSION_LIMIT, _STACK_BYTES = 50_000, 64 * 1024 * 1024
 _SERVING = "serving/current"  # no run can have this name
 _WAITING = ("Queued", "NotDeployed", "ArtifactBusy")  # what another run or a release may end
 
@@ -96,8 +93,6 @@ class Controller:
 
     def run(self) -> None:
         """Reconcile until `stop` is called; a step that has begun is finished first."""
-        sys.setrecursionlimit(_RECURSION_LIMIT)
-        threading.stack_size(_STACK_BYTES)
         log.info("controller.started", namespace=self._cluster.namespace)
         watches: list[tuple[str, str, Callable[[Resource, bool], None]]] = [
             (crd.PLURAL, "", self._run_changed),
