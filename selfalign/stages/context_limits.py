@@ -24,7 +24,13 @@ from selfalign.evaluation.multiple_choice import (
     truthfulqa_requests,
     truthfulqa_template,
 )
-from selfalign.prompts import render_align, render_principles, render_standard, render_verbose
+from selfalign.prompts import (
+    render_align,
+    render_principles,
+    render_self_instruct,
+    render_standard,
+    render_verbose,
+)
 from selfalign.seeds import Seeds
 from selfalign.stages.quarantine import allowed_rows
 from selfalign.telemetry import log
@@ -36,21 +42,31 @@ _NAMED = 10  # items in a warning
 
 
 def check_prompts(config: RunConfig, seeds: Seeds, stages: Container[str]) -> None:
-    """Refuse the prompts of `align` or `elaborate` where they fill the context without a question.
+    """Refuse prompts that fill the context, so that no request of the stage could be answered.
 
-    Does nothing where `check_long_items` does. Raises ConfigurationError, and as that one.
+    `align` and `elaborate` are asked with the shortest question, `instruct` for general tasks
+    with the shortest seed tasks. Does nothing where `check_long_items` does. Raises
+    ConfigurationError, and as that one.
     """
-    for name, render in (("align", render_align), ("elaborate", render_verbose)):
-        section = getattr(config, name)
-        limit = _limit(config, section.engine) if name in stages else None
-        sampling = Sampling(**section.sampling.model_dump())
-        alone = GenerationRequest(name, render(seeds, "?"), sampling, 0)
-        if limit is not None and limit.too_long([alone]):
+    shown = min(config.instruct.general_in_context, len(seeds.general))
+    shortest = sorted(seeds.general, key=len)[:shown]
+    prompts = {
+        "align": (config.align.sampling, render_align(seeds, "?")),
+        "elaborate": (config.elaborate.sampling, render_verbose(seeds, "?")),
+    }
+    if config.instruct.general_requests:
+        general = render_self_instruct(seeds, shortest)
+        prompts["instruct"] = (config.instruct.general_sampling, general)
+    for name in filter(stages.__contains__, prompts):
+        options, prompt = prompts[name]
+        limit = _limit(config, getattr(config, name).engine)
+        request = GenerationRequest(name, prompt, Sampling(**options.model_dump()), 0)
+        if limit is not None and limit.too_long([request]):
             raise ConfigurationError(
-                f"{name}: its prompt alone fills the context of {limit.tokens} tokens, so no "
-                "question could be answered",
-                remedy="raise engine.max_length if the model takes more, shorten principles, "
-                "exemplars or template of the seeds, or choose a base model with a longer context",
+                f"{name}: its shortest prompt fills the context of {limit.tokens} tokens, so "
+                "nothing could be answered",
+                remedy="raise engine.max_length if the model takes more, shorten the seeds that "
+                "the prompt shows or its template, or choose a base model with a longer context",
             )
 
 

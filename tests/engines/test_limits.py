@@ -88,16 +88,24 @@ def test_long_items_are_counted_and_named_before_anything_is_trained(
     ]
 
 
+@pytest.mark.parametrize("stage", ["instruct", "align", "elaborate"])
 def test_a_prompt_that_fills_the_context_is_refused_before_anything_is_generated(
-    weightless: Path, tmp_path: Path
+    weightless: Path, tmp_path: Path, stage: str
 ) -> None:
     config = with_long_items(weightless, tmp_path, max_quarantined=1.0)
     seeds = load_seeds(config.seeds)
     with pytest.raises(
-        ConfigurationError, match="align: its prompt alone fills the context of 256"
+        ConfigurationError, match=f"{stage}: its shortest prompt fills the context of 256"
     ):
-        check_prompts(config, seeds, ["instruct", "align"])
-    check_prompts(config, seeds, ["instruct", "curate"])
+        check_prompts(config, seeds, [stage, "curate"])
+    check_prompts(config, seeds, ["curate", "engrave"])
+
+
+def test_no_general_request_needs_no_context(weightless: Path, tmp_path: Path) -> None:
+    config = with_long_items(weightless, tmp_path, max_quarantined=1.0)
+    guided = config.instruct.model_copy(update={"general_requests": 0})
+    config = config.model_copy(update={"instruct": guided})
+    check_prompts(config, load_seeds(config.seeds), ["instruct"])
 
 
 def test_more_long_items_than_the_stage_bears_are_refused_before_anything_is_trained(
