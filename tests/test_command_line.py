@@ -31,6 +31,22 @@ def test_help_teaches() -> None:
     assert "Exit codes" in shown.output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["evalute"], "No such command 'evalute'. (Did you mean one of: 'ablate', 'evaluate'?)"),
+        (["gate", "tri"], "No such command 'tri'. Did you mean 'try'?"),
+        (["chat", "Why?", "--temperature", "nan"], "nan is not a finite number"),
+        (["chat", "Why?", "--temperature", "-1"], "-1.0 is not in the range x>=0"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_slip_of_the_hand_is_told(arguments: list[str], told: str) -> None:
+    shown = CliRunner().invoke(cli, arguments)
+    assert shown.exit_code == 2
+    assert told in shown.output
+
+
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_the_help_of_a_stage_names_the_artifact_it_writes(stage: Stage) -> None:
     shown = CliRunner().invoke(cli, [stage.name, "--help"])

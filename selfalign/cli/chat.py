@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import click
 
-from selfalign.cli.options import Opened, StoreOptions, json_option, store_options
+from selfalign.cli.options import FiniteRange, Opened, StoreOptions, json_option, store_options
 from selfalign.cli.show import find_artifact
 from selfalign.engines.base import Engine, GenerationRequest, Sampling
 from selfalign.errors import DataError, json_text, printable
@@ -45,7 +45,7 @@ _PROMPTS = {"verbose": render_verbose, "align": render_align}
 )
 @click.option("--system", metavar="TEXT", help="A system message before the conversation.")
 @click.option("--conversation", is_flag=True, help="The questions are turns of one conversation.")
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True)
+@click.option("--temperature", type=FiniteRange(min=0), default=0.0, show_default=True)
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True)
 @store_options
 @json_option

@@ -8,12 +8,17 @@ from typing import Any, Literal
 import click
 
 from selfalign.cli.mlflow_registry import register
-from selfalign.cli.options import StoreOptions, json_option, print_json, store_options
+from selfalign.cli.options import (
+    StoreOptions,
+    json_option,
+    print_json,
+    store_options,
+    verify_option,
+)
 from selfalign.cli.show import find_artifact
 from selfalign.cli.tensorboard import write_events
 from selfalign.errors import printable
 from selfalign.serving.export import export
-from selfalign.serving.signing import VERIFY_KEY
 from selfalign.stages.models import current_model
 
 
@@ -40,14 +45,7 @@ from selfalign.stages.models import current_model
     show_default=True,
     help="What KEY is a key of.",
 )
-@click.option(
-    "--verify",
-    "public_key",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    envvar=VERIFY_KEY,
-    show_envvar=True,
-    help="A PEM public key: copy nothing that its key did not sign.",
-)
+@verify_option("copy")
 @click.option(
     "--mlflow",
     "registry",

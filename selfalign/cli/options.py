@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.console import Console
 from selfalign.config import RunConfig
 from selfalign.errors import ConfigurationError, json_text
 from selfalign.load import LoadedConfig, load_config
+from selfalign.serving.signing import VERIFY_KEY
 from selfalign.store.base import Store
 from selfalign.store.open import open_store
 from selfalign.telemetry import log
@@ -24,6 +26,30 @@ if TYPE_CHECKING:
 DEFAULT_CONFIG = "selfalign.yaml"
 _UNCUT = 10_000  # columns
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class FiniteRange(click.FloatRange):
+    """A number within bounds. To click, `nan` is within all of them."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
+def verify_option(what_it_does: str) -> Callable[[_Function], _Function]:
+    """`--verify FILE`, a public key; the command takes it as `public_key`."""
+    return click.option(
+        "--verify",
+        "public_key",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        envvar=VERIFY_KEY,
+        show_envvar=True,
+        help=f"A PEM public key: {what_it_does} nothing that its key did not sign.",
+    )
 
 
 def config_options(function: _Function) -> _Function:

@@ -15,14 +15,20 @@ from typing import Any, Literal
 
 import click
 
-from selfalign.cli.options import StoreOptions, json_option, print_json, store_options
+from selfalign.cli.options import (
+    FiniteRange,
+    StoreOptions,
+    json_option,
+    print_json,
+    store_options,
+    verify_option,
+)
 from selfalign.errors import ConfigurationError, DataError, SelfAlignError
 from selfalign.serving.alias import CURRENT, DIRECTORY, SERVED_NAME
 from selfalign.serving.chat_server import ChatServer
 from selfalign.serving.directory import MARKER, directory_of, read_served
 from selfalign.serving.export import export
 from selfalign.serving.probe import check, read_model_directory
-from selfalign.serving.signing import VERIFY_KEY
 from selfalign.stages.adapters import STARTUP, Follower, prepare, read_startup
 from selfalign.stages.adapters import vllm_arguments as adapter_arguments
 from selfalign.stages.models import current_model
@@ -34,14 +40,7 @@ from selfalign.telemetry import log
 
 _PATIENCE = 4  # intervals before an adapter that failed is tried again
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_verify = click.option(
-    "--verify",
-    "public_key",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    envvar=VERIFY_KEY,
-    show_envvar=True,
-    help="A PEM public key: fetch nothing that its key did not sign.",
-)
+_verify = verify_option("fetch")
 _directory = click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 
 
@@ -206,7 +205,7 @@ def probe_command(directory: Path, url: str, as_json: bool) -> None:
 @click.option("--url", required=True, metavar="URL", help="Of the server, without /v1.")
 @click.option(
     "--interval-seconds",
-    type=click.FloatRange(min=0.1),
+    type=FiniteRange(min=0.1),
     default=15.0,
     show_default=True,
     help="Between two looks at current.json; four times that after a failure.",

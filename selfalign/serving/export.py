@@ -8,6 +8,7 @@ holds another model is refused.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -108,7 +109,11 @@ def _into_directory(
             parse_document(str(marker), marker.read_bytes(), ServedModel), exported, marker
         )
     else:
-        _refuse_foreign(directory, exported)
+        _refuse_foreign(
+            directory,
+            [entry for entry in exported.files if (directory / entry.name).is_file()],
+            lambda entry: file_sha256(directory / entry.name) == entry.sha256,
+        )
     progress = Progress("files", len(exported.files))
     for entry in exported.files:
         copy_files(store, prefix, [entry], "", directory)
@@ -128,8 +133,12 @@ def _into_bucket(
         _require_same(found, exported, f"{target.url}/{MARKER}")
     progress = Progress("files", len(exported.files))
     with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / "object"
+        if found is None:
+            names = set(target.list(""))
+            there = [entry for entry in exported.files if entry.name in names]
+            _refuse_foreign(target.url, there, lambda entry: _holds(target, entry, copy))
         for entry in exported.files:
-            copy = Path(scratch) / "object"
             if not _holds(target, entry, copy):
                 download_file(store, prefix, entry, copy)
                 target.upload(copy, entry.name)
@@ -154,15 +163,14 @@ def _standalone(exported: ServedModel) -> ServedModel:
     return exported.model_copy(update={"files": files})
 
 
-def _refuse_foreign(directory: Path, exported: ServedModel) -> None:
-    """Refuse a directory whose files have the model's names and are none of the model's: a project
+def _refuse_foreign(
+    place: object, there: list[FileEntry], is_the_model_s: Callable[[FileEntry], bool]
+) -> None:
+    """Refuse a place whose files have the model's names and are none of the model's: a project
     with a README.md, not a copy that was stopped."""
-    there = [
-        (directory / e.name, e.sha256) for e in exported.files if (directory / e.name).is_file()
-    ]
-    if there and not any(file_sha256(path) == sha256 for path, sha256 in there):
+    if there and not any(map(is_the_model_s, there)):
         raise ConfigurationError(
-            f"{there[0][0]}: is not the model's, which would take its place",
+            f"{place}/{there[0].name}: is not the model's, which would take its place",
             remedy="choose an empty place, one for each model",
         )
 

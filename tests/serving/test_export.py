@@ -95,7 +95,12 @@ def test_a_model_goes_into_another_bucket_once(tmp_path: Path, s3_url: str) -> N
     manifest = model(store)
     target = f"{s3_url}/public/model"
     bucket: Store = open_store(target)
-    bucket.write("config.json", b"damaged")
+    bucket.write("config.json", b"another's")
+    with pytest.raises(ConfigurationError, match=r"model/config\.json: is not the model's"):
+        export(store, manifest, "merged", target)
+    assert list(bucket.list("")) == ["config.json"]
+    whole = next(name for name in FILES if name != "config.json")
+    bucket.write(whole, FILES[whole])  # so the other is what a stopped copy left
     served, place = export(store, manifest, "merged", target)
     assert {name: bucket.read(name) for name in FILES} == FILES
     assert bucket.exists(MARKER)
