@@ -85,7 +85,7 @@ def controller_command(
     server = Server(metrics_port, controller.metrics, controller.problems, controller.missing)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: controller.stop())
-    # The API server accepts objects nested 10,000 deep, and one such run must not stop the others.
+    # The API server accepts objects nested 10,000 deep, and one such run must not end every watch.
     # Both hold for the whole process, so the command sets them and not the controller.
     sys.setrecursionlimit(50_000)
     threading.stack_size(64 * 1024 * 1024)

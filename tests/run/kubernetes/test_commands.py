@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -28,7 +29,7 @@ from selfalign.seeds import SEED_FILES
 from selfalign.store.local import LocalStore
 
 from .api_server import ApiServer
-from .worlds import PROJECT, World, complete, config_map, ended_pod, fail, platform_values
+from .worlds import PROJECT, World, complete, config_map, ended_pod, fail, nested, platform_values
 
 PROGRESS = {"event": "stage.progress", "unit": "prompts", "per_second": 2.0}
 
@@ -449,12 +450,18 @@ def test_a_stage_of_a_failed_run_says_why_it_failed(laptop: Laptop, world: World
 
 
 def test_the_controller_serves_drives_and_ends_in_order_on_sigterm(
-    laptop: Laptop, world: World, tmp_path: Path
+    laptop: Laptop, world: World, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """A real process: it finds the run, starts its first stage, and ends in order."""
+    """A real process: it finds the runs, starts the first stage of one, and ends in order.
+
+    The other run is nested as deeply as the API server takes it, and is told why it fails.
+    """
+    request.addfinalizer(functools.partial(sys.setrecursionlimit, sys.getrecursionlimit()))
+    sys.setrecursionlimit(50_000)
     values = config_map(PLATFORM_CONFIG, platform_values(store=str(tmp_path / "store")))
     world.cluster.patch("configmaps", PLATFORM_CONFIG, {"data": values["data"]})
     push(LocalStore(tmp_path / "store"), "seeds", PROJECT / "seeds", only=SEED_FILES)
+    world.submit("deep", config={"align": nested(9900)})
     world.submit()
     process = subprocess.Popen(
         [sys.executable, "-m", "selfalign", "controller", "--kubeconfig", str(laptop.kubeconfig),
@@ -479,6 +486,8 @@ def test_the_controller_serves_drives_and_ends_in_order_on_sigterm(
     assert lines[-1]["event"] == "controller.stopped"
     created = next(line for line in lines if line["event"] == "job.created")
     assert (created["run"], created["job"]) == ("toy", "toy-instruct-1")
+    assert [line for line in lines if line["level"] == "warning"] == []  # no watch failed
+    assert "nested more than 20 deep" in world.status("deep")["message"]
 
 
 # what a stage leaves for all this

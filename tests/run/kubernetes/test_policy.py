@@ -13,7 +13,7 @@ from selfalign.errors import SelfAlignError
 from selfalign.load import validate_config
 from selfalign.run.executors.kubernetes.crd import NIGHTLY_LABEL
 
-from .worlds import World, config_map, platform_values, policy_values
+from .worlds import World, config_map, nested, platform_values, policy_values
 
 OPEN = {"overrides": ["evaluate", "seeds", "seed", "*.num_shards"]}
 
@@ -88,13 +88,6 @@ def test_a_judge_that_no_pod_could_use_ends_the_run(judge: dict[str, Any], said:
     world.submit()
     assert world.step() is None
     assert said in world.status()["message"]
-
-
-def nested(depth: int) -> Any:
-    value: Any = 1
-    for _ in range(depth):
-        value = {"a": value}
-    return value
 
 
 @pytest.mark.parametrize(

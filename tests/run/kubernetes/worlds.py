@@ -84,6 +84,14 @@ def pushed_seeds() -> tuple[str, dict[str, bytes]]:
     return name, {key: store.read(key) for key in store.list("")}
 
 
+def nested(depth: int) -> Any:
+    """1 in so many mappings."""
+    value: Any = 1
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
 def platform_values(**changes: Any) -> dict[str, Any]:
     """What the platform is installed with."""
     return {
