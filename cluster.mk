@@ -1,6 +1,7 @@
 # The cluster's targets, included by the Makefile. selfalign/deploy checks and writes the values of
 # the releases to .deploy/NAMESPACE/, images/build builds, helm installs. `make` itself ends with 2
-# whatever failed; the failure's exit code is in its line.
+# whatever failed; the failure's exit code is in its line. Variables may stand in deploy.mk, which is
+# yours (docs/operations.md, Install).
 #
 #   STAGE        stage of the pipeline, e.g. align
 #   NAMESPACE    of the cluster (default selfalign)
@@ -21,6 +22,7 @@
 #   CHECK_HASHES=0, CHECK_LOGIN=0, CHECK_BUCKET=0   leave a check out
 #   HELM_PUSH_FLAGS   release: for `helm push`, e.g. --plain-http
 #   HELM         path of Helm 4 (default: helm on PATH, else the engine in helm-python-sdk)
+-include deploy.mk
 NAMESPACE ?= selfalign
 VARIANT ?= gpu
 export STAGE NAMESPACE RUN CONFIG VALUES STAGE_VALUES VARIANT REGISTRY IMAGE_TAG PUSH BUILDER \

@@ -70,6 +70,7 @@ def check_run(config: RunConfig, seeds: Seeds, *, until: str | None = None) -> N
         DataError: a broken evaluation file, a base model that cannot be trained.
     """
     cache_directory()  # elaborate puts the engraved model there
+    _tell_unchecked(config.base_model.path)
     data_files(config.evaluate)
     names = [stage.name for stage in STAGES]
     names = names[: names.index(until) + 1] if until else names
@@ -169,10 +170,28 @@ def _check_judge(config: RunConfig) -> None:
         )
 
 
+def _missing_packages() -> list[str]:
+    """Of those with which a base model is looked at."""
+    needed = ("torch", "transformers", "peft")
+    return [package for package in needed if importlib.util.find_spec(package) is None]
+
+
+def _tell_unchecked(path: str) -> None:
+    """Warn that a base model in a local directory cannot be looked at on this machine."""
+    missing = _missing_packages()
+    if missing and Path(path).is_dir():
+        log.warning(
+            "base_model.unchecked",
+            path=path,
+            missing=missing,
+            remedy="pip install 'selfalign[models]' here: context, tokenizer and targets of "
+            "training are then checked before a GPU is asked for",
+        )
+
+
 def _check_training(config: TrainConfig, path: str, form: ChatForm) -> None:
     """Check a base model in a local directory, where what trains it is installed."""
-    needed = ("torch", "transformers", "peft")
-    if Path(path).is_dir() and all(importlib.util.find_spec(package) for package in needed):
+    if Path(path).is_dir() and not _missing_packages():
         check_model_directory(Path(path))
         check_base_model(config, BaseModel(path), form)
 

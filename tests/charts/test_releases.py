@@ -173,13 +173,13 @@ def make(tmp_path: Path) -> Make:
     kubeconfig = tmp_path / "kubeconfig"
     kubeconfig.touch()
 
-    def call(target: str, **variables: str) -> tuple[int, list[str]]:
+    def call(target: str, *flags: str, **variables: str) -> tuple[int, list[str]]:
         settings = {"NAMESPACE": "nights", "IMAGE_TAG": "t1", "CHECK_BUCKET": "0", **variables}
         settings |= {"CLUSTER_TOOLS": "", "PYTHON": sys.executable}
         settings |= {"RELEASES": str(tmp_path / "releases")}
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
         environment |= {"PATH": f"{tools}:{os.environ['PATH']}", "KUBECONFIG": str(kubeconfig)}
-        arguments = [target, *(f"{name}={value}" for name, value in settings.items())]
+        arguments = [*flags, target, *(f"{name}={value}" for name, value in settings.items())]
         result = subprocess.run(
             ["make", "--no-print-directory", "-C", str(ROOT), *arguments],
             env={**environment, "PYTHONPATH": str(ROOT)},
@@ -249,6 +249,25 @@ def test_make_deploy_serving_builds_both_images_and_installs_one_release(
     assert {line.split()[1].split("/")[-1].split(":")[0] for line in built} >= {"align", "promote"}
     written = yaml.safe_load(values.read_text())
     assert (written["replicas"], written["gpus"], written["image"]["tag"]) == (2, 0, "t1")
+
+
+def test_make_reads_variables_from_deploy_mk_and_the_command_line_wins(
+    make: Make, tmp_path: Path
+) -> None:
+    _write(tmp_path / "stages.yaml", {"queueName": "gpus"})
+    mine = (
+        "REGISTRY = r.example.com/x",
+        "deploy-stage: VALUES = {0}/stages.yaml",
+        "deploy: VALUES = no",
+    )
+    (tmp_path / "deploy.mk").write_text("\n".join(mine).format(tmp_path))
+    code, lines = make("deploy-stage", f"-I{tmp_path}", STAGE="align", SKIP_BUILD="1")
+    assert code == 0, lines
+    written = yaml.safe_load((tmp_path / "releases/selfalign-align.yaml").read_text())
+    assert (written["queueName"], written["image"]["registry"]) == ("gpus", "r.example.com/x")
+    make("deploy-stage", f"-I{tmp_path}", STAGE="align", SKIP_BUILD="1", REGISTRY="other/y")
+    written = yaml.safe_load((tmp_path / "releases/selfalign-align.yaml").read_text())
+    assert written["image"]["registry"] == "other/y"
 
 
 def test_make_stops_at_a_refused_configuration_before_anything_is_built(

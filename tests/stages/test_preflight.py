@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import structlog
 
 from selfalign.errors import ConfigurationError, DataError, SelfAlignError
 from selfalign.load import load_config
@@ -68,6 +70,21 @@ def test_a_base_model_is_checked_where_it_is_a_directory(world: Path) -> None:
             checked(world, override)
         checked(world, override, until="align")
         checked(world, override, f"{stage}.method=full")
+
+
+def test_it_is_said_that_a_base_model_cannot_be_checked_here(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with structlog.testing.capture_logs() as said:
+        checked(world)
+    assert "base_model.unchecked" not in [line["event"] for line in said]
+    monkeypatch.setitem(sys.modules, "peft", None)  # as if it were not installed
+    with structlog.testing.capture_logs() as said:
+        checked(world, "engrave.lora.target_modules=[query]")
+    (line,) = (line for line in said if line["event"] == "base_model.unchecked")
+    assert line["missing"] == ["peft"]
+    assert line["path"] == load_config(world, ()).config.base_model.path
+    assert "selfalign[models]" in line["remedy"]
 
 
 def test_a_base_model_without_an_end_of_sequence_is_refused(world: Path, tmp_path: Path) -> None:

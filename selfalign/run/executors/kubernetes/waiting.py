@@ -16,8 +16,8 @@ from selfalign.run.executors.kubernetes.outcome import job_end
 
 TERMINATING_TOO_LONG_SECONDS = 600  # beyond any grace period in use: the node's kubelet is gone
 _IMAGE_REMEDY = (
-    "correct image.repository, image.tag or the pull secret in the stage's values and "
-    "run make deploy-stage"
+    "correct image.registry, image.name, image.tag or image.pullSecrets in the stage's values "
+    "and run make deploy-stage"
 )
 _CONTAINER_WAITS = {
     "ErrImagePull": ("the image cannot be pulled", _IMAGE_REMEDY),
