@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -24,6 +24,7 @@ from selfalign.records import digest
 from selfalign.seeds import file_digests
 from selfalign.store.files import file_sha256
 
+_AnyModel = TypeVar("_AnyModel", bound=BaseModel)
 KEY_LENGTH = 20  # hex characters: 80 bits, short enough for labels and object names
 DATA_FIELDS = BY_NAME["evaluate"].data  # fields of the evaluate section that name files
 # The one release whose tasks are run: a task's version follows from it and the task's name.
@@ -71,24 +72,15 @@ def data_of(config: EvaluateConfig, field: str) -> Path | None:
     return value if isinstance(value, Path) else None
 
 
-def with_data(config: EvaluateConfig, paths: Mapping[str, Path]) -> EvaluateConfig:
-    """The section with other paths in some of DATA_FIELDS."""
-    for field, path in paths.items():
-        section, _, name = field.rpartition(".")
-        if not section:
-            config = config.model_copy(update={name: path})
-        elif (below := getattr(config, section)) is not None:
-            config = config.model_copy(update={section: below.model_copy(update={name: path})})
-    return config
-
-
-def with_judge_model(config: EvaluateConfig, **values: str) -> EvaluateConfig:
-    """The section with other values in the judge's model, where there is a judge."""
-    judge = config.judge
-    if judge is None:
-        return config
-    model = judge.model.model_copy(update=values)
-    return config.model_copy(update={"judge": judge.model_copy(update={"model": model})})
+def replaced(model: _AnyModel, values: Mapping[str, Any]) -> _AnyModel:
+    """The model with other values at dotted names; a section that is None stays so."""
+    for name, value in values.items():
+        first, _, rest = name.partition(".")
+        below = getattr(model, first)
+        if rest:
+            value = None if below is None else replaced(below, {rest: value})
+        model = model.model_copy(update={first: value})
+    return model
 
 
 def data_path(field: str, path: Path) -> Path:

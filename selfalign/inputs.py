@@ -21,9 +21,8 @@ from selfalign.identity import (
     data_of,
     is_default,
     names_sha256,
+    replaced,
     visible_files,
-    with_data,
-    with_judge_model,
 )
 from selfalign.records import digest
 from selfalign.seeds import SEED_FILES
@@ -150,6 +149,21 @@ def is_stored(path: str | Path) -> bool:
     return str(path).startswith(SCHEME)
 
 
+def unstored(config: RunConfig) -> dict[str, str]:
+    """What the configuration names and pods cannot reach, by its key: neither a `store:` name nor a
+    model with its revision, which every stage may mount."""
+    named = {"seeds.directory": str(config.seeds.directory)}
+    for field in DATA_FIELDS:
+        path = data_of(config.evaluate, field)
+        if path is not None and not is_default(field, path):
+            named[f"evaluate.{field}"] = str(path)
+    models = {"base_model.path": config.base_model}
+    if config.evaluate.judge is not None:
+        models["evaluate.judge.model.path"] = config.evaluate.judge.model
+    named |= {name: model.path for name, model in models.items() if model.revision is None}
+    return {name: path for name, path in named.items() if not is_stored(path)}
+
+
 def is_remote(path: Path) -> bool:
     """Whether a configuration's path is an `s3://` URL; a Path holds it with one slash."""
     return str(path).startswith("s3:/")
@@ -180,24 +194,18 @@ def revision_of(name: str) -> str:
 
 def push_inputs(config: RunConfig, store: Store) -> RunConfig:
     """Upload everything local that the configuration names; return it with `store:` names."""
-    seeds, evaluate, base = config.seeds, config.evaluate, config.base_model
-    if not is_stored(seeds.directory):
-        name = push(store, "seeds", seeds.directory, only=SEED_FILES)
-        seeds = seeds.model_copy(update={"directory": Path(name)})
-    updates = {}
-    for field in DATA_FIELDS:
-        path = data_of(evaluate, field)
-        if path is not None and not is_stored(path) and not is_default(field, path):
+    models = {"base_model.path": "base_model", "evaluate.judge.model.path": "judge"}
+    names: dict[str, str | Path] = {}
+    for name, text in unstored(config).items():
+        path = Path(text)
+        if name in models:
+            names[name] = push(store, models[name], path)
+        elif name == "seeds.directory":
+            names[name] = Path(push(store, "seeds", path, only=SEED_FILES))
+        else:
             local = fetch_url(path) if is_remote(path) else path
-            updates[field] = Path(push(store, field, local))
-    evaluate = with_data(evaluate, updates)
-    judge = evaluate.judge
-    if judge is not None and not is_stored(judge.model.path) and judge.model.revision is None:
-        name = push(store, "judge", Path(judge.model.path))
-        evaluate = with_judge_model(evaluate, path=name)
-    if not is_stored(base.path) and base.revision is None:
-        base = base.model_copy(update={"path": push(store, "base_model", Path(base.path))})
-    return config.model_copy(update={"seeds": seeds, "evaluate": evaluate, "base_model": base})
+            names[name] = Path(push(store, name.removeprefix("evaluate."), local))
+    return replaced(config, names)
 
 
 def localise(config: RunConfig, store: Store) -> RunConfig:
@@ -205,18 +213,18 @@ def localise(config: RunConfig, store: Store) -> RunConfig:
 
     Models stay where they are, since many stages never open them; their revisions are set.
     """
-    seeds, evaluate, base = config.seeds, config.evaluate, config.base_model
-    if is_stored(seeds.directory):
-        seeds = seeds.model_copy(update={"directory": fetch(store, str(seeds.directory))})
-    updates = {
-        field: fetch(store, str(path)) if is_stored(path) else fetch_url(path)
+    local: dict[str, str | Path] = {
+        f"evaluate.{field}": fetch(store, str(path)) if is_stored(path) else fetch_url(path)
         for field in DATA_FIELDS
-        if (path := data_of(evaluate, field)) is not None and (is_stored(path) or is_remote(path))
+        if (path := data_of(config.evaluate, field)) is not None
+        and (is_stored(path) or is_remote(path))
     }
-    evaluate = with_data(evaluate, updates)
-    judge = evaluate.judge
-    if judge is not None and is_stored(judge.model.path) and judge.model.revision is None:
-        evaluate = with_judge_model(evaluate, revision=revision_of(judge.model.path))
-    if is_stored(base.path) and base.revision is None:
-        base = base.model_copy(update={"revision": revision_of(base.path)})
-    return config.model_copy(update={"seeds": seeds, "evaluate": evaluate, "base_model": base})
+    if is_stored(config.seeds.directory):
+        local["seeds.directory"] = fetch(store, str(config.seeds.directory))
+    judge = config.evaluate.judge
+    models = {"base_model": config.base_model}
+    models |= {} if judge is None else {"evaluate.judge.model": judge.model}
+    for name, model in models.items():
+        if is_stored(model.path) and model.revision is None:
+            local[f"{name}.revision"] = revision_of(model.path)
+    return replaced(config, local)

@@ -82,11 +82,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
         overrides: `dotted.key=value` strings; the value is read as YAML.
     """
     raw = _read_yaml(path)
-    origins = dict.fromkeys(_leaves(raw), "file")
+    origins = dict.fromkeys(flatten(raw), "file")
     for override in overrides:
         name, value = _parse_override(override)
         _set(raw, name, value)
-        for leaf in _leaves(value, name) if isinstance(value, dict) else [name]:
+        for leaf in flatten(value, name):
             origins[leaf] = "--set"
     _resolve_paths(raw, path.resolve().parent)
     _refuse_other_bytes(raw, path)
@@ -231,19 +231,19 @@ def _set(raw: dict[str, Any], name: str, value: Any) -> None:
     node[last] = value
 
 
-def _leaves(value: Any, prefix: str = "") -> list[str]:
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Values by their dotted names; a list is one value, and so is an empty mapping."""
     if not isinstance(value, dict) or not value:
-        return [prefix] if prefix else []
-    return [
-        leaf
-        for name, child in value.items()
-        for leaf in _leaves(child, f"{prefix}.{name}" if prefix else str(name))
-    ]
+        return {prefix: value} if prefix else {}
+    flat: dict[str, Any] = {}
+    for name, child in value.items():
+        flat |= flatten(child, f"{prefix}.{name}" if prefix else str(name))
+    return flat
 
 
 def _resolve_paths(raw: dict[str, Any], directory: Path) -> None:
     for *above, name in _PATHS:
-        node = _node(raw, above)
+        node = value_at(raw, above)
         if isinstance(node, dict) and _is_local(node.get(name)):
             if name == "heldout" and node[name] == "default":
                 continue  # the set that comes with selfalign, not a file of this name
@@ -252,7 +252,7 @@ def _resolve_paths(raw: dict[str, Any], directory: Path) -> None:
     if isinstance(seeds, dict) and "directory" not in seeds:
         raw["seeds"] = {**seeds, "directory": str(directory / "seeds")}
     for names in _MODELS:
-        model = _node(raw, names)
+        model = value_at(raw, names)
         if isinstance(model, dict) and _is_local(model.get("path")):
             local = _absolute(directory, model["path"], ".".join((*names, "path")))
             # A hub id has a revision and no directory of its name; anything else is a directory.
@@ -265,8 +265,8 @@ def _resolve_paths(raw: dict[str, Any], directory: Path) -> None:
 
 def _refuse_other_bytes(raw: dict[str, Any], path: Path) -> None:
     """Refuse names of files whose bytes are no UTF-8, for the records of runs are JSON."""
-    for name in _leaves(raw):
-        text = str(_node(raw, name.split(".")))
+    for name, value in flatten(raw).items():
+        text = str(value)
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -277,7 +277,7 @@ def _refuse_other_bytes(raw: dict[str, Any], path: Path) -> None:
             ) from error
 
 
-def _node(raw: Any, names: Sequence[str]) -> Any:
+def value_at(raw: Any, names: Sequence[str]) -> Any:
     """What lies below these names; None where nothing does."""
     for name in names:
         raw = raw.get(name) if isinstance(raw, dict) else None

@@ -10,14 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from selfalign.cli.options import (
-    ClusterOptions,
-    StoreOptions,
-    cluster_options,
-    json_option,
-    print_json,
-    store_options,
-)
+from selfalign.cli.options import Place, json_option, place_options, print_json
 from selfalign.errors import SelfAlignError, printable
 from selfalign.run.record import read_run, status_to_show
 from selfalign.stages.approval import decide_on
@@ -25,11 +18,11 @@ from selfalign.stages.approval import decide_on
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def _this_user(platform: ClusterOptions) -> str:
+def _this_user(where: Place) -> str:
     """The cluster's name for this person where one was named, and else this machine's."""
-    if platform.given:
+    if where.given:
         with contextlib.suppress(SelfAlignError):
-            if name := platform.connect().user():
+            if name := where.connect().user():
                 return name
     try:
         return f"{getpass.getuser()}@{socket.gethostname()}"
@@ -46,7 +39,7 @@ def _not_blank(
 
 
 def _options(function: _Function) -> _Function:
-    function = store_options(cluster_options(json_option(function)))
+    function = place_options(json_option(function))
     function = click.option(
         "--as",
         "by",
@@ -84,20 +77,13 @@ def reject_command(**options: Any) -> None:
 
 
 def _decide(
-    *,
-    approved: bool,
-    run_id: str,
-    by: str | None,
-    reason: str,
-    where: StoreOptions,
-    platform: ClusterOptions,
-    as_json: bool,
+    *, approved: bool, run_id: str, by: str | None, reason: str, where: Place, as_json: bool
 ) -> None:
-    on_cluster = where.store_url is None and platform.given
-    store = where.open(platform).store
+    on_cluster = where.on_cluster
+    store = where.open().store
     read_run(store, run_id)
     key = status_to_show(store, run_id).key_of("promote")
-    by = by or _this_user(platform)
+    by = by or _this_user(where)
     decision = decide_on(store, run_id, key, approved=approved, by=by, reason=reason)
     if as_json:
         print_json({"run": run_id, "promotion": key, **decision.model_dump(mode="json")})

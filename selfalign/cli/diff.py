@@ -6,14 +6,7 @@ from typing import Any
 
 import click
 
-from selfalign.cli.options import (
-    ClusterOptions,
-    StoreOptions,
-    cluster_options,
-    json_option,
-    print_json,
-    store_options,
-)
+from selfalign.cli.options import Place, json_option, place_options, print_json
 from selfalign.errors import printable
 from selfalign.evaluation.answers import Pair
 from selfalign.report.compare import RunDiff, compare
@@ -32,23 +25,15 @@ from selfalign.report.words import sentences
     show_default=True,
     help="How many of the most changed answers to show of each sort.",
 )
-@store_options
-@cluster_options
+@place_options
 @json_option
-def diff_command(
-    before: str,
-    after: str,
-    limit: int,
-    where: StoreOptions,
-    platform: ClusterOptions,
-    as_json: bool,
-) -> None:
+def diff_command(before: str, after: str, limit: int, where: Place, as_json: bool) -> None:
     """Say what differs from the first RUN to the second: settings, inputs, rows kept, answers.
 
     The final models are compared on the held-out prompts that both answered, item by item, with
     intervals.
     """
-    store = where.open(platform).store
+    store = where.open().store
     diff = compare(view(store, before), view(store, after))
     if as_json:
         print_json(_as_json(diff, limit))

@@ -12,14 +12,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from selfalign.cli.options import (
-    ClusterOptions,
-    StoreOptions,
-    cluster_options,
+    Place,
     config_options,
     json_option,
     new_console,
+    place_options,
     print_json,
-    store_options,
 )
 from selfalign.cli.refusals import refusals_command
 from selfalign.config import PromoteConfig
@@ -92,17 +90,10 @@ def _plan_row(row: RulePlan) -> dict[str, Any]:
 
 @gate_group.command("try")
 @click.argument("run_id", metavar="RUN...", nargs=-1)
-@store_options
-@cluster_options
+@place_options
 @click.option("--all", "every", is_flag=True, help="Every run of the store.")
 @json_option
-def try_command(
-    run_id: tuple[str, ...],
-    every: bool,
-    where: StoreOptions,
-    platform: ClusterOptions,
-    as_json: bool,
-) -> None:
+def try_command(run_id: tuple[str, ...], every: bool, where: Place, as_json: bool) -> None:
     """Judge past nights anew, by the rules of --config and --set; nothing is changed.
 
     Reads the stored evaluation of each RUN and prints what today's rules say of it, beside what
@@ -112,7 +103,7 @@ def try_command(
     """
     if every == bool(run_id):
         raise click.UsageError("name runs, or give --all")
-    opened = where.open(platform)
+    opened = where.open()
     rules = PromoteConfig() if opened.loaded is None else opened.loaded.config.promote
     tried = list(_tried(opened.store, list(run_id) or run_ids(opened.store), rules))
     errors = [now for _, _, now in tried if isinstance(now, SelfAlignError)]

@@ -12,19 +12,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from selfalign.cli.options import (
-    ClusterOptions,
+    Place,
     StoreOptions,
-    cluster_options,
     config_options,
     json_option,
     new_console,
+    place_options,
     print_json,
     store_options,
 )
 from selfalign.config import RunConfig, SeedsConfig
 from selfalign.errors import ConfigurationError, printable
 from selfalign.inputs import localise, push_inputs
-from selfalign.load import dump_config, load_config, write_resolved
+from selfalign.load import dump_config, flatten, load_config, write_resolved
 from selfalign.seeds import ANNOTATION_LIMIT, annotation_budget, load_seeds
 from selfalign.stages.preflight import check_run
 from selfalign.stages.rollback import roll_back
@@ -51,7 +51,7 @@ def config_command(
         print_json(RunConfig.model_json_schema())
         return
     loaded = load_config(config_path, overrides)
-    values = _flatten(loaded.config.model_dump(mode="json"))
+    values = flatten(loaded.config.model_dump(mode="json"))
     rows = [
         (
             name,
@@ -68,15 +68,6 @@ def config_command(
         style = "dim" if origin == "default" else None
         table.add_row(name, escape(str(value)), origin, style=style)
     new_console().print(table)
-
-
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict) or not value:
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for name, child in value.items():
-        flat |= _flatten(child, f"{prefix}.{name}" if prefix else name)
-    return flat
 
 
 def _origin(name: str, origins: dict[str, str]) -> str:
@@ -197,8 +188,7 @@ def inputs_push(config_path: Path, overrides: tuple[str, ...], out: Path | None)
 
 
 @click.command("rollback")
-@store_options
-@cluster_options
+@place_options
 @click.option(
     "--to",
     default=None,
@@ -207,16 +197,14 @@ def inputs_push(config_path: Path, overrides: tuple[str, ...], out: Path | None)
     "[default: the one before]",
 )
 @json_option
-def rollback_command(
-    where: StoreOptions, platform: ClusterOptions, to: str | None, as_json: bool
-) -> None:
+def rollback_command(where: Place, to: str | None, as_json: bool) -> None:
     """Point `current` back at an earlier promoted model, by compare-and-swap.
 
     The model rolled back from is not promoted again by a run with the same inputs; `--to` its
     key brings it back. With --namespace, --context or --kubeconfig: in the store of the platform
     there.
     """
-    pointer = roll_back(where.open(platform).store, to=to)
+    pointer = roll_back(where.open().store, to=to)
     if as_json:
         print_json(pointer.model_dump())
     else:

@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from selfalign.cli.cluster import STAGE_NAME
-from selfalign.cli.options import (
-    ClusterOptions,
-    StoreOptions,
-    cluster_options,
-    run_directory,
-    store_options,
-)
+from selfalign.cli.options import Place, place_options, run_directory
 from selfalign.errors import ConfigurationError, printable
 from selfalign.run.record import latest_run, read_run
 from selfalign.telemetry import parse_event
@@ -44,23 +38,17 @@ _HIDDEN = ("event", "level", "timestamp", "run", "stage", "shard", "logger")
     metavar="LINES",
     help="The last lines only (on a cluster: of each pod).",
 )
-@store_options
-@cluster_options
+@place_options
 def logs_command(
-    stage: str,
-    run: str | None,
-    follow: bool,
-    tail_lines: int | None,
-    where: StoreOptions,
-    platform: ClusterOptions,
+    stage: str, run: str | None, follow: bool, tail_lines: int | None, where: Place
 ) -> int:
     """The log of STAGE. Piped, it is JSON lines; on a terminal it is for people.
 
     With --namespace, --context or --kubeconfig it is the log of the stage's latest Job there, and
     with --follow the exit code is the stage's. Otherwise it is that of a run on this machine.
     """
-    if platform.given:
-        cluster = platform.connect()
+    if where.given:
+        cluster = where.connect()
         return _of_cluster(cluster, stage, run, follow, tail_lines)
     store = where.open().store
     chosen = run or latest_run(store)

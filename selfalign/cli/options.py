@@ -77,6 +77,10 @@ def config_options(function: _Function) -> _Function:
 
 def store_options(function: _Function) -> _Function:
     """`--store URL`, or the store that `--config` names; the command takes them as `where`."""
+    return _of_store(_as_one(StoreOptions, "where", function))
+
+
+def _of_store(function: _Function) -> _Function:
     function = click.option(
         "--store",
         "store_url",
@@ -85,19 +89,28 @@ def store_options(function: _Function) -> _Function:
         envvar="SELFALIGN_STORE",
         show_envvar=True,
         help="A directory or s3://bucket/prefix; without it, the store of --config.",
-    )(_as_one(StoreOptions, "where", function))
+    )(function)
     return config_options(function)
+
+
+def place_options(function: _Function) -> _Function:
+    """The options of both; the command takes them as `where`."""
+    return _of_cluster(_of_store(_as_one(Place, "where", function)))
 
 
 def cluster_options(function: _Function) -> _Function:
     """`--namespace`, `--context`, `--kubeconfig`; the command takes them as `platform`."""
+    return _of_cluster(_as_one(ClusterOptions, "platform", function))
+
+
+def _of_cluster(function: _Function) -> _Function:
     function = click.option(
         "--kubeconfig",
         default=None,
         metavar="FILE",
         help="How to reach the cluster.  [default: $KUBECONFIG or ~/.kube/config; in a pod, its "
         "service account]",
-    )(_as_one(ClusterOptions, "platform", function))
+    )(function)
     function = click.option(
         "--context", default=None, metavar="NAME", help="Context of the kubeconfig."
     )(function)
@@ -147,7 +160,7 @@ class Opened:
         return self.loaded.config
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ClusterOptions:
     """Which platform a command is about; by default that of the kubeconfig's context."""
 
@@ -166,7 +179,7 @@ class ClusterOptions:
 
         return connect(self.namespace, context=self.context, kubeconfig=self.kubeconfig)
 
-    def store_url(self) -> str:
+    def platform_store(self) -> str:
         """URL of the store that the platform there has; its credentials are this person's own."""
         from selfalign.run.executors.kubernetes.configuration import platform_store
 
@@ -180,7 +193,7 @@ class ClusterOptions:
         return found
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StoreOptions:
     """Which store a command is about, and by which configuration."""
 
@@ -188,14 +201,10 @@ class StoreOptions:
     overrides: tuple[str, ...]
     store_url: str | None
 
-    def open(self, platform: ClusterOptions | None = None) -> Opened:
-        """Open the store of `--store`, else of `platform` where one was named, else of the
-        configuration."""
-        url = self.store_url
-        if url is None and platform is not None and platform.given:
-            url = platform.store_url()
-        if url is not None:
-            return Opened(open_store(url), config_if_any(self.config_path, self.overrides))
+    def open(self) -> Opened:
+        """Open the store of `--store`, else of the configuration."""
+        if self.store_url is not None:
+            return self._opened(self.store_url)
         if not self.config_path.exists():
             raise ConfigurationError(
                 f"{self.config_path}: no such file, so the store is not known",
@@ -203,6 +212,23 @@ class StoreOptions:
             )
         loaded = load_config(self.config_path, self.overrides)
         return Opened(open_store(loaded.config.store), loaded)
+
+    def _opened(self, url: str) -> Opened:
+        return Opened(open_store(url), config_if_any(self.config_path, self.overrides))
+
+
+@dataclass(frozen=True)
+class Place(ClusterOptions, StoreOptions):
+    """A store, or the platform of a cluster, which has one."""
+
+    @property
+    def on_cluster(self) -> bool:
+        """Whether a cluster was named and no store."""
+        return self.store_url is None and self.given
+
+    def open(self) -> Opened:
+        """Open the store of `--store`, else of the platform, else of the configuration."""
+        return self._opened(self.platform_store()) if self.on_cluster else super().open()
 
 
 def config_if_any(config_path: Path, overrides: tuple[str, ...]) -> LoadedConfig | None:

@@ -7,14 +7,7 @@ from pathlib import Path
 import click
 from pydantic import ValidationError
 
-from selfalign.cli.options import (
-    ClusterOptions,
-    StoreOptions,
-    cluster_options,
-    json_option,
-    print_json,
-    store_options,
-)
+from selfalign.cli.options import Place, json_option, place_options, print_json
 from selfalign.config import RunConfig
 from selfalign.errors import SelfAlignError, printable
 from selfalign.inputs import localise
@@ -38,17 +31,14 @@ from selfalign.store.files import os_errors, replacing
     show_default=True,
     help="Where to write it.",
 )
-@store_options
-@cluster_options
+@place_options
 @json_option
-def report_command(
-    run_id: str | None, out: Path, where: StoreOptions, platform: ClusterOptions, as_json: bool
-) -> None:
+def report_command(run_id: str | None, out: Path, where: Place, as_json: bool) -> None:
     """Write the report of a run (the latest one, unless RUN_ID names another).
 
     With --namespace, --context or --kubeconfig: of the store of the platform there.
     """
-    opened = where.open(platform)
+    opened = where.open()
     data = collect(opened.store, run_id or latest_run(opened.store))
     principles, lines = _of_seeds(opened.store, data)
     if data.run.annotation_lines is None:  # the controller reads no seeds

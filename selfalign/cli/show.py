@@ -157,7 +157,7 @@ def _print(console: Console, store: Store, manifest: Manifest, limit: int, dropp
         table.add_row(f"[bold]{_shown(name)}[/bold]", _shown(value))
     console.print(table)
     if dropped:
-        for reason, texts in _dropped_samples(manifest).items():
+        for reason, texts in manifest.dropped_samples(3).items():
             for text in texts:
                 console.print(f"[red]{_shown(reason)}[/red]  {_shown(text)}", soft_wrap=True)
         for bad in manifest.quarantined:
@@ -170,13 +170,3 @@ def _print(console: Console, store: Store, manifest: Manifest, limit: int, dropp
 def _shown(value: object) -> str:
     """What a model or a bucket wrote, as it may be printed."""
     return escape(printable(str(value)))
-
-
-def _dropped_samples(manifest: Manifest) -> dict[str, list[str]]:
-    samples: dict[str, list[str]] = {}
-    for shard in manifest.shards:
-        for part in shard.parts:
-            for reason, texts in part.dropped_samples.items():
-                kept = samples.setdefault(reason, [])
-                kept.extend(texts[: 3 - len(kept)])
-    return samples

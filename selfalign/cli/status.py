@@ -9,15 +9,7 @@ import click
 from rich.filesize import decimal
 from rich.markup import escape
 
-from selfalign.cli.options import (
-    ClusterOptions,
-    StoreOptions,
-    cluster_options,
-    json_option,
-    new_console,
-    print_json,
-    store_options,
-)
+from selfalign.cli.options import Place, json_option, new_console, place_options, print_json
 from selfalign.errors import printable
 from selfalign.run.record import RunStatus, latest_run, read_run, status_to_show
 from selfalign.run.storage import held_bytes, written_bytes
@@ -39,23 +31,16 @@ _PROGRESS_LINES, _PROGRESS_PODS = 20, 16  # of a log, and pods, that are read fo
     is_flag=True,
     help=f"On a cluster: the last {_LOG_LINES} log lines of each pod that works, too.",
 )
-@store_options
-@cluster_options
+@place_options
 @json_option
-def status_command(
-    run_id: str | None,
-    with_logs: bool,
-    where: StoreOptions,
-    platform: ClusterOptions,
-    as_json: bool,
-) -> None:
+def status_command(run_id: str | None, with_logs: bool, where: Place, as_json: bool) -> None:
     """How a run stands (the latest one, unless RUN_ID names another), and what to do next.
 
     With --namespace, --context or --kubeconfig it is asked of that cluster: shards, attempts with
     their causes, why a pod waits. Otherwise the store's record is shown, on a cluster's store too.
     """
-    if where.store_url is None and platform.given:
-        cluster = platform.connect()
+    if where.on_cluster:
+        cluster = where.connect()
         _show_on_cluster(cluster, run_id, with_logs, as_json)
         return
     store = where.open().store

@@ -15,8 +15,7 @@ from selfalign.config import RunConfig
 from selfalign.deploy.helm import Values, merge_values, read_values
 from selfalign.deploy.images import Variant
 from selfalign.errors import ConfigurationError, StoreDenied, StoreUnavailable
-from selfalign.identity import DATA_FIELDS, data_of, is_default
-from selfalign.inputs import is_stored
+from selfalign.inputs import unstored
 from selfalign.load import validate_config
 from selfalign.pipeline import BY_NAME, STAGES
 from selfalign.store.open import open_store
@@ -115,7 +114,12 @@ def check_platform_config(values: Values, stages: Iterable[Values]) -> RunConfig
             "(VALUES=...); pods share nothing else",
         )
     checked = validate_config(config, "the platform's configuration with the stages'")
-    _require_reachable(checked)
+    if local := [f"{name}: {path}" for name, path in unstored(checked).items()]:
+        raise ConfigurationError(
+            f"pods cannot reach what is on this machine: {'; '.join(local)}",
+            remedy="`selfalign inputs push --config FILE --out resolved.yaml` uploads it once; "
+            "then CONFIG=resolved.yaml. A mounted model needs its revision",
+        )
     return checked
 
 
@@ -150,23 +154,3 @@ def leave_resource_alone(values: dict[str, Any], owner: str | None, namespace: s
         "one: kubectl apply --server-side --force-conflicts -f "
         "charts/selfalign/files/alignmentruns.selfalign.io.yaml"
     )
-
-
-def _require_reachable(config: RunConfig) -> None:
-    named = {"seeds.directory": config.seeds.directory}
-    for field in DATA_FIELDS:
-        path = data_of(config.evaluate, field)
-        if path is not None and not is_default(field, path):
-            named[f"evaluate.{field}"] = path
-    if config.base_model.revision is None:  # with one, it may be a mounted directory
-        named["base_model.path"] = Path(config.base_model.path)
-    judge = config.evaluate.judge
-    if judge is not None and judge.model.revision is None:
-        named["evaluate.judge.model.path"] = Path(judge.model.path)
-    local = [f"{name}: {path}" for name, path in named.items() if not is_stored(path)]
-    if local:
-        raise ConfigurationError(
-            f"pods cannot reach what is on this machine: {'; '.join(local)}",
-            remedy="`selfalign inputs push --config FILE --out resolved.yaml` uploads it once; "
-            "then CONFIG=resolved.yaml. A mounted model needs its revision",
-        )

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from selfalign.errors import hide_secrets
 from selfalign.evaluation.answers import Answers, Item, changes
 from selfalign.evaluation.summary import Comparison, summarise
+from selfalign.load import flatten
 from selfalign.pipeline import STAGES
 from selfalign.records import canonical_json
 from selfalign.report.view import RunView
@@ -70,23 +70,17 @@ def compare(before: RunView, after: RunView) -> RunDiff:
 
 
 def _settings(before: RunView, after: RunView) -> Iterator[Setting]:
-    left, right = (dict(_flat(run.run.config)) | _identities(run) for run in (before, after))
+    left, right = (_settings_of(run) for run in (before, after))
     for name in sorted(left.keys() | right.keys()):
         if left.get(name) != right.get(name):
             yield Setting(name, left.get(name), right.get(name))
 
 
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping) and value:
-        for key, each in value.items():
-            yield from _flat(each, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, hide_secrets(canonical_json(value))[:_SHOWN_VALUE]
-
-
-def _identities(run: RunView) -> dict[str, str]:
-    """Code, seeds and data by digest, as far as the run's artifacts name them."""
-    found = {"code version": run.run.code_version}
+def _settings_of(run: RunView) -> dict[str, str]:
+    """Settings; code, seeds and data by digest, as far as the run's artifacts name them."""
+    values = flatten(run.run.config).items()
+    found = {name: hide_secrets(canonical_json(each))[:_SHOWN_VALUE] for name, each in values}
+    found["code version"] = run.run.code_version
     for manifest in run.manifests.values():
         for group in ("seeds", "data"):
             for name, digest in (manifest.identity.get(group) or {}).items():

@@ -86,20 +86,10 @@ def funnel(manifests: dict[str, Manifest]) -> list[FunnelRow]:
                 counts.read,
                 counts.kept,
                 [(name, count, count / max(counts.read, 1)) for name, count in dropped],
-                dropped_samples(manifest),
+                manifest.dropped_samples(SHOWN_DROPPED),
             )
         )
     return rows
-
-
-def dropped_samples(manifest: Manifest) -> dict[str, list[str]]:
-    """Filter -> the first few texts that it dropped."""
-    found: dict[str, list[str]] = {}
-    for part in (part for shard in manifest.shards for part in shard.parts):
-        for name, texts in part.dropped_samples.items():
-            shown = found.setdefault(name, [])
-            shown += texts[: SHOWN_DROPPED - len(shown)]
-    return found
 
 
 def quarantined(manifests: dict[str, Manifest]) -> list[tuple[str, int, list[QuarantinedRow]]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from selfalign.config import RunConfig
@@ -76,41 +77,29 @@ class Planned:
 StagePlan = Blocked | Planned
 
 
-def plan_run(
-    config: RunConfig,
-    inputs: Inputs,
-    lookup: ManifestLookup,
-    pointer: Pointer | None,
-    approvals: Callable[[str], ApprovalState | None] = lambda _promotion: None,
+def plan_from_store(
+    config: RunConfig, inputs: Inputs, store: Store, lookup: ManifestLookup | None = None
 ) -> list[StagePlan]:
-    """Plan every stage, in order.
+    """Plan every stage, in order, as the store stands now.
 
     Args:
-        approvals: of a promotion that is not published, by its key; asked where approval is manual.
+        lookup: of manifests, by artifact and key; None reads them from the store.
     """
+    current = read_pointer(store)
+    pointer = None if current is None else current.pointer
     published: dict[str, Manifest] = {}
     manual = config.promote.approval == "manual"
     plan: list[StagePlan] = []
     for stage in STAGES:
-        planned = _plan_stage(stage, config, inputs, lookup, published, pointer)
+        planned = _plan_stage(
+            stage, config, inputs, lookup or partial(read_manifest, store), published, pointer
+        )
         if planned.manifest is not None:
             published[stage.writes] = planned.manifest
         elif isinstance(planned, Planned) and stage.name == "promote" and manual:
-            planned = replace(planned, approval=approvals(planned.key))
+            planned = replace(planned, approval=approval_state(store, planned.key))
         plan.append(planned)
     return plan
-
-
-def plan_from_store(config: RunConfig, inputs: Inputs, store: Store) -> list[StagePlan]:
-    """Plan against what a store holds now."""
-    current = read_pointer(store)
-    return plan_run(
-        config,
-        inputs,
-        lambda artifact, key: read_manifest(store, artifact, key),
-        None if current is None else current.pointer,
-        lambda promotion: approval_state(store, promotion),
-    )
 
 
 def heed_gc(

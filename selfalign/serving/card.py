@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pydantic import BaseModel
+
 from selfalign.serving.origin import Origin
 
 CARD_NAME = "README.md"
@@ -23,13 +25,14 @@ LIMITS = (
 _ALONE = "the language model of {} alone: this model takes text, and no images"
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
-    """One model's mean of one metric with its interval; None where it cannot be told."""
+class Score(BaseModel):
+    """One model's mean of one metric with its interval, of the `n` items of a kind or of all; None
+    where it cannot be told. What is needed of a MetricSummary, whose module brings scipy."""
 
     model: str
     metric: str
-    items: int
+    kind: str | None
+    n: int
     mean: float | None
     low: float | None
     high: float | None
@@ -102,7 +105,7 @@ def _scores(scores: Scores | None) -> str:
             "Not evaluated yet: `selfalign promote` writes them into `models/<digest>/README.md`."
         )
     rows = [
-        (row.metric, row.model, str(row.items), _number(row.mean), _interval(row))
+        (row.metric, row.model, str(row.n), _number(row.mean), _interval(row))
         for row in scores.rows
     ]
     heads = ("metric", "model", "items", "mean", f"{scores.confidence * 100:g}% interval")

@@ -113,7 +113,7 @@ def _base_of(final: Manifest) -> Base:
 
 def _scores(evaluation: str, summary: EvaluationSummary) -> Scores:
     rows = [
-        Score(row.model, row.metric, row.n, row.mean, row.low, row.high)
+        Score(**row.model_dump())
         for row in summary.metrics
         if row.kind is None and row.model in _TOLD
     ]

@@ -163,6 +163,15 @@ class Manifest(StoredModel):
         """Every quarantined row."""
         return [row for shard in self.shards for part in shard.parts for row in part.quarantined]
 
+    def dropped_samples(self, most: int) -> dict[str, list[str]]:
+        """Filter -> the first few texts that it dropped."""
+        found: dict[str, list[str]] = {}
+        for part in (part for shard in self.shards for part in shard.parts):
+            for name, texts in part.dropped_samples.items():
+                shown = found.setdefault(name, [])
+                shown += texts[: most - len(shown)]
+        return found
+
     def parent_digest(self, artifact: str) -> str:
         """The content digest of a parent. Raises DataError where the manifest names none."""
         if artifact not in self.parents:
@@ -171,10 +180,6 @@ class Manifest(StoredModel):
                 remedy="it was edited: delete the artifact and run its stage again",
             )
         return self.parents[artifact].digest
-
-    def expected_digest(self) -> str:
-        """The digest that follows from the entries."""
-        return content_digest(self.shards, self.files)
 
 
 def content_sum(records: Iterable[str]) -> str:

@@ -24,13 +24,20 @@ ORIGIN = Origin(
     seeds={"principles.txt": SHA},
     ancestors=[Ancestor("verbose_responses", "k0", "b" * 64, 12)],
 )
+
+
+def _score(model: str, metric: str, n: int, mean: float | None, *interval: float | None) -> Score:
+    low, high = interval
+    return Score(model=model, metric=metric, kind=None, n=n, mean=mean, low=low, high=high)
+
+
 SCORES = Scores(
     "e1",
     0.95,
     [
-        Score("base", "heldout.aligned", 20, 0.25, 0.1, 0.4),
-        Score("final", "heldout.aligned", 20, 0.875, 0.7, 0.95),
-        Score("final", "mc1", 0, None, None, None),
+        _score("base", "heldout.aligned", 20, 0.25, 0.1, 0.4),
+        _score("final", "heldout.aligned", 20, 0.875, 0.7, 0.95),
+        _score("final", "mc1", 0, None, None, None),
     ],
 )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from selfalign.errors import (
     Interrupted,
     SelfAlignError,
 )
-from selfalign.identity import Inputs, with_judge_model
+from selfalign.identity import Inputs, replaced
 from selfalign.load import write_resolved
 from selfalign.pipeline import STAGES
 from selfalign.records import now
@@ -39,58 +39,6 @@ _STATUS_INTERVAL_SECONDS = 5.0
 _NOTICE_SECONDS = 30.0  # for each target of `notify`; then the process ends
 _CONDEMNED_SECONDS = 15.0  # between two looks while gc deletes what this run would have used
 _BACKOFF = Backoff(first_seconds=2.0, factor=2.0, limit_seconds=60.0)
-
-
-@dataclass(slots=True)
-class LocalExecutor:
-    """Runs an attempt to its end before `start` returns.
-
-    Attributes:
-        config: the run's configuration; it says how many workers share a stage.
-        config_path: where the workers read it.
-        log_path: takes the workers' events, one JSON object a line.
-        on_event: takes the stage's name and each event.
-    """
-
-    run_id: str
-    config: RunConfig
-    config_path: Path
-    log_path: Path
-    display: RunDisplay
-    on_event: Callable[[str, dict[str, Any]], None]
-    max_attempts: int
-    _attempts: list[Attempt] = field(default_factory=list)
-
-    def attempts(self, remembered: Sequence[Attempt]) -> list[Attempt]:
-        """The attempts of this process; those of an earlier one left nothing behind."""
-        return list(self._attempts)
-
-    def start(self, planned: Planned, number: int) -> None:
-        """Run one worker process for each shard and wait for all."""
-        stage = planned.stage.name
-        shards: int = getattr(self.config, stage).num_shards
-        self.display.stage_started(planned, number, shards)
-        started, clock = now(), time.monotonic()
-        commands = [
-            stage_command(
-                stage,
-                str(self.config_path),
-                shard=shard,
-                num_shards=shards,
-                key=planned.key,
-                run=self.run_id,
-            )
-            for shard in range(shards)
-        ]
-        with self.log_path.open("a", encoding="utf-8") as log_file:
-            results = run_workers(commands, log_file, lambda event: self.on_event(stage, event))
-        attempt = _attempt(planned, number, results, started)
-        self._attempts.append(attempt)
-        if attempt.condition == "Complete":
-            self.display.stage_finished(planned, time.monotonic() - clock)
-        else:
-            again = attempt.cause != "permanent" and number < self.max_attempts
-            self.display.attempt_failed(stage, number, attempt.message, again)
 
 
 @dataclass(slots=True)
@@ -112,6 +60,7 @@ class LocalRun:
     max_attempts: int = 3
     until: str | None = None
     _status: RunStatus = field(init=False)
+    _attempts: list[Attempt] = field(default_factory=list, init=False)
     _written: float = field(default=0.0, init=False)
     _reused: set[str] = field(default_factory=set, init=False)
 
@@ -137,26 +86,45 @@ class LocalRun:
         self._notify()
         return status
 
+    def attempts(self, remembered: Sequence[Attempt]) -> list[Attempt]:
+        """The attempts of this process; those of an earlier one left nothing behind."""
+        return list(self._attempts)
+
+    def start(self, planned: Planned, number: int) -> None:
+        """Run one worker process for each shard and wait for all."""
+        stage = planned.stage.name
+        shards: int = getattr(self.config, stage).num_shards
+        self.display.stage_started(planned, number, shards)
+        started, clock = now(), time.monotonic()
+        commands = [
+            stage_command(
+                stage,
+                str(self.directory / "config.yaml"),
+                shard=shard,
+                num_shards=shards,
+                key=planned.key,
+                run=self.run_id,
+            )
+            for shard in range(shards)
+        ]
+        with (self.directory / "log.jsonl").open("a", encoding="utf-8") as log_file:
+            results = run_workers(commands, log_file, lambda event: self._event(stage, event))
+        attempt = _attempt(planned, number, results, started)
+        self._attempts.append(attempt)
+        if attempt.condition == "Complete":
+            self.display.stage_finished(planned, time.monotonic() - clock)
+        else:
+            again = attempt.cause != "permanent" and number < self.max_attempts
+            self.display.attempt_failed(stage, number, attempt.message, again)
+
     def _drive(self) -> RunStatus:
-        config_path = self.directory / "config.yaml"
-        base = self.config.base_model.model_copy(update={"revision": self.inputs.base_model})
-        evaluate = self.config.evaluate
-        if self.inputs.judge is not None:
-            evaluate = with_judge_model(evaluate, revision=self.inputs.judge)
         # with the models' digests, so that no worker hashes their files again
-        resolved = self.config.model_copy(update={"base_model": base, "evaluate": evaluate})
-        write_resolved(resolved, config_path)
-        executor = LocalExecutor(
-            run_id=self.run_id,
-            config=self.config,
-            config_path=config_path,
-            log_path=self.directory / "log.jsonl",
-            display=self.display,
-            on_event=self._event,
-            max_attempts=self.max_attempts,
-        )
+        revisions: dict[str, str | None] = {"base_model.revision": self.inputs.base_model}
+        revisions["evaluate.judge.model.revision"] = self.inputs.judge
+        resolved = replaced(self.config, revisions)
+        write_resolved(resolved, self.directory / "config.yaml")
         driver = Driver(
-            executor,
+            self,
             self._plan,
             self._save,
             self.max_attempts,

@@ -75,7 +75,10 @@ def test_no_run_names_python_that_tasks_hold_whatever_the_policy_allows() -> Non
 @pytest.mark.parametrize(
     ("judge", "said"),
     [
-        ({"model": {"path": "/models/judge"}}, "evaluate.judge.model.path: '/models/judge' is nei"),
+        (
+            {"model": {"path": "/models/judge"}},
+            "evaluate.judge.model.path: '/models/judge' is no store: name",
+        ),
         (
             {"model": {"path": "a/judge", "revision": "0"}, "labelled": "people.jsonl"},
             "evaluate.judge.labelled: 'people.jsonl' is no store: name",
@@ -185,7 +188,7 @@ def test_an_unexpected_error_is_explained_on_the_run_and_tried_again(
     def fail(*_arguments: object) -> None:
         raise error
 
-    name = "selfalign.run.executors.kubernetes.reconcile.plan_run"
+    name = "selfalign.run.executors.kubernetes.reconcile.plan_from_store"
     with monkeypatch.context() as patched:
         patched.setattr(name, fail)
         with pytest.raises(type(error)):

@@ -20,8 +20,8 @@ from pydantic.alias_generators import to_camel
 from selfalign.config import BaseModelConfig, RunConfig
 from selfalign.errors import ConfigurationError, TemporaryError
 from selfalign.identity import DATA_FIELDS, Inputs, data_of, default_sha256, is_default
-from selfalign.inputs import is_stored, read_input, revision_of
-from selfalign.load import deep_merge, dump_config, read_yaml, validate_config
+from selfalign.inputs import read_input, revision_of, unstored
+from selfalign.load import deep_merge, dump_config, read_yaml, validate_config, value_at
 from selfalign.pipeline import STAGES
 from selfalign.run.executors.kubernetes import crd
 from selfalign.run.executors.kubernetes.cluster import (
@@ -137,7 +137,7 @@ def check_allowed(spec: crd.AlignmentRunSpec, policy: Policy, platform: dict[str
             continue
         never = _is_the_platforms(path)
         if never or not any(_matches(path, pattern) for pattern in policy.overrides):
-            if _without_nulls(_value_at(platform, path)) == _without_nulls(value):
+            if _without_nulls(value_at(platform, path.split("."))) == _without_nulls(value):
                 continue
             raise ConfigurationError(
                 f"spec.config.{path[:200]}: a run may not set this here",
@@ -153,7 +153,7 @@ def check_limits(spec: crd.AlignmentRunSpec, policy: Policy, config: RunConfig) 
     """
     written = config.model_dump(mode="json")
     for path, _ in _leaves(spec.config):
-        value = _value_at(written, path)
+        value = value_at(written, path.split("."))
         for pattern, limit in policy.limits.items():
             if isinstance(value, int | float) and value > limit and _matches(path, pattern):
                 raise ConfigurationError(
@@ -221,36 +221,13 @@ def merged_config(cluster: Cluster, spec: crd.AlignmentRunSpec) -> RunConfig:
 
 
 def check_inputs(config: RunConfig) -> None:
-    """Refuse inputs that are not in the store, before anything is read.
-
-    A base model may also be a directory that every stage mounts, or a hub id, where its revision is
-    given: then nobody has to read it to know what it is.
-    """
-    remedy = "upload it (selfalign inputs push) and use the store: name that it prints"
-    if not is_stored(config.seeds.directory):
+    """Refuse inputs that are not in the store, before anything is read."""
+    for name, path in unstored(config).items():
         raise ConfigurationError(
-            f"{_WHERE}: seeds.directory: {str(config.seeds.directory)[:200]!r} is no store: name, "
-            "and pods share no directory",
-            remedy=remedy,
+            f"{_WHERE}: {name}: {path[:200]!r} is no store: name, and pods share no directory",
+            remedy="upload it (selfalign inputs push) and use the store: name that it prints; a "
+            "mounted model needs its revision",
         )
-    for field in DATA_FIELDS:
-        path = data_of(config.evaluate, field)
-        if path is not None and not is_stored(path) and not is_default(field, path):
-            raise ConfigurationError(
-                f"{_WHERE}: evaluate.{field}: {str(path)[:200]!r} is no store: name, and pods "
-                "share no directory",
-                remedy=remedy,
-            )
-    models = {"base_model": config.base_model}
-    if config.evaluate.judge is not None:
-        models["evaluate.judge.model"] = config.evaluate.judge.model
-    for name, model in models.items():
-        if not is_stored(model.path) and model.revision is None:
-            raise ConfigurationError(
-                f"{_WHERE}: {name}.path: {model.path[:200]!r} is neither a store: name nor given "
-                "with a revision",
-                remedy=f"{remedy}, or set {name}.revision",
-            )
 
 
 def declared_inputs(config: RunConfig, store: Store) -> Inputs:
@@ -395,13 +372,6 @@ def _matches(path: str, pattern: str) -> bool:
     return len(parts) >= len(wanted) and all(
         want in ("*", part) for part, want in zip(parts, wanted, strict=False)
     )
-
-
-def _value_at(config: dict[str, Any], path: str) -> Any:
-    value: Any = config
-    for part in path.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
 
 
 def _without_nulls(value: Any) -> Any:

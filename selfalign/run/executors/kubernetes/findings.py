@@ -17,6 +17,7 @@ from selfalign.errors import DataError
 from selfalign.run.executors.kubernetes import configuration, crd
 from selfalign.run.executors.kubernetes.cluster import Cluster, Resource
 from selfalign.run.record import Attempt, StageState
+from selfalign.serving.card import Score
 from selfalign.store.artifact import artifact_prefix, read_file_as, read_manifest
 from selfalign.store.base import Store
 from selfalign.store.manifest import Manifest
@@ -26,18 +27,6 @@ MAX_OBJECT_BYTES = 8 << 20  # a manifest of 10,000 parts has 6 MiB
 MAX_SCORES = 300  # metrics times models: 14 of each of the usual models are 98
 VERDICTS = ("Promoted", "NotPromoted", "NoChange", "Rejected", "None")
 _LABEL_LIMIT = 80  # characters of a name that the store holds
-
-
-class Score(BaseModel):
-    """One model's mean of one metric, and its interval: what is needed of a MetricSummary, whose
-    module would bring scipy into the controller."""
-
-    model: str
-    metric: str
-    kind: str | None
-    mean: float | None
-    low: float | None
-    high: float | None
 
 
 class _Summary(BaseModel):

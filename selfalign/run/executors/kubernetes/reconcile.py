@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 
 from selfalign import __version__
 from selfalign.config import RunConfig
@@ -29,7 +30,7 @@ from selfalign.run.executors.kubernetes.cluster import (
     name_of,
 )
 from selfalign.run.executors.kubernetes.job import JobExecutor
-from selfalign.run.plan import Planned, StagePlan, heed_gc, plan_run
+from selfalign.run.plan import Planned, StagePlan, heed_gc, plan_from_store
 from selfalign.run.record import (
     AWAITING_APPROVAL,
     Attempt,
@@ -41,11 +42,9 @@ from selfalign.run.record import (
     write_run,
     write_status,
 )
-from selfalign.stages.approval import approval_state
 from selfalign.store.artifact import read_manifest
 from selfalign.store.base import PreconditionFailed, Store
 from selfalign.store.manifest import Manifest
-from selfalign.store.pointer import read_pointer
 from selfalign.telemetry import log
 
 OWED_SECONDS = 30.0  # between two looks at a run that may be deleted once its notice is taken
@@ -113,16 +112,8 @@ class Reconciler:
     def plan(self, config: RunConfig) -> list[StagePlan]:
         """Plan every stage as the store stands now. Manifests come without their entries."""
         store = self.open_store(config.store)
-        current = read_pointer(store)
-        pointer = None if current is None else current.pointer
         inputs = configuration.declared_inputs(config, store)
-        return plan_run(
-            config,
-            inputs,
-            lambda artifact, key: self._manifest(store, artifact, key),
-            pointer,
-            lambda promotion: approval_state(store, promotion),
-        )
+        return plan_from_store(config, inputs, store, partial(self._manifest, store))
 
     def heed(self, config: RunConfig, named: list[Planned]) -> None:
         """Forget what is remembered of these artifacts; they are read again. Raises Condemned."""
