@@ -420,8 +420,8 @@ class EvaluateConfig(StageModel):
         gt=0,
         lt=1,
         description="share of the items of heldout (of each kind and side of refusal), hhh (of "
-        "each category) and truthfulqa that the gate's rules see, drawn anew for each final "
-        "model; scores are told from the others. null: both are of all items",
+        "each category), truthfulqa and harness (of each task) that the gate's rules see, drawn "
+        "anew for each final model; scores are told from the others. null: both are of all items",
     )
     principled_sampling: SamplingConfig | None = Field(
         None, description="for base with principles in context; null: same as sampling"

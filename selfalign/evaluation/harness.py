@@ -63,11 +63,16 @@ class HarnessTask:
         """Whether it asks for log-likelihoods."""
         return any(leaf.OUTPUT_TYPE != "generate_until" for leaf in self.leaves.values())
 
-    def sizes(self) -> Iterator[tuple[str, str | None, int]]:
-        """(metric, kind, number of items) of each leaf."""
+    def sizes(self, chosen: frozenset[str] | None) -> Iterator[tuple[str, str | None, int]]:
+        """(metric, kind, number of items) of each leaf; of items with these ids, None is all."""
         for leaf, metrics in self.metrics.items():
+            items = sum(chosen is None or item_id in chosen for item_id in self.ids(leaf))
             for metric in metrics.values():
-                yield metric, self.kind(leaf), self.items[leaf]
+                yield metric, self.kind(leaf), items
+
+    def ids(self, leaf: str) -> list[str]:
+        """The ids of a leaf's items."""
+        return [self.item_id(leaf, document) for document in range(self.items[leaf])]
 
     def kind(self, leaf: str) -> str | None:
         """The kind of a leaf's items."""

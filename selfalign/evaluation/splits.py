@@ -3,24 +3,30 @@
 A model that is promoted was lucky on the items that promoted it, so its score on them is too high,
 and the next model has to beat that luck. With `evaluate.choosing_share` the rules see a part of
 the items of each file, drawn anew for each final model, and the scores in report and card are of
-the others. Tasks of lm-evaluation-harness are not parted: their items are known when they are run.
+the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from itertools import chain
 
 from selfalign.config import EvaluateConfig
 from selfalign.evaluation.datasets import load_heldout, load_hhh, load_truthfulqa
+from selfalign.evaluation.harness import load_tasks
 from selfalign.evaluation.items import HeldoutItem, HHHItem, TruthfulQAItem
-from selfalign.evaluation.scores import ALIGNED, HHH, MC1, SOURCES, WIN_RATE, ItemScore
+from selfalign.evaluation.scores import ALIGNED, HARNESS, HHH, MC1, SOURCES, WIN_RATE, ItemScore
 from selfalign.records import record_seed
 
-Chosen = Mapping[str, frozenset[str]]  # a metric's source -> ids of the items that choose
+# A metric's source, or `harness.<name>` -> ids of the items that choose.
+Chosen = Mapping[str, frozenset[str]]
 
 
 def choosing_split(config: EvaluateConfig, model: str) -> Chosen:
-    """The items of each file that choose; nothing where all of them do. Raises DataError."""
+    """The items of each file and task that choose; nothing where all of them do.
+
+    Raises DataError, and for tasks of lm-evaluation-harness what `load_tasks` does.
+    """
     share = config.choosing_share
     if share is None:
         return {}
@@ -32,6 +38,9 @@ def choosing_split(config: EvaluateConfig, model: str) -> Chosen:
         chosen[SOURCES[HHH]] = choosing_items(load_hhh(config.hhh), share, model)
     if config.truthfulqa is not None:
         chosen[SOURCES[MC1]] = choosing_items(load_truthfulqa(config.truthfulqa), share, model)
+    for name, task in load_tasks(config.harness).items():
+        drawn = (_draw(task.ids(leaf), share, model) for leaf in task.leaves)
+        chosen[HARNESS + name] = frozenset(chain.from_iterable(drawn))
     return chosen
 
 
@@ -48,11 +57,12 @@ def choosing_items(
     groups: dict[Hashable, list[str]] = {}
     for item in items:
         groups.setdefault(_group(item), []).append(item.id)
-    chosen: set[str] = set()
-    for ids in groups.values():
-        ids.sort(key=lambda item_id: record_seed(0, "choosing", model, item_id))
-        chosen.update(ids[: max(1, min(round(share * len(ids)), len(ids) - 1))])
-    return frozenset(chosen)
+    return frozenset(chain.from_iterable(_draw(ids, share, model) for ids in groups.values()))
+
+
+def _draw(ids: Iterable[str], share: float, model: str) -> list[str]:
+    drawn = sorted(ids, key=lambda item_id: record_seed(0, "choosing", model, item_id))
+    return drawn[: max(1, min(round(share * len(drawn)), len(drawn) - 1))]
 
 
 def _group(item: HeldoutItem | HHHItem | TruthfulQAItem) -> Hashable:
@@ -66,6 +76,13 @@ def scores_of(scores: Iterable[ItemScore], chosen: Chosen, *, choosing: bool) ->
     return [
         score
         for score in scores
-        if (ids := chosen.get(SOURCES.get(score.metric, ""))) is None
-        or (score.item_id in ids) is choosing
+        if (ids := chosen_of(score.metric, chosen)) is None or (score.item_id in ids) is choosing
     ]
+
+
+def chosen_of(metric: str, chosen: Chosen) -> frozenset[str] | None:
+    """Ids of the items that choose by this metric; None where all do."""
+    source = SOURCES.get(metric, "")
+    if metric.startswith(HARNESS):
+        source = max((task for task in chosen if metric.startswith(f"{task}.")), default="")
+    return chosen.get(source)

@@ -28,6 +28,7 @@ from selfalign.evaluation.scores import (
     AGREEMENT,
     ALIGNED,
     GUARDS,
+    HARNESS,
     HHH,
     LENGTH_WORDS,
     MC1,
@@ -35,13 +36,12 @@ from selfalign.evaluation.scores import (
     REFUSAL_AGREEMENT,
     REFUSAL_MUST,
     REFUSAL_MUST_NOT,
-    SOURCES,
     WIN_RATE,
     WIN_RATE_PRINCIPLE,
     WIN_RATE_SAME_LENGTH,
     metric_name,
 )
-from selfalign.evaluation.splits import choosing_split
+from selfalign.evaluation.splits import choosing_split, chosen_of
 from selfalign.evaluation.versions import unknown_versions
 from selfalign.identity import data_files
 from selfalign.inputs import cache_directory
@@ -215,7 +215,7 @@ def evaluation_sizes(
     chosen = choosing_split(config, "")  # as many for every model
 
     def choose(metric: str, item_id: str) -> bool:
-        ids = chosen.get(SOURCES[metric])
+        ids = chosen_of(metric, chosen)
         return ids is None or item_id in ids
 
     if config.heldout is not None:
@@ -245,7 +245,7 @@ def evaluation_sizes(
             count(MC1, None)
             if question.mc2_targets is not None:
                 count(MC2, None)
-    for task in load_tasks(config.harness).values():
-        for metric, kind, number in task.sizes():
+    for name, task in load_tasks(config.harness).items():
+        for metric, kind, number in task.sizes(chosen.get(HARNESS + name)):
             count(metric, kind, number)
     return dict(sizes)

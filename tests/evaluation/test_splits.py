@@ -51,7 +51,7 @@ def test_hhh_is_parted_by_category_and_truthfulqa_as_a_whole() -> None:
     assert len(choosing_items(questions, 0.3, "m")) == 3
 
 
-def test_each_file_is_parted_by_its_own_items_and_harness_tasks_are_not(tmp_path: Path) -> None:
+def test_each_file_is_parted_by_its_own_items(tmp_path: Path) -> None:
     hhh = tmp_path / "hhh.jsonl"
     row = {"category": "other", "query": "q", "chosen": "good", "rejected": "bad"}
     hhh.write_text("".join(json.dumps({"id": name, **row}) + "\n" for name in "ab"))
@@ -63,13 +63,18 @@ def test_each_file_is_parted_by_its_own_items_and_harness_tasks_are_not(tmp_path
     chosen = {**chosen, "evaluate.heldout": frozenset({held[True]})}
     chosen["evaluate.judge"] = chosen["evaluate.heldout"]
     rows = [ItemScore(name, metric, None, 1, 1, "") for name in "ab" for metric in (HHH, MC1)]
-    rows += [ItemScore(name, "harness.arc_easy.acc", None, 1, 1, "") for name in "ab"]
+    tasks = {"harness.arc": frozenset("a"), "harness.arc_easy": frozenset("b")}
+    rows += [ItemScore(name, f"{task}.acc", None, 1, 1, "") for name in "ab" for task in tasks]
+    rows += [ItemScore(name, "harness.mmlu.acc", None, 1, 1, "") for name in "ab"]
+    chosen |= tasks
     rows += [ItemScore(i, m, None, 1, 1, "") for i in held.values() for m in (ALIGNED, WIN_RATE)]
     for choosing, item in ((True, ours), (False, other)):
         found = {(r.item_id, r.metric) for r in scores_of(rows, chosen, choosing=choosing)}
         assert found == {
             (item, HHH), (held[choosing], ALIGNED), (held[choosing], WIN_RATE),
-            *((name, metric) for name in "ab" for metric in (MC1, "harness.arc_easy.acc")),
+            ("a" if choosing else "b", "harness.arc.acc"),
+            ("b" if choosing else "a", "harness.arc_easy.acc"),
+            *((name, metric) for name in "ab" for metric in (MC1, "harness.mmlu.acc")),
         }  # fmt: skip
     assert choosing_split(EvaluateConfig(hhh=hhh), "m") == {}
 

@@ -296,6 +296,9 @@ def test_rules_and_gate_plan_know_the_metrics_and_how_many_items_they_have(world
     config = config_for(world, "toy_group", "toy_answer", limit=3, more=more)
     sizes = evaluation_sizes(config.evaluate)
     assert sizes["harness.toy_group.acc"] == 6
+    half = evaluation_sizes(config.evaluate.model_copy(update={"choosing_share": 0.5}))
+    assert half["harness.toy_group.acc/toy_word"] == 2
+    assert half["harness.toy_group.acc"] == 4
     assert sizes["harness.toy_group.acc/toy_word"] == 3
     assert sizes["harness.toy_answer.exact_match.plain"] == 3
     plans = {plan.rule.metric: plan for plan in gate_plan(config)}
