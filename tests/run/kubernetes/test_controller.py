@@ -8,19 +8,23 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 
 from selfalign.errors import ConfigurationError
-from selfalign.run.executors.kubernetes.cluster import Change, Cluster, ClusterUnavailable
+from selfalign.run.executors.kubernetes.cluster import Change, Cluster, ClusterUnavailable, Resource
 from selfalign.run.executors.kubernetes.controller import Controller, open_shared_store
 from selfalign.run.executors.kubernetes.server import Metrics, Server
+from selfalign.run.executors.kubernetes.serving import Reason, Target, Wanted
 from selfalign.run.record import Attempt
+from selfalign.store.pointer import move_pointer, read_pointer
 
 from .unreliable import Unreliable
 from .worlds import Refused, World, complete, fail, publish, template
 
+ERRORS = "selfalign_reconcile_errors_total"
 PATIENCE_SECONDS = 60  # what a loaded machine may take; nothing waits this long when all is well
 
 
@@ -65,9 +69,11 @@ class Namespace:
         self.changed = threading.Event()
 
     @contextmanager
-    def controller(self, *, resync_seconds: int = 300) -> Iterator[Controller]:
+    def controller(
+        self, *, resync_seconds: int = 300, serving: Target | None = None
+    ) -> Iterator[Controller]:
         opener = lambda _url: self.world.store  # noqa: E731
-        controller = Controller(self.hints, opener, resync_seconds=resync_seconds)
+        controller = Controller(self.hints, opener, resync_seconds=resync_seconds, serving=serving)
         thread = threading.Thread(target=controller.run)
         thread.start()
         try:
@@ -118,6 +124,14 @@ class Namespace:
     def succeeded(self, name: str = "toy") -> bool:
         return self.world.status(name).get("verdict") == "Promoted"
 
+    def make_servable(self) -> None:
+        """Give the current model a directory, as `promote` does with real models."""
+        current = read_pointer(self.world.store)
+        assert current is not None
+        model = current.pointer.model
+        model = model.model_copy(update={"directory": f"models/{model.digest}"})
+        move_pointer(self.world.store, current.pointer.model_copy(update={"model": model}), current)
+
 
 @pytest.fixture
 def namespace() -> Namespace:
@@ -162,6 +176,40 @@ def test_a_call_that_fails_is_made_again(namespace: Namespace) -> None:
         for call in (0, 3, 5):
             namespace.hints.arm(call, "unheard")
         namespace.wait(namespace.succeeded)
+
+
+class SlowAndBroken:
+    """What serves: it answers nothing until it is released, and then has a bug."""
+
+    def __init__(self) -> None:
+        self.asked, self.released = threading.Event(), threading.Event()
+
+    def follow(self, wanted: Wanted, was: Resource | None) -> tuple[Reason, str]:
+        self.asked.set()
+        self.released.wait(PATIENCE_SECONDS)
+        raise KeyError("a bug")
+
+
+def test_serving_that_is_slow_or_fails_delays_no_run_and_goes_on_by_itself(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selfalign.run.executors.kubernetes.controller._BESIDE_SECONDS", 0.05)
+    target = SlowAndBroken()
+    with namespace.kubelet(), namespace.controller(serving=target) as controller:
+        namespace.world.submit()
+        namespace.wait(namespace.succeeded)
+        namespace.make_servable()
+        namespace.wait(target.asked.is_set)
+        namespace.world.submit("another", config={"seed": 1})
+        namespace.wait(lambda: namespace.succeeded("another"))
+        errors = partial(
+            controller.metrics.registry.get_sample_value, ERRORS, {"error": "KeyError"}
+        )
+        before = controller.metrics.standing
+        assert errors() is None
+        target.released.set()
+        namespace.wait(lambda: controller.metrics.standing != before)  # it is of the other's model
+        assert errors() == 1
 
 
 def test_a_bug_that_one_run_meets_does_not_stop_the_others(

@@ -70,19 +70,12 @@ def exposed(metrics: Metrics) -> str:
     return generate_latest(metrics.registry).decode()
 
 
-def test_scores_verdict_and_cost_of_the_newest_finished_run_are_exposed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_scores_verdict_and_cost_of_the_newest_finished_run_are_exposed() -> None:
     world = World()
     controller = Controller(world.cluster, lambda _url: world.store)
     for name, ended in (("older", "02:00:00"), ("newest", "03:00:00"), ("oldest", "01:00:00")):
         evaluated(world, name, ended=ended)
         controller._run_changed(world.run(name), deleted=False)
-    monkeypatch.setattr("selfalign.run.executors.kubernetes.controller._FIND_SECONDS", 0.01)
-    find = controller._stopping.wait
-    monkeypatch.setattr(
-        controller._stopping, "wait", lambda _s: controller.metrics.findings is not None or find(0)
-    )
     controller._find()
     assert controller.metrics.findings is not None
     assert controller.metrics.findings.run == "newest"

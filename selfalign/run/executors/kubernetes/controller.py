@@ -2,8 +2,7 @@
 
     watches -> names that are due -> Reconciler.reconcile(name)
 
-What is served is one more name that is due, where a Deployment serves the promoted model. Notices
-have a thread of their own, because receivers may be slow.
+What is served, notices and findings have threads of their own, because others may be slow.
 A watch only says which run is due. Each watch ends after `resync_seconds` and begins with a fresh
 list, so an event that is lost costs time and nothing else.
 """
@@ -12,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import cache
 
@@ -20,6 +19,7 @@ from selfalign.errors import ConfigurationError, SelfAlignError
 from selfalign.run.executors.kubernetes import crd
 from selfalign.run.executors.kubernetes.cluster import (
     Cluster,
+    Conflict,
     Resource,
     backoff_seconds,
     is_terminating,
@@ -42,7 +42,7 @@ _POLL_SECONDS = 1.0
 _RETRY_LIMIT_SECONDS = 60.0
 _SHORT_WATCH_SECONDS = 30.0
 _FIND_SECONDS = 5.0  # between two looks for a run that has ended
-_SERVING = "serving/current"  # no run can have this name
+_BESIDE_SECONDS = 30.0  # before a step beside the loop that failed is tried again
 _WAITING = ("Queued", "NotDeployed", "ArtifactBusy")  # what another run or a release may end
 
 
@@ -75,6 +75,8 @@ class Controller:
         self._cluster = cluster
         self._opener = opener = cache(opener)  # each store is opened once, for all threads
         self._newest: Resource | None = None  # the finished run that ended last
+        self._found: Resource | None = None  # whose findings are known
+        self._woken: defaultdict[str, threading.Event] = defaultdict(threading.Event)
         self._resync_seconds = resync_seconds
         self._due: dict[str, float] = {}
         self._changed = threading.Condition()
@@ -101,15 +103,18 @@ class Controller:
         ]
         for arguments in watches:
             threading.Thread(target=self._watch, args=arguments, daemon=True).start()
-        threading.Thread(target=self._find, daemon=True).start()
-        self.add(_SERVING)
+        steps = {"notices": self._notices.step, "serving": self._serve, "findings": self._find}
+        beside = [
+            threading.Thread(target=self._beside, args=(what, step, self._woken[what]), daemon=True)
+            for what, step in steps.items()
+        ]
         worker = threading.Thread(target=self._work, name="reconcile")
-        notices = threading.Thread(target=self._notices.run, args=(self._stopping,), daemon=True)
-        worker.start()
-        notices.start()
+        for thread in (worker, *beside):
+            thread.start()
         worker.join()
-        self._notices.wake()
-        notices.join(POST_SECONDS + 1)  # so that what was taken is written down
+        for woken in self._woken.values():
+            woken.set()
+        beside[0].join(POST_SECONDS + 1)  # so that a notice that was taken is written down
         log.info("controller.stopped")
 
     def stop(self) -> None:
@@ -137,9 +142,7 @@ class Controller:
         while not self._stopping.is_set():
             self._beat = time.monotonic()
             name = self._next()
-            if name == _SERVING:
-                self._serve()
-            elif name is not None:
+            if name is not None:
                 self._reconcile(name)
 
     def _next(self) -> str | None:
@@ -172,31 +175,33 @@ class Controller:
             self.add(name, again)
         self.metrics.reconcile_seconds.observe(time.monotonic() - began)
 
-    def _serve(self) -> None:
-        """One step of serving. Whatever goes wrong in it is no run's business."""
-        try:
-            self.metrics.standing = self._serving.step()
-        except Exception as error:  # noqa: BLE001 - it must not stop the runs
-            self.metrics.count_error(error)
-            if not isinstance(error, SelfAlignError):
-                log.exception("serving.retry")
-            else:
-                log.warning("serving.retry", error=error.message[:500])
-        self.add(_SERVING, STEP_SECONDS)
-
-    def _find(self) -> None:
-        """Read what the newest finished run found, beside the loop: no run waits for it."""
-        found: Resource | None = None
-        while not self._stopping.wait(_FIND_SECONDS):
-            if (newest := self._newest) is None or newest is found:
-                continue
+    def _beside(self, what: str, step: Callable[[], float], woken: threading.Event) -> None:
+        """Take one step after another beside the loop: no run waits for it, nor fails by it."""
+        while not self._stopping.is_set():
+            woken.clear()
+            wait = _BESIDE_SECONDS
             try:
-                self.metrics.findings = findings_of(self._cluster, self._opener, newest)
-                found = newest
+                wait = step()
+            except Conflict:
+                wait = 0.0
             except Exception as error:  # noqa: BLE001 - whatever it was, it is tried again
                 self.metrics.count_error(error)
-                log.warning("findings.retry", run=name_of(newest), error=str(error)[:500])
-                self._stopping.wait(_RETRY_LIMIT_SECONDS)
+                if isinstance(error, SelfAlignError):
+                    log.warning(f"{what}.retry", error=error.message[:500])
+                else:
+                    log.exception(f"{what}.retry")
+            woken.wait(wait)
+
+    def _serve(self) -> float:
+        self.metrics.standing = self._serving.step()
+        return STEP_SECONDS
+
+    def _find(self) -> float:
+        """Read what the newest finished run found."""
+        if (newest := self._newest) is not None and newest is not self._found:
+            self.metrics.findings = findings_of(self._cluster, self._opener, newest)
+            self._found = newest
+        return _FIND_SECONDS
 
     def _is_newest(self, run: Resource) -> bool:
         ended = finished_at(run)
@@ -240,7 +245,7 @@ class Controller:
             return
         was, self._phases[name] = self._phases.get(name), crd.phase_of(run)
         if self._phases[name] == AWAITING_APPROVAL != was:
-            self._notices.wake()
+            self._woken["notices"].set()
             self._wake()
         self.metrics.created(metadata["creationTimestamp"])
         if crd.is_finished(run):
@@ -251,8 +256,8 @@ class Controller:
                 self.metrics.succeeded(completed)
             if was not in (None, "Succeeded", "Failed"):
                 self._wake()
-                self._notices.wake()
-                self.add(_SERVING)  # it may have promoted
+                self._woken["notices"].set()
+                self._woken["serving"].set()  # it may have promoted
             if (run.get("spec") or {}).get("ttlSecondsAfterFinished") is None:
                 return
         version = (metadata["uid"], metadata.get("generation", 0), is_terminating(run))

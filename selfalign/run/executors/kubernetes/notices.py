@@ -12,7 +12,6 @@ run's creator cannot write a status, hence cannot keep a notice back.
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -67,28 +66,8 @@ class Notices:
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     monotonic: Callable[[], float] = time.monotonic
     deliver: Callable[[Notice, NotifyConfig], None] = send
-    _woken: threading.Event = field(default_factory=threading.Event, init=False)
     _tries: dict[tuple[str, str], _Try] = field(default_factory=dict, init=False)
     _taken: set[tuple[str, str]] = field(default_factory=set, init=False)
-
-    def run(self, stopping: threading.Event) -> None:
-        """Send until `stopping` is set. Whatever goes wrong is logged and tried again."""
-        while not stopping.is_set():
-            self._woken.clear()
-            wait = STEP_SECONDS
-            try:
-                wait = self.step()
-            except SelfAlignError as error:
-                log.warning("notices.retry", error=error.message[:500])
-            except Conflict:
-                wait = 0.0
-            except Exception:  # noqa: BLE001 - a bug must not end the thread
-                log.exception("notices.retry")
-            self._woken.wait(wait)
-
-    def wake(self) -> None:
-        """A run has ended or waits for a person, or the process is to stop."""
-        self._woken.set()
 
     def step(self) -> float:
         """Try once what is due.

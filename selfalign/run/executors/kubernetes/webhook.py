@@ -18,7 +18,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from selfalign.config import NotifyConfig
@@ -34,7 +33,7 @@ _KEY_PREFIX = "whsec_"  # before a key in base64
 
 @dataclass(slots=True)
 class WebhookTarget:
-    """Tells one address which model is wanted. Sends in a thread: no run waits for the receiver.
+    """Tells one address which model is wanted.
 
     Attributes:
         clock: seconds since 1970, for the signature.
@@ -44,10 +43,6 @@ class WebhookTarget:
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
     clock: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
-    _sender: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="webhook"), init=False
-    )
-    _attempt: tuple[str, Future[None]] | None = field(default=None, init=False)
     _taken: str = field(default="", init=False)  # an event's id
     _failed: tuple[str, int, float, str] = field(default=("", 0, 0.0, ""), init=False)
 
@@ -57,31 +52,23 @@ class WebhookTarget:
         taken = f"model {wanted.digest}: the webhook has taken it, event {event}"
         if was is not None and (was["status"], was["message"]) == ("True", taken):
             self._taken = event
-        if self._attempt is not None and self._attempt[1].done():
-            self._settle(*self._attempt)
+        if self._failed[0] != event:
+            self._failed = (event, 0, 0.0, "")
+        _, failures, due, why = self._failed
+        if self._taken != event and self.monotonic() >= due:
+            try:
+                self._send(wanted)
+                self._taken = event
+            except NotDelivered as error:
+                failures, why = failures + 1, str(error)
+                due = self.monotonic() + wait_seconds(failures, error)
+                self._failed = (event, failures, due, why)
         if self._taken == event:
             return "Served", taken
-        about, failures, due, why = self._failed
-        if about != event:
-            failures, due, why = 0, 0.0, ""
-        if self._attempt is None and self.monotonic() >= due:
-            self._attempt = (event, self._sender.submit(self._send, wanted))
-        if not failures:
-            return "RollingOut", f"model {wanted.digest[:12]}: the webhook is told"
         return "NotReady", (
             f"model {wanted.digest[:12]}: the webhook has not taken it: {why}; it is tried again; "
             "remedy: see what answers at the address in the Secret of serving.webhook.secretName"
         )
-
-    def _settle(self, event: str, sent: Future[None]) -> None:
-        self._attempt = None
-        try:
-            sent.result()
-            self._taken, self._failed = event, ("", 0, 0.0, "")
-        except NotDelivered as error:
-            failures = 1 + (self._failed[1] if self._failed[0] == event else 0)
-            due = self.monotonic() + wait_seconds(failures, error)
-            self._failed = (event, failures, due, str(error))
 
     def _send(self, wanted: Wanted) -> None:
         """One attempt. Raises NotDelivered."""
