@@ -40,7 +40,7 @@ _EXECUTION_ONLY = {
     "num_shards",
 }
 _TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch.load reads it, whatever its caller asks for
-_PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy")
+_PACKAGES = ("transformers", "peft", "accelerate", "numpy")
 
 
 # What DeepSpeed's own files hold beside tensors and plain values.
@@ -85,7 +85,10 @@ def without_code(step: int | None, *, deepspeed: bool) -> Iterator[None]:
 
 def versions() -> dict[str, str]:
     """Of the packages that decide which bytes come out."""
-    return {package: version(package) for package in _PACKAGES}
+    import torch
+
+    # The package's metadata does not always say for which CUDA it was built.
+    return {"torch": str(torch.__version__), **{name: version(name) for name in _PACKAGES}}
 
 
 def training_identity(config: TrainConfig, ranks: Ranks, seed: int, examples_sha256: str) -> str:
