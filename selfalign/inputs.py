@@ -14,7 +14,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from selfalign.config import RunConfig
+from selfalign.config import BaseModelConfig, RunConfig
 from selfalign.errors import ConfigurationError, DataError
 from selfalign.identity import (
     DATA_FIELDS,
@@ -151,17 +151,22 @@ def is_stored(path: str | Path) -> bool:
 
 def unstored(config: RunConfig) -> dict[str, str]:
     """What the configuration names and pods cannot reach, by its key: neither a `store:` name nor a
-    model with its revision, which every stage may mount."""
+    model with its revision, which stages mount or know from the Hub."""
     named = {"seeds.directory": str(config.seeds.directory)}
     for field in DATA_FIELDS:
         path = data_of(config.evaluate, field)
         if path is not None and not is_default(field, path):
             named[f"evaluate.{field}"] = str(path)
-    models = {"base_model.path": config.base_model}
-    if config.evaluate.judge is not None:
-        models["evaluate.judge.model.path"] = config.evaluate.judge.model
-    named |= {name: model.path for name, model in models.items() if model.revision is None}
+    for name, model in _models(config).items():
+        if model.revision is None:
+            named[f"{name}.path"] = model.path
     return {name: path for name, path in named.items() if not is_stored(path)}
+
+
+def _models(config: RunConfig) -> dict[str, BaseModelConfig]:
+    judge = config.evaluate.judge
+    judging = {} if judge is None else {"evaluate.judge.model": judge.model}
+    return {"base_model": config.base_model, **judging}
 
 
 def is_remote(path: Path) -> bool:
@@ -221,10 +226,7 @@ def localise(config: RunConfig, store: Store) -> RunConfig:
     }
     if is_stored(config.seeds.directory):
         local["seeds.directory"] = fetch(store, str(config.seeds.directory))
-    judge = config.evaluate.judge
-    models = {"base_model": config.base_model}
-    models |= {} if judge is None else {"evaluate.judge.model": judge.model}
-    for name, model in models.items():
+    for name, model in _models(config).items():
         if is_stored(model.path) and model.revision is None:
             local[f"{name}.revision"] = revision_of(model.path)
     return replaced(config, local)

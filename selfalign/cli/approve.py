@@ -79,7 +79,6 @@ def reject_command(**options: Any) -> None:
 def _decide(
     *, approved: bool, run_id: str, by: str | None, reason: str, where: Place, as_json: bool
 ) -> None:
-    on_cluster = where.on_cluster
     store = where.open().store
     read_run(store, run_id)
     key = status_to_show(store, run_id).key_of("promote")
@@ -89,7 +88,7 @@ def _decide(
         print_json({"run": run_id, "promotion": key, **decision.model_dump(mode="json")})
         return
     click.echo(printable(f"run {run_id}: {decision}"))
-    if on_cluster:
+    if where.on_cluster:
         click.echo("next: the controller carries it out within a minute: selfalign status")
     else:
         click.echo("next: the controller, or `selfalign run` here once more, carries it out")

@@ -226,7 +226,7 @@ def check_inputs(config: RunConfig) -> None:
         raise ConfigurationError(
             f"{_WHERE}: {name}: {path[:200]!r} is no store: name, and pods share no directory",
             remedy="upload it (selfalign inputs push) and use the store: name that it prints; a "
-            "mounted model needs its revision",
+            "model that is mounted or on the Hub needs its revision",
         )
 
 

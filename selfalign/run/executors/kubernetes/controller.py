@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 
@@ -76,7 +76,7 @@ class Controller:
         self._opener = opener = cache(opener)  # each store is opened once, for all threads
         self._newest: Resource | None = None  # the finished run that ended last
         self._found: Resource | None = None  # whose findings are known
-        self._woken: defaultdict[str, threading.Event] = defaultdict(threading.Event)
+        self._woken = {what: threading.Event() for what in ("notices", "serving", "findings")}
         self._resync_seconds = resync_seconds
         self._due: dict[str, float] = {}
         self._changed = threading.Condition()
@@ -104,17 +104,17 @@ class Controller:
         for arguments in watches:
             threading.Thread(target=self._watch, args=arguments, daemon=True).start()
         steps = {"notices": self._notices.step, "serving": self._serve, "findings": self._find}
-        beside = [
-            threading.Thread(target=self._beside, args=(what, step, self._woken[what]), daemon=True)
+        beside = {
+            what: threading.Thread(target=self._beside, args=(what, step), daemon=True)
             for what, step in steps.items()
-        ]
+        }
         worker = threading.Thread(target=self._work, name="reconcile")
-        for thread in (worker, *beside):
+        for thread in (worker, *beside.values()):
             thread.start()
         worker.join()
         for woken in self._woken.values():
             woken.set()
-        beside[0].join(POST_SECONDS + 1)  # so that a notice that was taken is written down
+        beside["notices"].join(POST_SECONDS + 1)  # so that a notice that was taken is written down
         log.info("controller.stopped")
 
     def stop(self) -> None:
@@ -175,8 +175,9 @@ class Controller:
             self.add(name, again)
         self.metrics.reconcile_seconds.observe(time.monotonic() - began)
 
-    def _beside(self, what: str, step: Callable[[], float], woken: threading.Event) -> None:
+    def _beside(self, what: str, step: Callable[[], float]) -> None:
         """Take one step after another beside the loop: no run waits for it, nor fails by it."""
+        woken = self._woken[what]
         while not self._stopping.is_set():
             woken.clear()
             wait = _BESIDE_SECONDS
