@@ -8,7 +8,9 @@ with a `task.json` of `name` and `examples`, an example being `input` and `targe
 TruthfulQA: sylinrl/TruthfulQA, `data/mc_task.json`: a list of `question`, `mc1_targets` and
 `mc2_targets` ({text: 1 or 0}); on the Hub the same as rows. `TruthfulQA.csv`: a row of `Question`,
 `Best Answer`, `Correct Answers` and `Incorrect Answers` (separated by semicolons) for each; MC1 is
-then the best answer among all incorrect ones (mc_task.json of 2021 has some of them).
+then the best answer among all incorrect ones. Every answer ends in a full stop in mc_task.json and
+without one in the CSV, which therefore gets it: of the 817 questions of 2021, both files then give
+the same answers for 815, and the other two have one text as a right and a wrong answer.
 
 The Hub writes {text: 1 or 0} as {"choices": [text], "labels": [1 or 0]}. Neither set gives ids: an
 item's id is a digest of its content, so that it survives reordering.
@@ -107,9 +109,10 @@ def is_published(row: Json) -> bool:
 def _from_csv(row: Json, where: str) -> Json:
     """A row of TruthfulQA.csv in the layout of mc_task.json."""
     try:
-        best = row["Best Answer"].strip()
+        question = row["Question"].strip()
+        best = _with_full_stop(row["Best Answer"])
         right, wrong = (
-            [text.strip() for text in row[f"{name} Answers"].split(";") if text.strip()]
+            [_with_full_stop(text) for text in row[f"{name} Answers"].split(";") if text.strip()]
             for name in ("Correct", "Incorrect")
         )
     except KeyError as e:
@@ -118,16 +121,21 @@ def _from_csv(row: Json, where: str) -> Json:
         ) from e
     except AttributeError as e:  # JSON lines or parquet with its columns
         raise DataError(
-            f"{where}: expected a text in each of Best Answer, Correct Answers and Incorrect "
-            "Answers",
+            f"{where}: expected a text in each of Question, Best Answer, Correct Answers and "
+            "Incorrect Answers",
             remedy="give TruthfulQA.csv as published",
         ) from e
     wrong_only = dict.fromkeys((text for text in wrong if text not in {*right, best}), 0)
     return {
-        "question": row["Question"],
+        "question": question,
         "mc1_targets": {best: 1, **wrong_only},
         "mc2_targets": {**dict.fromkeys((best, *right), 1), **wrong_only},
     }
+
+
+def _with_full_stop(text: str) -> str:
+    text = text.strip()
+    return text if not text or text.endswith(".") else f"{text}."
 
 
 def _with_text(targets: dict[str, int]) -> dict[str, int]:

@@ -113,12 +113,20 @@ def test_a_directory_is_one_set_of_all_its_files(tmp_path: Path) -> None:
 
 def test_truthfulqas_csv_puts_the_best_answer_among_the_incorrect_ones(tmp_path: Path) -> None:
     (item,) = load_truthfulqa(table(tmp_path / "TruthfulQA.csv", TRUTHFULQA_2025, QUESTION))
-    assert item.choices == ("Rain falls", "Cats fall", "Dogs fall")
+    assert item.choices == ("Rain falls.", "Cats fall.", "Dogs fall.")
     assert item.gold == 0
-    assert item.mc2_targets == {"Rain falls": 1, "Snow, too": 1, "Cats fall": 0, "Dogs fall": 0}
+    assert item.mc2_targets == {"Rain falls.": 1, "Snow, too.": 1, "Cats fall.": 0, "Dogs fall.": 0}
     older = [cell for cell in TRUTHFULQA_2025 if cell != "Best Incorrect Answer"]
     values = [*QUESTION[:4], *QUESTION[5:]]
     assert load_truthfulqa(table(tmp_path / "2021.csv", older, values)) == (item,)
+    mc_task = tmp_path / "mc_task.json"
+    mc1 = dict.fromkeys(item.choices, 0) | {item.choices[item.gold]: 1}
+    mc_task.write_text(
+        json.dumps(
+            [{"question": item.question, "mc1_targets": mc1, "mc2_targets": item.mc2_targets}]
+        )
+    )
+    assert load_truthfulqa(mc_task) == (item,)  # mc_task.json ends every answer in a full stop
 
 
 def test_the_hubs_rows_are_the_published_files_again(tmp_path: Path) -> None:
@@ -179,9 +187,11 @@ def test_a_published_column_that_holds_no_text_is_refused_with_its_line(
     tmp_path: Path, odd: object
 ) -> None:
     answers = {"Best Answer": "b", "Correct Answers": "b; c", "Incorrect Answers": "x"}
-    for column in answers:
+    for column in ("Question", *answers):
         row = {"Question": "q", **answers, column: odd}
-        with pytest.raises(DataError, match=r"q\.jsonl:1: expected a text in each of Best Answer"):
+        with pytest.raises(
+            DataError, match=r"q\.jsonl:1: expected a text in each of Question, Best"
+        ):
             load_truthfulqa(lines(tmp_path / "q.jsonl", row))
     if odd is not None:
         row = {"prompt": "p", "type": "homonyms", "label": odd}
