@@ -2,7 +2,8 @@
 
 vLLM and transformers read it from the model's directory. Stop strings are not among what a server
 takes from there, and transformers refuses to generate when it holds some and no tokenizer is
-given: a model's answers end by a token alone, in evaluation too.
+given: a model's answers end by a token alone, in evaluation too, and `stop_strings` is stated as
+null.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ GENERATION_CONFIG = "generation_config.json"
 
 
 def ending(special: Mapping[str, int | None], ends: Sequence[int]) -> bytes:
-    """The file of a trained model.
+    """The file of a trained model: these tokens end an answer, and no stop strings do.
 
     Args:
         special: ids by name, such as bos_token_id; None is left out.
         ends: ids that end an answer, the one that was taught first.
     """
     known = {name: value for name, value in special.items() if value is not None}
-    return _text({**known, "eos_token_id": list(dict.fromkeys(ends))})
+    return _text({**known, "eos_token_id": list(dict.fromkeys(ends)), "stop_strings": None})
 
 
 def with_sampling(stated: bytes, sampling: SamplingConfig) -> bytes:

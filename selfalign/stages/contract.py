@@ -201,10 +201,11 @@ def commit_parts(
     replay: Callable[[Part], None] | None = None,
     check: Callable[[Part], None] | None = None,
 ) -> dict[str, Part]:
-    """Do the chunks that are not committed yet, and commit each when it is done.
+    """Do the chunks that are not committed yet, and commit them in their order.
 
-    A thread compresses and uploads, so that `work` goes on meanwhile; at most COMMITS_WAITING
-    outcomes are held for it.
+    A thread compresses and uploads, so that `work` goes on meanwhile. It is never held up by more
+    than one commit at a time: an outcome waits for those of the chunks before it, and where many
+    have waited for one, more than COMMITS_WAITING are handed over together.
 
     Args:
         work: the names and outcomes of the chunks that it is given, in any order.
@@ -217,12 +218,15 @@ def commit_parts(
     """
     parts = shard.committed()
     names: list[str] = []
+    undone: deque[str] = deque()  # chunks that `work` was given, until their commit is handed over
+    done: dict[str, PartOutcome] = {}  # of chunks that wait for one before them
 
     def pending() -> Iterator[Chunk[_Item]]:
         for chunk in chunks:
             names.append(chunk.name)
             part = parts.get(chunk.name)
             if part is None:
+                undone.append(chunk.name)
                 yield chunk
                 continue
             progress.skip(len(chunk.items))
@@ -234,6 +238,10 @@ def commit_parts(
 
     def settle() -> None:
         name, committed = waiting.popleft()
+        if committed.exception() is not None:
+            done.clear()  # a store that takes one part no more takes no other
+            for _, other in waiting:
+                other.cancel()
         parts[name] = committed.result()
         log.debug("part.committed", part=name, kept=parts[name].counts.kept)
         if check is not None:
@@ -241,7 +249,9 @@ def commit_parts(
 
     # Leaving the block waits for what was handed over: an interrupted worker loses none of it.
     with ThreadPoolExecutor(1, thread_name_prefix="commit") as committer:
-        for name, outcome in work(pending()):
+
+        def hand_over(name: str) -> None:
+            outcome = done.pop(name)
             committed = committer.submit(
                 shard.commit,
                 name,
@@ -251,8 +261,20 @@ def commit_parts(
                 outcome.quarantined,
             )
             waiting.append((name, committed))
-            while waiting and (len(waiting) > COMMITS_WAITING or waiting[0][1].done()):
-                settle()
+
+        try:
+            for finished, outcome in work(pending()):
+                done[finished] = outcome
+                while undone and undone[0] in done:
+                    hand_over(undone.popleft())
+                while waiting and waiting[0][1].done():
+                    settle()
+                if len(waiting) > COMMITS_WAITING:
+                    settle()
+        except BaseException:
+            for name in list(done):  # complete, whatever the chunks before them still lack
+                hand_over(name)
+            raise
         while waiting:
             settle()
     progress.finish()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +22,7 @@ from selfalign.engines.base import (
     Score,
     ScoreRequest,
 )
-from selfalign.errors import EngineError
+from selfalign.errors import EngineError, StorageFull
 from selfalign.records import Prompt
 from selfalign.stages.contract import EngineHandle, PartOutcome, chunked, generate_shard, share_size
 from selfalign.stages.quarantine import QuarantineLimit
@@ -204,6 +205,55 @@ def test_a_part_of_rows_that_are_all_set_aside_is_committed_too(store: LocalStor
     assert manifest is not None
     assert manifest.counts.quarantined == {"empty": 8}
     assert [part.name for part in manifest.shards[0].parts] == [f"part-{n:05d}" for n in range(3)]
+
+
+class BackwardsEngine(EchoEngine):
+    """Answers the last request first; `fail_after` counts answers."""
+
+    def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion | Quarantined]:
+        for done, request in enumerate(reversed(list(requests))):
+            if done == self.fail_after:
+                raise EngineError("out of luck")
+            yield Completion(request.id, request.prompt, "stop", 1, 1)
+
+
+class WatchedStore(LocalStore):
+    """Remembers the parts that were written, in order; refuses all after `room` of them."""
+
+    def __init__(self, path: Path, room: int | None = None) -> None:
+        super().__init__(path)
+        self.room = room
+        self.parts: list[str] = []
+
+    def write(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
+        found = re.search(r"(part-\d+)\.json$", key)
+        if found is not None:
+            self.parts.append(found[1])
+            if self.room is not None and len(self.parts) > self.room:
+                raise StorageFull("no space left")
+        super().write(key, data, if_absent=if_absent)
+
+
+def test_parts_are_committed_in_order_though_the_last_is_answered_first(tmp_path: Path) -> None:
+    store = WatchedStore(tmp_path)
+    manifest = generate(store, BackwardsEngine(), count=100)
+    assert manifest is not None
+    assert store.parts == [f"part-{n:05d}" for n in range(20)]
+
+
+def test_what_is_complete_survives_although_parts_before_it_do_not(tmp_path: Path) -> None:
+    store = WatchedStore(tmp_path)
+    with pytest.raises(EngineError):
+        generate(store, BackwardsEngine(fail_after=12))  # of 23: the last two parts and a bit
+    assert sorted(store.parts) == ["part-00003", "part-00004"]
+
+
+def test_a_full_store_keeps_the_parts_that_it_took(tmp_path: Path) -> None:
+    with pytest.raises(StorageFull):
+        generate(WatchedStore(tmp_path, room=2), BackwardsEngine(), count=100)
+    again = WatchedStore(tmp_path)
+    assert generate(again, BackwardsEngine(), count=100) is not None
+    assert again.parts == [f"part-{n:05d}" for n in range(2, 20)]
 
 
 def test_finished_parts_survive_a_failing_engine_and_are_not_asked_again(

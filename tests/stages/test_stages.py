@@ -93,6 +93,8 @@ def _loads_as_it_lies(store: LocalStore, model: PromotedModel) -> None:
     inputs = tokenizer(asked, return_tensors="pt")
     AutoModelForCausalLM.from_pretrained(directory).generate(**inputs, generation_config=defaults)
     assert (defaults.eos_token_id, defaults.temperature) == ([2], 0.0)
+    stated = json.loads((directory / "generation_config.json").read_text())
+    assert stated.get("stop_strings", "not stated") is None
 
 
 def test_a_base_that_takes_images_too_ends_in_a_text_model_whose_card_says_so(

@@ -221,7 +221,12 @@ def test_the_base_models_sampling_is_not_passed_on_and_its_end_tokens_are(tmp_pa
     config = CONFIG.model_copy(update={"max_steps": 1, "checkpoint_every_steps": 1})
     result = Attempt(config, base, tmp_path).run()
     written = json.loads((result.merged / "generation_config.json").read_text())
-    assert written == {"bos_token_id": 1, "eos_token_id": [2, 3], "pad_token_id": 0}
+    assert written == {
+        "bos_token_id": 1,
+        "eos_token_id": [2, 3],
+        "pad_token_id": 0,
+        "stop_strings": None,
+    }
 
 
 def test_a_server_reads_a_chat_as_the_tokens_that_were_trained(full: Run) -> None:
