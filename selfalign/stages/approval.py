@@ -87,6 +87,11 @@ def read_request(store: Store, promotion: str) -> ApprovalRequest | None:
     return read_document(store, _request_place(promotion), ApprovalRequest)
 
 
+def read_decision(store: Store, promotion: str) -> Approval | None:
+    """What a person decided, or None. Raises DataError."""
+    return read_document(store, _place(promotion), Approval)
+
+
 def ask(store: Store, request: ApprovalRequest) -> Approval | None:
     """Put up a request, unless an earlier attempt has; what was decided on the one that stands.
 
@@ -97,7 +102,7 @@ def ask(store: Store, request: ApprovalRequest) -> Approval | None:
         store.write(place, request.to_bytes(place), if_absent=True)
     except PreconditionFailed:
         request = read_request(store, request.promotion) or request
-    found = read_document(store, _place(request.promotion), Approval)
+    found = read_decision(store, request.promotion)
     if found is not None and found.request != request.digest:
         raise DataError(
             f"{store.url}/{_place(request.promotion)}: answers another request than "
@@ -130,7 +135,7 @@ def decide_on(
         )
     place = _place(promotion)
     if read_manifest(store, "promotion", promotion) is not None:
-        raise _decided(store, run, read_document(store, place, Approval))
+        raise _decided(store, run, read_decision(store, promotion))
     current = read_pointer(store)
     found = None if current is None else current.pointer.model.digest
     if approved and found != request.against:
@@ -146,7 +151,7 @@ def decide_on(
     try:
         store.write(place, decision.to_bytes(place), if_absent=True)
     except PreconditionFailed:
-        raise _decided(store, run, read_document(store, place, Approval)) from None
+        raise _decided(store, run, read_decision(store, promotion)) from None
     return decision
 
 

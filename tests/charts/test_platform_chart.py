@@ -35,7 +35,7 @@ VIEWER_MAY = {
 }
 PERMISSIONS = {
     "controller": {
-        "selfalign.io/alignmentruns": "get list watch delete",  # delete: TTL
+        "selfalign.io/alignmentruns": "get list watch patch delete",  # decisions, TTL
         "selfalign.io/alignmentruns/status": "patch",
         "selfalign.io/alignmentruns/finalizers": "update",  # blockOwnerDeletion
         "batch/jobs": "get list watch create",  # get: adopt one's own on a conflict

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from selfalign.run.executors.kubernetes.crd import NIGHTLY_LABEL
+from selfalign.run.executors.kubernetes.cluster import ClusterDenied, annotations_of
+from selfalign.run.executors.kubernetes.crd import NIGHTLY_LABEL, PLURAL
 from selfalign.run.executors.kubernetes.notices import Notices
 from selfalign.run.notify import Notice
 from selfalign.stages.approval import Approval, decide_on
@@ -56,6 +57,36 @@ def test_a_run_waits_without_serving_anything_and_is_promoted_once_approved(worl
     world.to_the_end()
     assert world.status()["verdict"] == "Promoted"
     assert read_pointer(world.store) is not None
+
+
+@pytest.mark.parametrize(("approved", "decision"), [(True, "approved"), (False, "rejected")])
+def test_a_run_is_annotated_with_who_decided_what_and_when(
+    world: World, approved: bool, decision: str
+) -> None:
+    world.submit()
+    to_approval(world)
+    found = decide(world, approved=approved)
+    assert "selfalign.io/decision" not in annotations_of(world.cluster.get(PLURAL, "toy"))
+    world.to_the_end()
+    assert annotations_of(world.cluster.get(PLURAL, "toy")) == {
+        "selfalign.io/decision": decision,
+        "selfalign.io/decided-by": "anna",
+        "selfalign.io/decided-at": found.at,
+    }
+
+
+def test_a_controller_that_may_not_annotate_ends_the_run_all_the_same(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(kind: str, name: str, change: object) -> None:
+        raise ClusterDenied(f"may not patch {kind}")
+
+    world.submit()
+    to_approval(world)
+    decide(world)
+    monkeypatch.setattr(world.cluster, "patch", denied)
+    world.to_the_end()
+    assert world.status()["verdict"] == "Promoted"
 
 
 def test_a_rejected_run_ends_with_who_and_why(world: World) -> None:

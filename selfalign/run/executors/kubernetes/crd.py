@@ -29,6 +29,10 @@ MAX_PARALLELISM_ANNOTATION = f"{GROUP}/max-parallelism"
 SPEC_DIGEST_ANNOTATION = f"{GROUP}/spec-digest"
 CONFIG_ANNOTATION = f"{GROUP}/config"  # of a pod: its config.yaml, which it mounts as a file
 SUBMITTED_BY_ANNOTATION = f"{GROUP}/submitted-by"
+# What a person decided on a run's model. For people to read: what counts is in the store.
+DECISION_ANNOTATION = f"{GROUP}/decision"
+DECIDED_BY_ANNOTATION = f"{GROUP}/decided-by"
+DECIDED_AT_ANNOTATION = f"{GROUP}/decided-at"
 
 MANAGER = "selfalign-controller"
 PLATFORM_CONFIG = "selfalign-config"

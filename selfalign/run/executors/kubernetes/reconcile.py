@@ -42,6 +42,7 @@ from selfalign.run.record import (
     write_run,
     write_status,
 )
+from selfalign.stages.approval import read_decision
 from selfalign.store.artifact import read_manifest
 from selfalign.store.base import PreconditionFailed, Store
 from selfalign.store.manifest import Manifest
@@ -121,6 +122,30 @@ class Reconciler:
         for planned in named:
             self._manifests.pop((store.url, planned.stage.writes, planned.key), None)
         heed_gc(store, named)
+
+    def note_decision(self, run: Resource, config: RunConfig, status: RunStatus) -> Resource:
+        """Annotate a run with what a person decided on its model, who and when; returns it.
+
+        A decision that cannot be read or noted is logged. Raises ClusterUnavailable, Gone.
+        """
+        promotion = status.key_of("promote")
+        if config.promote.approval != "manual" or promotion is None:
+            return run
+        try:
+            decision = read_decision(self.open_store(config.store), promotion)
+            if decision is None:
+                return run
+            told = {
+                crd.DECISION_ANNOTATION: "approved" if decision.approved else "rejected",
+                crd.DECIDED_BY_ANNOTATION: decision.by,
+                crd.DECIDED_AT_ANNOTATION: decision.at,
+            }
+            return self.cluster.patch(crd.PLURAL, name_of(run), {"metadata": {"annotations": told}})
+        except (ClusterUnavailable, Gone):
+            raise
+        except SelfAlignError as error:
+            log.warning("decision.not_noted", run=name_of(run), error=error.message)
+            return run
 
     def record(self, run: Resource, config: RunConfig, status: RunStatus) -> None:
         """Write the run's record in the store. A store that fails is logged."""
@@ -254,7 +279,8 @@ class _Step:
     def save(self, status: RunStatus) -> None:
         """Write the status where it is news. Raises Conflict, Gone.
 
-        A run that has ended is not reconciled again, so its record in the store is written first.
+        A run that has ended is not reconciled again, so its record in the store, and what a person
+        decided, are written first.
         """
         before, stored = self.status, self.run.get("status") or {}
         body = crd.to_resource_status(
@@ -267,6 +293,7 @@ class _Step:
         if body == stored:
             return
         if status.finished and self.config is not None:
+            self.run = self.by.note_decision(self.run, self.config, status)
             self.by.record(self.run, self.config, status)
         self.run = self.by.cluster.patch_status(self.run, body)
         self.status, self.began = status, self.by.monotonic()
