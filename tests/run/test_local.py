@@ -32,6 +32,11 @@ print("Loading weights: 100%", file=sys.stderr)
 print('{"event": "stage.failed", "error": "no soap", "remedy": "buy some"}', file=sys.stderr)
 sys.exit(3)
 """
+KILLED = """
+import os, signal, sys, tempfile
+print(tempfile.mkdtemp(), file=sys.stderr, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 @pytest.fixture
@@ -101,6 +106,13 @@ def test_every_line_of_the_log_is_an_event() -> None:
     lines = [json.loads(line) for line in log.getvalue().splitlines()]
     assert [line["event"] for line in lines] == ["stage.output", "stage.failed"]
     assert lines[0]["line"] == "Loading weights: 100%"
+
+
+def test_a_worker_that_is_killed_leaves_no_temporary_files() -> None:
+    log = io.StringIO()
+    (result,) = run_workers([[sys.executable, "-c", KILLED]], log, lambda _event: None)
+    left = Path(json.loads(log.getvalue())["line"])
+    assert (result.exit_code, left.exists(), left.parent.exists()) == (-9, False, False)
 
 
 def test_a_closed_pipe_ends_the_display_and_not_the_run() -> None:

@@ -12,6 +12,7 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -53,24 +54,31 @@ def run_workers(
     """Run one process for each command, all at once, and wait until every one has ended.
 
     An exception in here, also a KeyboardInterrupt, stops the workers with SIGTERM, gives them time
-    to commit what they have, and is raised again.
+    to commit what they have, and is raised again. Their temporary files are removed at the end,
+    also those of a worker that was killed: a training's checkpoints fill a disk in a few nights.
     """
     events: queue.Queue[tuple[Worker, str | None]] = queue.Queue()
-    workers = [
-        _start(shard, command, events, len(commands)) for shard, command in enumerate(commands)
-    ]
-    open_streams = len(workers)
-    try:
-        while open_streams:
-            worker, line = events.get()
-            if line is None:
-                open_streams -= 1
-            else:
-                _handle(worker, line, log_file, on_event)
-        return [_result(worker) for worker in workers]
-    except BaseException:
-        _stop(workers)
-        raise
+    with tempfile.TemporaryDirectory(prefix="selfalign-", ignore_cleanup_errors=True) as scratch:
+        environment = dict(os.environ, SELFALIGN_LOG="json", PYTHONUNBUFFERED="1", TMPDIR=scratch)
+        if len(commands) > 1:
+            # Several workers share the cores: each takes its part instead of all of them.
+            cores = max((os.cpu_count() or 1) // len(commands), 1)
+            environment.setdefault("OMP_NUM_THREADS", str(cores))
+        workers = [
+            _start(shard, command, events, environment) for shard, command in enumerate(commands)
+        ]
+        open_streams = len(workers)
+        try:
+            while open_streams:
+                worker, line = events.get()
+                if line is None:
+                    open_streams -= 1
+                else:
+                    _handle(worker, line, log_file, on_event)
+            return [_result(worker) for worker in workers]
+        except BaseException:
+            _stop(workers)
+            raise
 
 
 def stage_command(
@@ -85,12 +93,11 @@ def stage_command(
 
 
 def _start(
-    shard: int, command: list[str], events: queue.Queue[tuple[Worker, str | None]], num_workers: int
+    shard: int,
+    command: list[str],
+    events: queue.Queue[tuple[Worker, str | None]],
+    environment: dict[str, str],
 ) -> Worker:
-    environment = dict(os.environ, SELFALIGN_LOG="json", PYTHONUNBUFFERED="1")
-    if num_workers > 1:
-        # Several workers share the cores: each takes its part instead of all of them.
-        environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // num_workers, 1)))
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
