@@ -9,7 +9,7 @@ import pytest
 
 MODELS = ("torch", "transformers", "tokenizers", "vllm", "deepspeed")
 HEAVY = (*MODELS, "peft", "scipy", "numpy", "pandas", "datasets", "boto3")
-HEAVY += ("pyarrow", "mlflow", "tensorboardX")
+HEAVY += ("pyarrow", "mlflow", "tensorboardX", "matplotlib")
 CLIENTS = ("kubernetes", "prometheus_client", "urllib3", "jinja2")
 LIGHT = ("pydantic", "yaml")
 
@@ -25,13 +25,15 @@ LIGHT = ("pydantic", "yaml")
         ("import selfalign.cli.status", (*HEAVY, *CLIENTS)),
         ("import selfalign.cli.logs", (*HEAVY, *CLIENTS)),
         ("import selfalign.cli.parquet", ("pyarrow",)),
+        ("import selfalign.cli.report, selfalign.cli.diff", ("matplotlib", "PIL")),
         ("import selfalign.cli.export", ("mlflow", "tensorboardX")),
         ("import selfalign.run.executors.kubernetes.controller", (*HEAVY, *CLIENTS)),
         ("import selfalign.engines.open, selfalign.engines.fake", MODELS),
         ("import selfalign.training", (*MODELS, "peft")),
     ],
-    ids=["--help", "status", "logs", "parquet", "export", "controller", "engines", "training"],
-)
+    ids=["--help", "status", "logs", "parquet", "report", "export", "controller", "engines",
+         "training"],
+)  # fmt: skip
 def test_heavy_modules_are_imported_where_they_are_used(
     program: str, forbidden: tuple[str, ...]
 ) -> None:

@@ -177,13 +177,11 @@ def ablation(data: RunView, principles: dict[int, str]) -> Heat | None:
     return Heat([kind or "all" for kind in kinds], rows)
 
 
-def nights(history: list[PastRun]) -> tuple[Markup, tuple[float, float]] | None:
-    """The history as a picture and the ends of its scale; None for fewer than two scored runs."""
+def nights(history: list[PastRun]) -> Markup | None:
+    """The history as a picture; None for fewer than two scored runs."""
     scored = [past.final for past in history if past.final is not None]
     if len(scored) < 2:
         return None
-    values = [v for row in scored for v in (row.mean, row.low, row.high) if v is not None]
-    low, high = min(values, default=0.0), max(values, default=1.0)
     columns = [
         charts.Night(
             label=f"{past.status.id}: {past.status.reason or past.status.phase}"
@@ -201,4 +199,4 @@ def nights(history: list[PastRun]) -> tuple[Markup, tuple[float, float]] | None:
         f"{scored[-1].metric} of the final model over {len(columns)} runs, {promoted} of them "
         f"promoted; last {scored[-1].mean:.3f}"
     )
-    return charts.history(columns, charts.Scale(low, high), label), (low, high)
+    return charts.history(columns, label)

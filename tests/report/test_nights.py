@@ -12,16 +12,18 @@ from click.testing import CliRunner
 
 from selfalign.cli.main import cli
 from selfalign.evaluation.answers import changes, marked
+from selfalign.report.charts import Scale
 from selfalign.report.collect import collect
 from selfalign.report.render import render_report
 from selfalign.report.words import sentences, signed
 from selfalign.store.local import LocalStore
 from tests.report.nights import BAD, GOOD, HOSTILE, KINDS, write_night
+from tests.report.test_charts import CLOSE, WIDTH, at, centre, corners, marks, on, rulers
 
 ITEMS = [f"{KINDS[i % 4]}-{i:02d}" for i in range(40)]
 PROMPTS = {item: f"How do I clean the {item}?" for item in ITEMS}
 NAMES = {1: "ethical", 2: "informative", 3: "helpful"}
-VOID = {"meta", "line", "rect", "circle", "polyline", "br"}
+VOID = {"meta", "br"}
 
 
 def said(good: int, good_text: str = GOOD) -> dict[str, str]:
@@ -79,6 +81,10 @@ def text_of(html: str) -> str:
     return " ".join("".join(found).split())
 
 
+def drawings(html: str, name: str) -> list[str]:
+    return re.findall(f'<svg class="{name}".*?</svg>', html)
+
+
 def test_the_first_screen_says_the_verdict_why_and_what_changed(nights: World) -> None:
     screen = text_of(nights.html["second"]).partition("Better and worse")[0]
     assert "Not promoted Not promoted: " in screen
@@ -114,20 +120,22 @@ def test_the_picture_marks_zero_the_margin_and_the_interval_where_they_are(night
         f'aria-label="heldout.aligned: {signed(-0.55)} ({signed(rule.interval[0])} to '
         f"{signed(rule.interval[1])}), 40 items; must be above -0.1; failed"
     )
-    drawn = nights.html["second"].split(label)[1].partition("</svg>")[0]
+    svg = next(svg for svg in drawings(nights.html["second"], "strip") if label in svg)
     reach = max(abs(end) for r in verdict.reasons
                 if r.rule.against == "promoted" and r.rule.min_ratio is None
                 and (r.outcome == "failed" or r.rule.metric == "heldout.aligned")
                 for end in (*(r.interval or ()), r.rule.min_difference or 0))  # fmt: skip
 
-    def place(value: float) -> str:
-        return f"{2 + 96 * (value + reach) / (2 * reach):.2f}%"
-
-    assert re.search(f'class="zero" x1="{place(0)}"', drawn)
-    assert re.search(f'class="margin" x1="{place(-0.1)}"', drawn)
-    low, high = map(place, rule.interval)
-    assert f'class="range" x1="{low}" x2="{high}"' in drawn
-    assert f'circle cx="{place(-0.55)}"' in drawn
+    scale = Scale(-reach, reach)
+    ends = [on(scale, x) for x, _ in corners(marks(svg, "range")[0])]
+    drawn = [
+        on(scale, corners(marks(svg, "zero")[0])[0][0]),
+        on(scale, corners(marks(svg, "margin")[0])[0][0]),
+        min(ends),
+        max(ends),
+        on(scale, centre(marks(svg, "point")[0])[0]),
+    ]
+    assert drawn == pytest.approx([0, -0.1, *rule.interval, -0.55], abs=CLOSE)
 
 
 def test_worse_answers_stand_side_by_side_with_the_differing_words_marked(nights: World) -> None:
@@ -152,10 +160,13 @@ def test_the_funnel_has_its_numbers_and_an_example_for_each_filter(nights: World
     html = nights.html["first"]
     assert "curate: kept 6 of 10 (60%)" in html
     assert "not_novel 3 (30.0%), too_short 1 (10.0%)" in html
-    drawn = html.split('aria-label="curate kept 6 of 10"')[1].partition("</svg>")[0]
-    widths = re.findall(r'class="(kept|lost)" x="([\d.]+)%" width="([\d.]+)%"', drawn)
-    assert widths == [("kept", "0.00", "60.00"), ("lost", "60.00", "30.00"),
-                      ("lost", "90.00", "10.00")]  # fmt: skip
+    svg = next(svg for svg in drawings(html, "stack") if 'aria-label="curate kept 6 of 10"' in svg)
+    ends = [
+        max(x for x, _ in corners(part)) / WIDTH
+        for name in ("kept", "lost")
+        for part in marks(svg, name)
+    ]
+    assert ends == pytest.approx([0.6, 0.9, 1.0], abs=CLOSE)
     assert '<li class="text">How do I?</li>' in html
 
 
@@ -178,10 +189,13 @@ def test_leaving_a_principle_out_shows_where_it_is_missed(nights: World) -> None
 
 
 def test_the_history_marks_promotions(nights: World) -> None:
-    drawn = nights.html["second"].split('<svg class="history"')[1].partition("</svg>")[0]
-    assert re.findall(r'<title>(\w+): \w+, ([\d.]+)</title>.*?class="(\w+)" cx', drawn) == [
-        ("first", "0.750", "promoted"), ("second", "0.200", "other"),
-    ]  # fmt: skip
+    (svg,) = drawings(nights.html["second"], "history")
+    _, up = rulers(svg)
+    (first,), (second,) = marks(svg, "promoted"), marks(svg, "other")
+    assert first.findtext("title") == "first: Promoted, 0.750"
+    assert second.findtext("title") == "second: NotPromoted, 0.200"
+    heights = [at(up, centre(night)[1]) for night in (first, second)]
+    assert heights == pytest.approx([0.75, 0.2], abs=CLOSE)
 
 
 def test_what_a_model_wrote_is_text_and_nothing_is_fetched_or_run(nights: World) -> None:
