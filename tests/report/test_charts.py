@@ -12,6 +12,7 @@ from xml.etree.ElementTree import Element
 
 import pytest
 
+from selfalign.errors import ConfigurationError
 from selfalign.report.charts import Night, Scale, bar, history, line, strip
 
 NAN, HUGE = float("nan"), 1.7e308
@@ -199,3 +200,10 @@ def test_a_container_without_a_home_draws_and_says_nothing(tmp_path: Path) -> No
     assert ran.stdout == line([(1, 2.0), (2, 1.0)], "x") + "\n"
     assert ran.stderr == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ConfigurationError, match="matplotlib, which is not installed") as caught:
+        bar([("kept", 0.5)], "half")
+    assert "selfalign[report]" in (caught.value.remedy or "")
