@@ -179,9 +179,11 @@ def ablation(data: RunView, principles: dict[int, str]) -> Heat | None:
 
 def nights(history: list[PastRun]) -> Markup | None:
     """The history as a picture; None for fewer than two scored runs."""
-    scored = [past.final for past in history if past.final is not None]
+    finals = [past.final for past in history if past.final is not None]
+    scored = [(final.metric, final.mean) for final in finals if final.mean is not None]
     if len(scored) < 2:
         return None
+    metric, last = scored[-1]
     columns = [
         charts.Night(
             label=f"{past.status.id}: {past.status.reason or past.status.phase}"
@@ -196,7 +198,7 @@ def nights(history: list[PastRun]) -> Markup | None:
     ]
     promoted = sum(column.promoted for column in columns)
     label = (
-        f"{scored[-1].metric} of the final model over {len(columns)} runs, {promoted} of them "
-        f"promoted; last {scored[-1].mean:.3f}"
+        f"{metric} of the final model over {len(columns)} runs, {promoted} of them promoted; "
+        f"last {last:.3f}"
     )
     return charts.history(columns, label)
