@@ -1,13 +1,13 @@
 """What checkpoints cost: the share of a training's time that saving takes.
 
     python benchmarks/training/checkpoints.py [--seconds 120] [--first 0.1] [--model DIR]
-                                              [--method full]
+                                              [--method full] [--batch 16]
 
 A real training with a real store, at the pace that `checkpoint_every_steps: null` keeps, except
 that the least time between two checkpoints is `--first` seconds instead of 300: so a short run
 saves as often as the 2% allow. Without `--model` it trains a Llama of 0.76M parameters with random
-weights. Prints one JSON object; the first checkpoint stands apart, because its cost is not known
-before.
+weights. Prints one JSON object: the first checkpoint as it was expected and as it was, and the
+share of the time that all took, by the end and had the training ended right after the worst.
 """
 
 from __future__ import annotations
@@ -31,13 +31,31 @@ from selfalign.training import finetune, train, watch
 
 
 class MeasuredPace(watch.CheckpointPace):
-    """The product's pace, which also notes how long each checkpoint took."""
+    """The product's pace, which also notes how long each checkpoint took, and the rehearsal."""
 
-    costs: list[float] = []  # noqa: RUF012 - one training in this process
+    paces: list[MeasuredPace] = []  # noqa: RUF012 - one training in this process
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.paces.append(self)
+        self.started, self.expected, self.rehearsal = self.clock(), 0.0, 0.0
+        self.costs: list[float] = []
+        self.shares: list[float] = []
+
+    def _expected(self) -> float:
+        began = self.clock()
+        cost = super()._expected()
+        self.rehearsal = self.clock() - began
+        self.expected = cost - self.rehearsal
+        return cost
 
     def saved(self) -> None:
         super().saved()
-        self.costs.append(self._cost)
+        self.costs.append(self.clock() - self._began)
+        self.shares.append(self.share())
+
+    def share(self) -> float:
+        return (self.rehearsal + sum(self.costs)) / (self.clock() - self.started)
 
 
 def measure(config: TrainConfig, base: Path, directory: Path, seconds: float) -> dict[str, Any]:
@@ -70,18 +88,16 @@ def measure(config: TrainConfig, base: Path, directory: Path, seconds: float) ->
             seed=SEED,
             on_progress=note,
         )
-    total, costs = time.monotonic() - began[0], MeasuredPace.costs
-    resting = watch._CHECKPOINT_SECONDS
+    (pace,) = MeasuredPace.paces
     return {
         "method": config.method,
-        "seconds": round(total, 1),
-        "checkpoints": len(costs),
-        "seconds_of_the_first": round(costs[0], 2) if costs else None,
-        "seconds_of_the_others": [round(cost, 2) for cost in costs[1:]],
-        "share": round(sum(costs) / total, 4),
-        "share_without_the_first": round(sum(costs[1:]) / (total - resting - costs[0]), 4)
-        if costs
-        else None,
+        "seconds": round(time.monotonic() - pace.started, 1),
+        "megabytes": round(pace.size / 1e6, 1),
+        "seconds_of_the_rehearsal": round(pace.rehearsal, 2),
+        "seconds_expected_of_the_first": round(pace.expected, 2),
+        "seconds_of_checkpoints": [round(cost, 2) for cost in pace.costs],
+        "share": round(pace.share(), 4),
+        "largest_share": round(max(pace.shares), 4) if pace.shares else None,
     }
 
 
@@ -91,11 +107,18 @@ def main() -> None:
     parser.add_argument("--first", type=float, default=0.1)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--method", choices=["full", "lora"], default="full")
+    parser.add_argument("--batch", type=int, default=16)
     arguments = parser.parse_args()
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     watch._CHECKPOINT_SECONDS = arguments.first
     finetune.CheckpointPace = MeasuredPace  # type: ignore[misc]
-    config = TrainConfig(method=arguments.method, precision="float32", epochs=1000, warmup_steps=5)
+    config = TrainConfig(
+        method=arguments.method,
+        precision="float32",
+        epochs=1000,
+        warmup_steps=5,
+        global_batch_size=arguments.batch,
+    )
     with tempfile.TemporaryDirectory() as made:
         directory = Path(made)
         base = arguments.model or directory / "base"

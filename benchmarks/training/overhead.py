@@ -40,6 +40,9 @@ class NoCheckpoints:
     def publish(self, step: int, files: list[FileEntry]) -> None:
         raise AssertionError(f"no checkpoint was asked for at step {step}")
 
+    def rehearse(self, directory: Path) -> None:
+        raise AssertionError("no checkpoint was asked for")
+
     def latest(self, directory: Path) -> int | None:
         return None
 

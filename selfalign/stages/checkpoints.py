@@ -16,6 +16,7 @@ from selfalign.store.files import file_sha256
 from selfalign.store.manifest import FileEntry
 from selfalign.telemetry import log
 
+_REHEARSAL = 0  # a step that no checkpoint has
 KEPT_CHECKPOINTS = 2  # a second worker may have removed files of the newest
 
 
@@ -72,6 +73,14 @@ class StoreCheckpoints:
         if self._writer.published:
             log.warning("checkpoint.superseded", step=step)
             self.clear()
+
+    def rehearse(self, directory: Path) -> None:
+        """Upload files as those of a checkpoint, and remove them; no index ever names them."""
+        try:
+            self.upload(_REHEARSAL, directory)
+        finally:
+            for key in list(self._store.list(f"{self._prefix}{_REHEARSAL:09d}/")):
+                self._store.delete(key)
 
     def latest(self, directory: Path) -> int | None:
         """Fetch the checkpoint that was saved last into `directory`; None if there is none."""

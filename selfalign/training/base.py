@@ -52,6 +52,13 @@ class CheckpointSink(Protocol):
         """
         ...
 
+    def rehearse(self, directory: Path) -> None:
+        """Upload these files as `upload` does and remove the copies, also after a failure.
+
+        Called in the main process, which looks how long that takes.
+        """
+        ...
+
     def latest(self, directory: Path) -> int | None:
         """Fetch the newest checkpoint's files into `directory`; None if there is none.
 

@@ -10,6 +10,8 @@ import json
 import os
 import pickle
 import shutil
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +23,9 @@ from typing import Any
 import structlog
 
 from selfalign.config import TrainConfig
-from selfalign.errors import DataError, EngineError
+from selfalign.errors import DataError, EngineError, PermanentError, TemporaryError
 from selfalign.records import digest
+from selfalign.store.files import sync_file
 from selfalign.training.base import CheckpointSink
 from selfalign.training.processes import Ranks
 
@@ -30,6 +33,10 @@ _log = structlog.get_logger(__name__)
 
 _IDENTITY_FILE = "selfalign.json"
 _TRAINER_STATE = "trainer_state.json"
+# Sizes that are tried until one takes long enough to tell a rate. So a slow store takes no longer
+# than a few times that, and a fast one shows more than its latency.
+_TRIED_BYTES = (1 << 20, 4 << 20, 16 << 20, 64 << 20)
+_TELLING_SECONDS = 0.5
 # How the work is divided, never what a step sees: the global batch is the same on any number of
 # processes, so a checkpoint of two nodes continues on one.
 _EXECUTION_ONLY = {
@@ -121,7 +128,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoints:
-    """The checkpoints of one training. All methods are collective."""
+    """The checkpoints of one training. All methods but `bytes_per_second` are collective."""
 
     sink: CheckpointSink
     ranks: Ranks
@@ -147,6 +154,29 @@ class Checkpoints:
             for old in directory.parent.glob("checkpoint-*"):
                 if old != directory:
                     shutil.rmtree(old, ignore_errors=True)
+
+    def bytes_per_second(self, size: int, scratch: Path) -> float | None:
+        """How fast a checkpoint of `size` bytes would be saved; None where that cannot be told.
+
+        Files of random bytes, at most as large, are written into `scratch`, uploaded and removed.
+        """
+        try:
+            scratch.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=scratch) as directory:
+                for tried in (min(size, each) for each in _TRIED_BYTES):
+                    content = os.urandom(tried)
+                    began = time.monotonic()
+                    with Path(directory, "rehearsal").open("wb") as file:
+                        file.write(content)
+                        sync_file(file)  # large checkpoints outgrow the cache
+                    self.sink.rehearse(Path(directory))
+                    seconds = time.monotonic() - began
+                    if seconds >= _TELLING_SECONDS or tried == size:
+                        break
+        except (OSError, PermanentError, TemporaryError) as error:  # a training needs no estimate
+            _log.warning("training.checkpoint_not_rehearsed", error=str(error))
+            return None
+        return tried / seconds
 
     def restore(self, directory: Path) -> Checkpoint | None:
         """The newest checkpoint of this very training, fetched into `directory`, or None."""

@@ -10,6 +10,7 @@ import platform
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from selfalign.training.loop import (
     quiet_libraries,
     training_arguments,
 )
-from selfalign.training.memory import Estimate, fit_micro_batch, peak_memory
+from selfalign.training.memory import Estimate, checkpoint_bytes, fit_micro_batch, peak_memory
 from selfalign.training.model import (
     BaseModel,
     adapted_modules,
@@ -134,7 +135,10 @@ def train(
                 examples=plan.examples,
                 ranks=ranks,
                 stop=stop,
-                pace=CheckpointPace(config.checkpoint_every_steps),
+                pace=CheckpointPace(
+                    config.checkpoint_every_steps,
+                    measure=partial(kept.bytes_per_second, scratch=work / "checkpoints"),
+                ),
                 read_seconds=0.0 if arguments.device.type == "cpu" else READ_SECONDS,
                 total_steps=plan.total_steps,
                 on_progress=on_progress,
@@ -259,6 +263,8 @@ def _run(
     watch.ranks.barrier()
     set_seed(numpy_seed(plan.seed))  # the adapter's first weights are random
     model = load_for_training(plan.config, plan.base)
+    if watch.ranks.main:  # whose pace counts
+        watch.pace.size = checkpoint_bytes(model, plan.config, watch.ranks.nodes)
     packed = _prepare(plan, arguments, model, watch.ranks)
     trainer = build_trainer(
         model=model,

@@ -50,6 +50,20 @@ class Estimate:
         return {name: round(size / _GIB, 2) for name, size in parts.items()}
 
 
+def checkpoint_bytes(model: Any, config: TrainConfig, nodes: int) -> int:
+    """What the main process's node saves of a checkpoint: trained weights and optimiser's state.
+
+    DeepSpeed writes the weights twice, and float32 ones to the moments, which nodes divide.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    counts = [int(getattr(p, "ds_numel", p.numel())) for p in trained]  # ZeRO-3 leaves none here
+    weights: int = sum(n * p.element_size() for n, p in zip(counts, trained, strict=True))
+    moments = sum(counts) * _MOMENTS[config.optimizer]
+    if config.deepspeed is None:
+        return weights + moments
+    return 2 * weights + (moments + 4 * sum(counts)) // nodes
+
+
 def fit_micro_batch(
     model: Any,
     config: TrainConfig,

@@ -14,14 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from selfalign.errors import EngineError
 from selfalign.training.base import TrainingProgress
 from selfalign.training.batches import MicroBatches
 from selfalign.training.examples import EncodedExamples
 from selfalign.training.processes import Ranks, StopRequest
 
+_log = structlog.get_logger(__name__)
+
 READ_SECONDS = 5.0  # between two readings; a reading costs a few milliseconds
-_CHECKPOINT_SHARE = 0.02  # of the time, at most
+_CHECKPOINT_SHARE = 0.02  # of the time; saving takes less
 _CHECKPOINT_SECONDS = 300.0  # between two checkpoints, at least: what a killed worker may lose
 
 
@@ -30,15 +34,21 @@ class CheckpointPace:
     """When to save: every so many steps, or as often as costs little.
 
     Args:
-        every_steps: None: after five minutes, and then so seldom that saving takes at most 2% of
-            the time.
+        every_steps: None: every five minutes, or so seldom that saving takes less than 2% of the
+            time.
+        size: bytes of a checkpoint; 0 where another process decides.
+        measure: how many bytes per second are saved, given the size; None where it cannot tell.
+            Asked when five minutes have passed: what the first checkpoint costs is not known
+            otherwise.
     """
 
     every_steps: int | None
+    size: int = 0
+    measure: Callable[[int], float | None] = lambda _: None
     clock: Callable[[], float] = time.monotonic
     _resting_since: float = field(init=False)
     _began: float = 0.0
-    _cost: float = 0.0
+    _cost: float | None = None
 
     def __post_init__(self) -> None:
         self._resting_since = self.clock()
@@ -47,8 +57,11 @@ class CheckpointPace:
         """Whether to save after this step."""
         if self.every_steps is not None:
             return step % self.every_steps == 0
-        rest = max(_CHECKPOINT_SECONDS, self._cost * (1 / _CHECKPOINT_SHARE - 1))
-        return self.clock() - self._resting_since >= rest
+        if self.clock() - self._resting_since < _CHECKPOINT_SECONDS:
+            return False
+        if self._cost is None:
+            self._cost = self._expected()
+        return self.clock() - self._resting_since >= self._cost / _CHECKPOINT_SHARE
 
     def saving(self) -> None:
         """A checkpoint is about to be written."""
@@ -58,6 +71,22 @@ class CheckpointPace:
         """It is kept."""
         self._resting_since = self.clock()
         self._cost = self._resting_since - self._began
+
+    def _expected(self) -> float:
+        """Seconds that the first checkpoint will take, and that it takes to find that out."""
+        began = self.clock()
+        rate = self.measure(self.size) if self.size else None
+        if rate is None:
+            return 0.0
+        now = self.clock()
+        cost = self.size / rate + now - began
+        _log.info(
+            "training.first_checkpoint",
+            bytes=self.size,
+            bytes_per_second=round(rate),
+            in_seconds=round(max(0.0, self._resting_since + cost / _CHECKPOINT_SHARE - now)),
+        )
+        return cost
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from selfalign.errors import Interrupted, StoreDenied, StoreUnavailable
 from selfalign.stages.checkpoints import StoreCheckpoints
 from selfalign.store.artifact import ArtifactWriter
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Counts, Provenance
+from selfalign.training import checkpoints
+from selfalign.training.checkpoints import Checkpoints
+from selfalign.training.processes import Ranks
 from tests import artifacts
 
 
@@ -82,6 +86,101 @@ def test_an_upload_that_was_not_published_is_no_checkpoint(
     save(writer, 5, node(tmp_path / "local", weights="whole"))
     StoreCheckpoints(writer).upload(10, node(tmp_path / "local", weights="torn"))
     assert resumed(writer, tmp_path / "resumed") == (5, {"weights": "whole"})
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_rehearsal_uploads_like_a_checkpoint_and_leaves_nothing(
+    writer: ArtifactWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    save(writer, 5, node(tmp_path / "local", weights="w"))
+    before, upload = list(writer.store.list("")), LocalStore.upload
+    uploaded: list[bytes] = []
+
+    def look(store: LocalStore, source: Path, key: str) -> None:
+        upload(store, source, key)
+        assert key.startswith(f"{writer.prefix}checkpoints/")
+        uploaded.append(store.read(key))
+        if fails:
+            raise StoreUnavailable("the answer was lost")
+
+    monkeypatch.setattr(LocalStore, "upload", look)
+    try:
+        StoreCheckpoints(writer).rehearse(node(tmp_path / "tried", rehearsal="bytes"))
+    except StoreUnavailable:
+        assert fails
+    assert uploaded == [b"bytes"]
+    assert list(writer.store.list("")) == before
+
+
+def test_a_rehearsal_that_a_dead_worker_left_is_no_checkpoint_and_goes_with_them(
+    writer: ArtifactWriter, tmp_path: Path
+) -> None:
+    sink = StoreCheckpoints(writer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalStore, "delete", lambda store, key: None)
+        sink.rehearse(node(tmp_path / "tried", rehearsal="bytes"))
+    assert stored(writer) == {"000000000"}
+    assert resumed(writer, tmp_path / "resumed") == (None, {})
+    save(writer, 5, node(tmp_path / "local", weights="w"))
+    assert resumed(writer, tmp_path / "resumed") == (5, {"weights": "w"})
+    sink.clear()
+    assert stored(writer) == set()
+
+
+class Tried(StoreCheckpoints):
+    """Notes the sizes that are rehearsed; may raise afterwards."""
+
+    def __init__(self, writer: ArtifactWriter, error: Exception | None = None) -> None:
+        super().__init__(writer)
+        self.sizes: list[int] = []
+        self.error = error
+
+    def rehearse(self, directory: Path) -> None:
+        super().rehearse(directory)
+        self.sizes += [path.stat().st_size for path in directory.iterdir()]
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    ("size", "telling", "sizes"),
+    [
+        (1000, 60.0, [1000]),
+        (6 << 20, 60.0, [1 << 20, 4 << 20, 6 << 20]),
+        (1 << 40, 0.0, [1 << 20]),  # a slow store costs no more time than it must
+    ],
+)
+def test_how_fast_a_checkpoint_is_saved_is_told_and_nothing_is_left(
+    writer: ArtifactWriter,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    telling: float,
+    sizes: list[int],
+) -> None:
+    monkeypatch.setattr(checkpoints, "_TELLING_SECONDS", telling)
+    sink = Tried(writer)
+    rate = Checkpoints(sink, Ranks(), "").bytes_per_second(size, tmp_path / "scratch" / "here")
+    assert rate is not None
+    assert rate > 0
+    assert sink.sizes == sizes
+    assert stored(writer) == set()
+    assert not list((tmp_path / "scratch" / "here").iterdir())
+
+
+def test_a_store_that_fails_tells_nothing_and_an_interruption_passes(
+    writer: ArtifactWriter, tmp_path: Path
+) -> None:
+    def rate(error: Exception) -> float | None:
+        return Checkpoints(Tried(writer, error), Ranks(), "").bytes_per_second(9, tmp_path)
+
+    before = list(tmp_path.iterdir())
+    assert rate(StoreUnavailable("the answer was lost")) is None
+    assert rate(StoreDenied("no deletion")) is None
+    with pytest.raises(Interrupted):
+        rate(Interrupted(15))
+    assert {*tmp_path.iterdir()} - {*before} == {tmp_path / "store"}
+    assert stored(writer) == set()
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(

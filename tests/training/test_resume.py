@@ -6,15 +6,24 @@ import json
 import os
 import pickle
 import signal
+import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
-from selfalign.errors import DataError, Interrupted
-from selfalign.training import TrainResult
+from selfalign.config import TrainConfig
+from selfalign.errors import DataError, Interrupted, StoreUnavailable
+from selfalign.stages.checkpoints import StoreCheckpoints
+from selfalign.training import TrainResult, watch
 from selfalign.training.checkpoints import without_code
+from selfalign.training.memory import checkpoint_bytes
+from selfalign.training.model import BaseModel, load_for_training
 
-from .worlds import CONFIG, Attempt, files, newest, sink, start
+from . import worlds
+from .worlds import CONFIG, LORA, Attempt, MortalSink, files, newest, sink, start
 
 Run = tuple[Attempt, TrainResult]
 
@@ -107,6 +116,56 @@ def test_how_often_checkpoints_are_made_changes_nothing(full: Run, tmp_path: Pat
     killed = Attempt(often, full[0].base, tmp_path, signals={11: signal.SIGKILL})
     assert start(killed).outcome() == -signal.SIGKILL
     finish(Attempt(full[0].config, full[0].base, tmp_path), full, resumed_from=9)
+
+
+@pytest.mark.parametrize("config", [CONFIG, LORA], ids=["full", "lora"])
+def test_the_size_of_a_checkpoint_is_known_before_it_is_written(
+    base: Path, tmp_path: Path, config: TrainConfig
+) -> None:
+    expected = checkpoint_bytes(load_for_training(config, BaseModel(str(base))), config, nodes=1)
+    with pytest.raises(Interrupted):
+        Attempt(config, base, tmp_path, signals={3: signal.SIGTERM}).run()
+    newest(tmp_path, tmp_path / "saved")
+    written = sum(path.stat().st_size for path in (tmp_path / "saved").iterdir())
+    assert expected < written < expected + 64_000  # histories, names and random states
+
+
+@dataclass
+class SlowSink(MortalSink):
+    """The product's sink, which takes its time for a rehearsal, or fails."""
+
+    rehearsal_seconds: float = 0.0
+    rehearsal_fails: bool = False
+
+    def rehearse(self, directory: Path) -> None:
+        self.kept.rehearse(directory)
+        time.sleep(self.rehearsal_seconds)
+        if self.rehearsal_fails:
+            raise StoreUnavailable("the answer was lost")
+
+
+@pytest.mark.parametrize(("seconds", "fails"), [(1.0, False), (0.0, True)], ids=["slow", "fails"])
+def test_the_first_checkpoint_waits_until_the_training_is_worth_it_if_that_is_known(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, fails: bool
+) -> None:
+    def slow(kept: StoreCheckpoints, *dies: Any) -> SlowSink:
+        return SlowSink(kept, *dies, seconds, fails)
+
+    monkeypatch.setattr(watch, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(worlds, "MortalSink", slow)
+    config = CONFIG.model_copy(update={"checkpoint_every_steps": None, "max_steps": 3})
+    with capture_logs() as logs:
+        Attempt(config, base, tmp_path).run()
+    events = {log["event"]: log for log in logs}
+    assert ("checkpoint.saved" in events) == fails
+    if fails:
+        assert "the answer was lost" in events["training.checkpoint_not_rehearsed"]["error"]
+    else:
+        told = events["training.first_checkpoint"]
+        assert 0 < told["bytes_per_second"] < told["bytes"]  # a second for as many or more
+        assert told["in_seconds"] > 40
+    assert not files(tmp_path / "work")
+    assert not [name for name in files(tmp_path / "sink") if "rehearsal" in name]
 
 
 class Code:

@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from selfalign.errors import EngineError
 from selfalign.training.batches import MicroBatches
@@ -119,6 +122,108 @@ def test_checkpoints_take_at_most_two_per_cent_of_the_time(cost: float) -> None:
     assert saves * cost <= 0.02 * (clock.now - began)
 
 
+class Store:
+    """Takes `cost` seconds for a checkpoint, and `measuring` for telling how long that takes."""
+
+    SIZE = 1 << 30
+
+    def __init__(self, clock: Clock, cost: float, measuring: float = 0.0) -> None:
+        self.clock, self.cost, self.measuring, self.asked = clock, cost, measuring, 0
+
+    def measure(self, size: int) -> float | None:
+        self.asked += 1
+        self.clock.now += self.measuring
+        return size / self.cost
+
+    def pace(self) -> CheckpointPace:
+        return CheckpointPace(None, self.SIZE, self.measure, clock=self.clock)
+
+
+def test_a_first_checkpoint_that_costs_little_is_saved_after_five_minutes() -> None:
+    store = Store(Clock(), cost=5.0, measuring=0.5)
+    pace = store.pace()
+    store.clock.now = 299.0
+    assert not pace.due(1)
+    assert not store.asked
+    store.clock.now = 300.0
+    with capture_logs() as logs:
+        assert pace.due(2)
+    assert logs == [
+        {
+            "event": "training.first_checkpoint", "log_level": "info", "bytes": Store.SIZE,
+            "bytes_per_second": round(Store.SIZE / 5.0), "in_seconds": 0,
+        }
+    ]  # fmt: skip
+
+
+def test_a_first_checkpoint_that_costs_much_waits_for_the_training_to_be_worth_it() -> None:
+    store = Store(Clock(), cost=60.0, measuring=2.0)
+    pace = store.pace()
+    store.clock.now = 300.0
+    with capture_logs() as logs:
+        assert not pace.due(1)
+    assert logs[0]["in_seconds"] == 62 * 50 - 302
+    store.clock.now = 62 * 50 - 1
+    assert not pace.due(2)  # a training that ends here has saved none
+    store.clock.now = 62 * 50
+    assert pace.due(3)
+    assert store.asked == 1
+
+
+def test_what_the_first_checkpoint_took_counts_from_then_on() -> None:
+    store = Store(Clock(), cost=60.0)
+    pace = store.pace()
+    store.clock.now = 300.0
+    assert not pace.due(1)
+    pace.saving()  # a signal
+    store.clock.now += 10.0
+    pace.saved()
+    store.clock.now += 499.0
+    assert not pace.due(2)
+    store.clock.now += 1.0
+    assert pace.due(3)
+    assert store.asked == 1
+
+
+def test_where_the_rate_is_unknown_the_first_checkpoint_is_saved_after_five_minutes() -> None:
+    clock = Clock()
+    pace = CheckpointPace(None, Store.SIZE, lambda size: None, clock=clock)
+    clock.now = 300.0
+    assert pace.due(1)
+
+
+def test_a_process_that_does_not_decide_measures_nothing() -> None:
+    store = Store(Clock(), cost=60.0)
+    others, steps = store.pace(), CheckpointPace(1, Store.SIZE, store.measure, clock=store.clock)
+    others.size = 0
+    store.clock.now = 300.0
+    assert others.due(1)
+    assert steps.due(1)
+    assert not store.asked
+
+
+@given(
+    cost=st.floats(0.01, 1000.0),
+    measuring=st.floats(0.0, 5.9),
+    step_seconds=st.floats(1.0, 400.0),
+    steps=st.integers(1, 1500),
+)
+@example(cost=60.0, measuring=2.0, step_seconds=10.0, steps=31)  # it ends after five minutes
+def test_a_training_of_any_length_spends_less_than_two_per_cent_on_checkpoints(
+    cost: float, measuring: float, step_seconds: float, steps: int
+) -> None:
+    store = Store(Clock(), cost, measuring)
+    pace, clock, spent = store.pace(), store.clock, 0.0
+    for step in range(1, steps + 1):
+        clock.now += step_seconds
+        if pace.due(step):
+            pace.saving()
+            clock.now += cost
+            pace.saved()
+            spent += cost
+        assert spent + store.asked * measuring < 0.02 * clock.now
+
+
 def test_a_number_of_steps_between_checkpoints_is_kept_to() -> None:
     pace = CheckpointPace(4, clock=Clock())
     assert [step for step in range(1, 10) if pace.due(step)] == [4, 8]
@@ -132,7 +237,7 @@ def test_publishing_a_checkpoint_starts_the_time_to_the_next(tmp_path: Path) -> 
     assert end_step(watch, 1, [], 1.0) == (True, False)
     clock.now = 410.0
     watch.saved(1, tmp_path)
-    clock.now = 410.0 + 489.0
+    clock.now = 410.0 + 499.0
     assert end_step(watch, 2, [], 1.0) == (False, False)
-    clock.now = 410.0 + 490.0  # 10 of 500 seconds
+    clock.now = 410.0 + 500.0  # 10 of 510 seconds
     assert end_step(watch, 3, [], 1.0) == (True, False)

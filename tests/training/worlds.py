@@ -117,6 +117,9 @@ class MortalSink:
     def publish(self, step: int, files: list[FileEntry]) -> None:
         self.kept.publish(step, files)
 
+    def rehearse(self, directory: Path) -> None:
+        self.kept.rehearse(directory)
+
     def latest(self, directory: Path) -> int | None:
         if self.dies_fetching:
             os.kill(os.getpid(), signal.SIGKILL)
