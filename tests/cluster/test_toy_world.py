@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from selfalign.pipeline import STAGES, downstream
-from selfalign.run.executors.kubernetes.cluster import labels_of, name_of
+from selfalign.run.executors.kubernetes.cluster import annotations_of, labels_of, name_of
 
 from .site import BUCKET, Site, kubectl, until
 
@@ -102,6 +102,22 @@ def test_the_nightly_cronjob_fires_and_an_overlapping_one_is_refused(
     )  # fmt: skip
     assert refused[0]["involvedObject"]["name"] == first
     assert site.ended(first)["verdict"] == "Promoted"
+
+
+def test_a_run_waits_for_a_person_and_is_annotated_with_who_approved_it(site: Site) -> None:
+    site.config["promote"] = {**site.config["promote"], "approval": "manual"}
+    site.deploy()
+    site.create_run("toy")
+    waits = "AwaitingApproval"
+    until(lambda: waits in kubectl("-n", site.namespace, "get", "alignmentruns"), waits)
+    assert not site.cluster.list("jobs", "selfalign.io/run=toy,selfalign.io/attempt=2")
+    approved = site.cli("approve", "toy", "--as", "anna", "-n", site.namespace)
+    assert approved.returncode == 0, approved.stderr
+    assert site.ended("toy")["verdict"] == "Promoted"
+    told = annotations_of(site.cluster.get("alignmentruns", "toy"))
+    assert told["selfalign.io/decision"] == "approved"
+    assert told["selfalign.io/decided-by"] == "anna"
+    assert told["selfalign.io/decided-at"] in site.status("toy")["conditions"][-1]["message"]
 
 
 def test_deploy_stage_with_a_run_starts_and_follows_it(site: Site) -> None:
