@@ -390,6 +390,6 @@ class Histories(RuleBasedStateMachine):
 
 
 Histories.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=40, deadline=None, phases=[Phase.generate]
+    max_examples=24, stateful_step_count=40, deadline=None, phases=[Phase.generate]
 )
 TestEveryHistoryEndsRight = Histories.TestCase
