@@ -25,7 +25,7 @@ from selfalign.evaluation.items import (
 )
 from selfalign.evaluation.prompt_sets import as_heldout
 from selfalign.evaluation.published import Ids, is_published, read_hhh, read_truthfulqa
-from selfalign.evaluation.rows import read_rows
+from selfalign.evaluation.rows import is_json_document, read_rows
 from selfalign.identity import data_path, visible_files
 
 __all__ = [
@@ -59,14 +59,14 @@ def load_heldout(path: Path) -> tuple[HeldoutItem, ...]:
 
 def load_hhh(path: Path) -> tuple[HHHItem, ...]:
     """HHH items of a file, or of a directory of published files. Raises DataError."""
-    if path.is_dir() or path.suffix.lower() == ".json" or _holds_published(path):
+    if path.is_dir() or is_json_document(path) or _holds_published(path):
         return _checked(path, read_hhh(path))
     return _checked(path, _read_lines(path, HHHItem))
 
 
 def load_truthfulqa(path: Path) -> tuple[TruthfulQAItem, ...]:
     """TruthfulQA items of a file. Raises DataError."""
-    if path.suffix.lower() == ".json" or _holds_published(path):
+    if is_json_document(path) or _holds_published(path):
         return _checked(path, read_truthfulqa(path))
     return _checked(path, _read_lines(path, TruthfulQAItem))
 

@@ -3,7 +3,7 @@
 HHH: google/BIG-bench, `bigbench/benchmark_tasks/hhh_alignment`: a directory per category, each
 with a `task.json` of `name` and `examples`, an example being `input` and `target_scores`
 ({text: 1 or 0}); the parent's own `task.json` holds metadata only. On the Hub: rows of `input` and
-`targets`, a file or directory per category.
+`targets`, a file or directory per category (the .json ones hold JSON lines).
 
 TruthfulQA: sylinrl/TruthfulQA, `data/mc_task.json`: a list of `question`, `mc1_targets` and
 `mc2_targets` ({text: 1 or 0}); on the Hub the same as rows. `TruthfulQA.csv`: a row of `Question`,
@@ -27,7 +27,7 @@ from pydantic import TypeAdapter
 
 from selfalign.errors import DataError
 from selfalign.evaluation.items import HHHItem, TruthfulQAItem, validate
-from selfalign.evaluation.rows import as_object, read_json, read_rows
+from selfalign.evaluation.rows import as_object, is_json_document, read_json, read_rows
 from selfalign.records import Json, digest
 from selfalign.telemetry import log
 
@@ -50,7 +50,7 @@ def read_hhh(path: Path) -> Iterator[tuple[str, HHHItem]]:
     """
     ids = Ids()
     for file in _task_files(path):
-        if file.suffix.lower() != ".json":
+        if not is_json_document(file):
             for where, row in read_rows(file):
                 yield where, _hhh_item(row, {}, file, where, ids)
             continue
@@ -60,8 +60,7 @@ def read_hhh(path: Path) -> Iterator[tuple[str, HHHItem]]:
                 continue  # the parent task: metadata only
             raise DataError(
                 f"{file}: expected a BIG-bench task, an object with a list of `examples`",
-                remedy="give the directory of the subtasks, a subtask's task.json, or JSON lines "
-                "in a file that does not end in .json",
+                remedy="give the directory of the subtasks, a subtask's task.json, or JSON lines",
             )
         for index, example in enumerate(task["examples"]):
             where = f"{file}: examples[{index}]"

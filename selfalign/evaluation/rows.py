@@ -1,8 +1,9 @@
 """Rows of an evaluation file, whatever it is written in, in bounded memory.
 
 `.csv` with a header line; `.parquet`, as the Hub publishes data sets (needs the extra `parquet`);
-`.json` with a list of objects; anything else is JSON lines, where blank lines and those that begin
-with # are passed over. Every error is a DataError that names the file and the line.
+`.json` with a list of objects, or with JSON lines, as the Hub names them; anything else is JSON
+lines, where blank lines and those that begin with # are passed over. Every error is a DataError
+that names the file and the line.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +50,12 @@ def read_rows(path: Path) -> Iterator[tuple[str, Json]]:
         yield from csv_rows(path)
     elif suffix == ".parquet":
         yield from _parquet_rows(path)
-    elif suffix == ".json":
+    elif is_json_document(path):
         rows = read_json(path)
         if not isinstance(rows, list):
             raise DataError(
                 f"{path}: expected a list of objects, got {type(rows).__name__}",
-                remedy=f"{_PUBLISHED}, or as JSON lines in a file that does not end in .json",
+                remedy=f"{_PUBLISHED}, or as JSON lines",
             )
         for index, row in enumerate(rows):
             yield f"{path}: [{index}]", as_object(row, f"{path}: [{index}]")
@@ -64,6 +66,18 @@ def read_rows(path: Path) -> Iterator[tuple[str, Json]]:
             except ValueError as e:
                 raise DataError(f"{where}: Invalid JSON: {e}", remedy="correct this line") from e
             yield where, as_object(row, where)
+
+
+def is_json_document(path: Path) -> bool:
+    """Whether a file is one JSON value: it is named .json, and is not an object on the first line
+    with more lines after it. Raises DataError."""
+    if path.suffix.lower() != ".json":
+        return False
+    lines = [line for _, line in islice(json_lines(path), 2)]
+    try:
+        return len(lines) < 2 or not isinstance(decode_json(lines[0]), dict)
+    except ValueError:
+        return True
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -83,7 +97,7 @@ def read_json(path: Path) -> Any:
     except json.JSONDecodeError as e:
         raise DataError(
             f"{path}:{e.lineno}: not JSON at column {e.colno}: {e.msg}",
-            remedy="correct the file; JSON lines belong in a file that does not end in .json",
+            remedy=f"{_PUBLISHED}, or as JSON lines, an object in each",
         ) from e
     except UnicodeEncodeError as e:
         raise DataError(

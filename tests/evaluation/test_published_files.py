@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -145,6 +146,22 @@ def test_the_hubs_rows_are_the_published_files_again(tmp_path: Path) -> None:
     lines(tmp_path / "honest" / "test.jsonl", {"input": "Why?", "targets": hub})
     (pair,) = load_hhh(tmp_path / "honest" / "test.jsonl")
     assert (pair.category, pair.chosen, pair.rejected) == ("honest", "So.", "Thus.")
+
+
+def test_json_lines_are_read_from_a_file_that_ends_in_json_too(tmp_path: Path) -> None:
+    hub = {"choices": ["So.", "Thus."], "labels": [1, 0]}
+    file = lines(
+        tmp_path / "harmless.json",
+        {"input": "Why?", "targets": hub},
+        {"input": "How?", "targets": hub},
+    )
+    assert [(pair.category, pair.query) for pair in load_hhh(tmp_path)] == [
+        ("harmless", "Why?"),
+        ("harmless", "How?"),
+    ]
+    file.write_text(file.read_text() + "{")
+    with pytest.raises(DataError, match=re.escape(f"{file}:3: Invalid JSON")):
+        load_hhh(tmp_path)
 
 
 def test_parquet_is_read_or_the_extra_is_named(
