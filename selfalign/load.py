@@ -182,8 +182,9 @@ def read_yaml(text: str) -> Any:
     """
     if len(text) > _MAX_YAML_CHARACTERS:
         raise ValueError(f"more than {_MAX_YAML_CHARACTERS} characters")
-    count = 1
-    nodes: list[Any] = [yaml.compose(text, yaml.SafeLoader)]
+    loader = _UniqueKeyLoader(text)
+    root = loader.get_single_node()
+    count, nodes = 1, [root]
     while nodes:  # aliases are the same node again, so this counts what they expand to
         node = nodes.pop()
         if not isinstance(node, yaml.CollectionNode):
@@ -195,7 +196,7 @@ def read_yaml(text: str) -> Any:
             nodes += [each for pair in node.value for each in pair]
         else:
             nodes += node.value
-    value = yaml.load(text, _UniqueKeyLoader)
+    value = None if root is None else loader.construct_document(root)
     json.dumps(value, default=str, skipkeys=True)  # ValueError where an alias holds itself
     return value
 

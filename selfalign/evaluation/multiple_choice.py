@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from scipy.special import softmax
+import scipy
 
 from selfalign.engines.base import Quarantined, Score, ScoreRequest
 from selfalign.evaluation.items import HHHItem, TruthfulQAItem
@@ -131,5 +131,5 @@ def _best(item_id: str, scored: Mapping[str, float]) -> str:
 
 def _mass_on_true(targets: Mapping[str, int], odds: Mapping[str, float]) -> float:
     """Share in (0, 1) of the candidates' normalised odds that lies on the true ones."""
-    masses = softmax([odds[candidate] for candidate in targets])
+    masses = scipy.special.softmax([odds[candidate] for candidate in targets])
     return math.fsum(mass for mass, true in zip(masses, targets.values(), strict=True) if true)

@@ -29,7 +29,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, special, stats
+import scipy  # its modules load at their first use: a second that most stages spare
 
 # Bootstrap intervals of few values are too narrow (Hesterberg 2015, arXiv 1411.5279, on
 # narrowness bias); where few ends is this project's choice.
@@ -80,7 +80,7 @@ def proportion(values: Sequence[float], *, confidence: float) -> Estimate:
 
 
 def _wilson(share: float, n: float, confidence: float) -> tuple[float, float]:
-    z = -float(special.ndtri((1 - confidence) / 2))
+    z = -float(scipy.special.ndtri((1 - confidence) / 2))
     centre = share + z * z / (2 * n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     low, high = (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
@@ -205,7 +205,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def mcnemar(wins: int, losses: int) -> float:
     """Exact two-sided p-value: among the items that differ, a win is as likely as a loss."""
-    return min(1.0, 2 * float(special.bdtr(min(wins, losses), wins + losses, 0.5)))
+    return min(1.0, 2 * float(scipy.special.bdtr(min(wins, losses), wins + losses, 0.5)))
 
 
 def score_interval(wins: float, losses: float, n: float, confidence: float) -> tuple[float, float]:
@@ -215,7 +215,7 @@ def score_interval(wins: float, losses: float, n: float, confidence: float) -> t
     Inverts the score test of each possible difference (Tango 1998, Statistics in Medicine 17,
     891-908): never of width zero, never outside [-1, 1].
     """
-    z = -float(special.ndtri((1 - confidence) / 2))
+    z = -float(scipy.special.ndtri((1 - confidence) / 2))
     return _score_limit(wins, losses, n, z), 0.0 - _score_limit(losses, wins, n, z)
 
 
@@ -236,7 +236,7 @@ def _score_limit(wins: float, losses: float, n: float, z: float) -> float:
         variance = n * (2 * loss + delta * (1 - delta))
         return wins - losses - n * delta - z * math.sqrt(max(variance, 0.0))
 
-    return float(optimize.brentq(excess, -1.0, (wins - losses) / n, xtol=1e-12))
+    return float(scipy.optimize.brentq(excess, -1.0, (wins - losses) / n, xtol=1e-12))
 
 
 def _interval_of_mean(
@@ -247,12 +247,12 @@ def _interval_of_mean(
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0]), "constant"
     if values.size < MIN_BOOTSTRAP_ITEMS:
-        half = stats.t.isf((1 - confidence) / 2, values.size - 1) * stats.sem(values)
+        half = scipy.stats.t.isf((1 - confidence) / 2, values.size - 1) * scipy.stats.sem(values)
         return float(values.mean() - half), float(values.mean() + half), "t"
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         # One odd item among equal ones defeats the acceleration; t takes over below.
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        interval = stats.bootstrap(
+        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
+        interval = scipy.stats.bootstrap(
             (values,),
             np.mean,
             n_resamples=bootstrap_samples,
@@ -263,7 +263,7 @@ def _interval_of_mean(
         ).confidence_interval
     if math.isfinite(interval.low) and math.isfinite(interval.high):
         return float(interval.low), float(interval.high), "bca"
-    half = stats.t.isf((1 - confidence) / 2, values.size - 1) * stats.sem(values)
+    half = scipy.stats.t.isf((1 - confidence) / 2, values.size - 1) * scipy.stats.sem(values)
     return float(values.mean() - half), float(values.mean() + half), "t"
 
 
@@ -271,7 +271,7 @@ def _sign_flip_p_value(differences: _Vector, resamples: int, seed: int) -> float
     """Two-sided: were subject and opponent interchangeable, every sign could be the other."""
     if differences.size == 1 or not differences.any():
         return 1.0
-    result = stats.permutation_test(
+    result = scipy.stats.permutation_test(
         (differences,),
         np.mean,
         permutation_type="samples",

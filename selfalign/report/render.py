@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import jinja2
@@ -41,6 +42,11 @@ def render_report(data: ReportData, principles: dict[int, str]) -> str:
     Args:
         principles: names of the rules by number, where they are known.
     """
+    return _template().render(**_context(data, principles))
+
+
+@cache
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("selfalign", "report"),
         autoescape=True,
@@ -54,8 +60,7 @@ def render_report(data: ReportData, principles: dict[int, str]) -> str:
         "shown": lambda text: text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + " …",
         "signed": signed,
     }
-    template = environment.get_template("report.html.j2")
-    return template.render(**_context(data, principles))
+    return environment.get_template("report.html.j2")
 
 
 def _budget(lines: int | None) -> str:

@@ -76,18 +76,21 @@ def decode_json(text: str | bytes) -> Any:
     """The value of a JSON text from the store. Raises ValueError for anything that is none."""
     try:
         value = json.loads(text)
-        _check_depth(value, MAX_DEPTH)
+        if isinstance(value, dict | list):
+            _check_depth(value)
     except RecursionError:
         raise ValueError(f"nested more than {MAX_DEPTH} deep") from None
     return value
 
 
-def _check_depth(value: Any, left: int) -> None:
-    if left == 0:
-        raise RecursionError
-    if isinstance(value, dict | list):
-        for each in value.values() if isinstance(value, dict) else value:
-            _check_depth(each, left - 1)
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inside = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [each for values in inside for each in values if isinstance(each, dict | list)]
+        if not level:
+            return
+    raise RecursionError
 
 
 def parse_document(
