@@ -144,14 +144,3 @@ STAGES: tuple[Stage, ...] = (
 
 BY_NAME: dict[str, Stage] = {stage.name: stage for stage in STAGES}
 PRODUCER: dict[str, Stage] = {stage.writes: stage for stage in STAGES}
-
-
-def downstream(name: str) -> tuple[str, ...]:
-    """Names of the stages that must run again when the output of stage `name` changes."""
-    changed = {BY_NAME[name].writes}
-    result = []
-    for stage in STAGES:
-        if changed & set(stage.reads):
-            changed.add(stage.writes)
-            result.append(stage.name)
-    return tuple(result)

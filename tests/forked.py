@@ -1,8 +1,9 @@
 """`selfalign` in processes of their own, forked from a server that has imported what stages import.
 
 Such a process has its own memory, streams, signals and exit code, as `python -m selfalign` has; it
-only spares the seconds that importing takes. What depends on how an interpreter starts (its
-arguments, its exit, broken pipes) is tested with interpreters.
+only spares the seconds that importing takes. The workers of its `run` are forked from it likewise.
+What depends on how an interpreter starts (its arguments, its exit, broken pipes) is tested with
+interpreters.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import tempfile
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 PROJECT = Path(__file__).resolve().parent.parent
 _HANGS_SECONDS = 600
@@ -106,5 +108,36 @@ def _run(
 
         torch.set_num_threads(int(threads))
     from selfalign.cli.main import main
+    from selfalign.run.executors import workers
 
+    given = {name: getattr(subprocess, name) for name in ("DEVNULL", "PIPE", "TimeoutExpired")}
+    workers.subprocess = SimpleNamespace(Popen=_Worker, **given)  # type: ignore[assignment]
     main()
+
+
+class _Worker:
+    """What `run_workers` does with a `subprocess.Popen` of `python -m selfalign ...`."""
+
+    stderr: IO[str]
+
+    def __init__(self, command: list[str], *, env: dict[str, str], **_: Any) -> None:
+        reader, writer = os.pipe()
+        streams = (os.open(os.devnull, os.O_RDONLY), os.open(os.devnull, os.O_WRONLY), writer)
+        self._process = multiprocessing.get_context("fork").Process(
+            target=_run, args=(["selfalign", *command[3:]], streams, env, Path.cwd())
+        )
+        self._process.start()
+        for stream in streams:
+            os.close(stream)
+        self.stderr = os.fdopen(reader, encoding="utf-8", errors="replace")
+        self.terminate, self.kill = self._process.terminate, self._process.kill
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        code = self._process.exitcode
+        if code is None:
+            raise subprocess.TimeoutExpired("selfalign", timeout or 0)
+        return code

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from selfalign.config import RunConfig
-from selfalign.pipeline import STAGES
+from selfalign.pipeline import BY_NAME, STAGES
 from selfalign.run.stage import run_stage
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Manifest
@@ -154,6 +154,17 @@ def run_stages(config: RunConfig, last: str = "promote") -> dict[str, Manifest]:
         if stage.name == last:
             break
     return manifests
+
+
+def downstream(name: str) -> tuple[str, ...]:
+    """The stages that run again when the output of a stage changes."""
+    changed = {BY_NAME[name].writes}
+    result = []
+    for stage in STAGES:
+        if changed & set(stage.reads):
+            changed.add(stage.writes)
+            result.append(stage.name)
+    return tuple(result)
 
 
 def forget_after(config: RunConfig, last: str) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from selfalign.cli.commands import COMMANDS
 from selfalign.config import RunConfig
-from selfalign.pipeline import BY_NAME, PRODUCER, STAGES, downstream
+from selfalign.pipeline import BY_NAME, PRODUCER, STAGES
 from selfalign.run.stage import _IMPLEMENTATIONS
+from tests.pipeline_world import downstream
 
 
 def test_every_artifact_read_is_written_by_an_earlier_stage() -> None:

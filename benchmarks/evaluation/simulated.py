@@ -136,6 +136,12 @@ def items(per_kind: int = 35) -> tuple[HeldoutItem, ...]:
     )
 
 
+@cache
+def _hardness(seed: int, count: int) -> tuple[float, ...]:
+    chance = random.Random(seed)
+    return tuple(chance.random() for _ in range(count))
+
+
 @dataclass(frozen=True)
 class World:
     """The items, and how hard each is: the same for every model of one world."""
@@ -150,18 +156,16 @@ class World:
 
     def right(self, share: float | Callable[[HeldoutItem], float], name: str) -> list[bool]:
         """Which items the model `name` gets right, whose true share of right answers is given."""
-        hardness, fresh = random.Random(self.seed), random.Random(f"{self.seed} {name}")
-        outcomes = []
-        for item in self.items:
-            own = hardness.random()
-            drawn = fresh.random() if fresh.random() < REDRAWN else own
-            outcomes.append(drawn < (share if isinstance(share, float) else share(item)))
-        return outcomes
+        items, fresh = self.items, random.Random(f"{self.seed} {name}").random
+        shares = [share] * len(items) if isinstance(share, float) else map(share, items)
+        return [
+            (fresh() if fresh() < REDRAWN else own) < wanted
+            for own, wanted in zip(_hardness(self.seed, len(items)), shares, strict=True)
+        ]
 
     def luck(self, right: _Right, share: float, told: _Right) -> float:
         """The mean on some of the items, less that of all models with the same true share."""
-        hardness = random.Random(self.seed)
-        easy = np.array([hardness.random() < share for _ in right])
+        easy = np.array(_hardness(self.seed, len(right))) < share
         usual = (1 - REDRAWN) * easy + REDRAWN * share
         return float((right - usual)[told].mean())
 

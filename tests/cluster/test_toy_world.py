@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from selfalign.pipeline import STAGES, downstream
+from selfalign.pipeline import STAGES
 from selfalign.run.executors.kubernetes.cluster import annotations_of, labels_of, name_of
+from tests.pipeline_world import downstream
 
 from .site import BUCKET, Site, kubectl, until
 
