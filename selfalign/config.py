@@ -494,6 +494,14 @@ class GateRule(Model):
             if self.against not in ("base", "promoted"):
                 raise ValueError(f"{self.metric}: the judge compares `against` base or promoted")
             has_comparison = has_comparison or (self.at_least, self.at_most) != (None, None)
+        for least, most in (
+            ("min_difference", "max_difference"),
+            ("min_ratio", "max_ratio"),
+            ("at_least", "at_most"),
+        ):
+            low, high = getattr(self, least), getattr(self, most)
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"{self.metric}: {least} {low:g} is above {most} {high:g}")
         own = self.metric.split("/")[0] in ("judge.agreement", "judge.refusal_agreement")
         if own and self.against is not None:
             raise ValueError(f"{self.metric} is the judge's own: leave out `against`")

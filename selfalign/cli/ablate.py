@@ -12,12 +12,10 @@ from rich.table import Table
 from selfalign.cli.options import config_options, json_option, new_console, print_json
 from selfalign.evaluation.summary import Comparison, EvaluationSummary
 from selfalign.load import load_config
-from selfalign.report.words import is_clear, signed
+from selfalign.report.words import is_clear, is_sure, signed
 from selfalign.stages.ablation import LeftOut
 from selfalign.store.open import open_store
 from selfalign.telemetry import no_progress_bars
-
-_LEVEL = 0.05  # of all cells together
 
 
 @click.command("ablate")
@@ -86,14 +84,10 @@ def _row(line: LeftOut, cell: Comparison) -> dict[str, Any]:
     }
 
 
-def _is_sure(cell: Comparison) -> bool:
-    return is_clear(cell) and cell.p_holm is not None and cell.p_holm < _LEVEL
-
-
 def _shown(cell: Comparison | None) -> str:
     if cell is None or cell.difference is None:
         return ""
-    return signed(cell.difference, 2) + ("**" if _is_sure(cell) else "*" if is_clear(cell) else "")
+    return signed(cell.difference, 2) + ("**" if is_sure(cell) else "*" if is_clear(cell) else "")
 
 
 def _p(value: float | None) -> str:
@@ -122,5 +116,5 @@ def _print(lines: list[LeftOut], summary: EvaluationSummary) -> None:
             f"among all cells {_p(cell.p_holm)})"
         )
     total = sum(len(cells) for _, cells in found)
-    sure = sum(_is_sure(cell) for _, cell in clear)
+    sure = sum(is_sure(cell) for _, cell in clear)
     click.echo(f"{total} cells: {len(clear)} whose interval leaves zero out, {sure} sure (Holm)")

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy import optimize, stats
+import scipy  # its modules load at their first use: a second that most stages spare
 
 from selfalign.config import GateRule, PromoteConfig
 from selfalign.errors import ConfigurationError
@@ -133,9 +133,12 @@ def counted_as(items: int, samples: int) -> float:
 
 def _plan(rule: GateRule, items: int, confidence: float, samples: int) -> RulePlan:
     metric, _ = split_metric_name(rule.metric)
+    is_share = metric not in CONTINUOUS and not metric.startswith(HARNESS)
+    if is_share and ((rule.at_least or 0) > 1 or (rule.at_most is not None and rule.at_most < 0)):
+        return RulePlan(rule, items, None, "can never pass: a share is between 0 and 1")
     if metric in CONTINUOUS or (rule.min_difference is None and rule.max_difference is None):
         return RulePlan(rule, items, None, None)
-    z = float(stats.norm.isf((1 - confidence) / 2))
+    z = float(scipy.stats.norm.isf((1 - confidence) / 2))
     if rule.min_difference is None:
         assert rule.max_difference is not None
         bound, passes = -rule.max_difference, None  # of (opponent - final)
@@ -156,7 +159,7 @@ def _plan(rule: GateRule, items: int, confidence: float, samples: int) -> RulePl
 
 def _passes_from(bound: float, items: float, confidence: float, share: float) -> float | None:
     """The true difference at which the lower end lies above `bound` in POWER of nights."""
-    spread = float(stats.norm.ppf(POWER))
+    spread = float(scipy.stats.norm.ppf(POWER))
 
     def room(difference: float) -> float:
         changed = max(share, abs(difference))
@@ -167,4 +170,4 @@ def _passes_from(bound: float, items: float, confidence: float, share: float) ->
 
     if room(1.0) <= 0:
         return None
-    return float(optimize.brentq(room, -1.0, 1.0, xtol=1e-4)) if room(-1.0) < 0 else -1.0
+    return float(scipy.optimize.brentq(room, -1.0, 1.0, xtol=1e-4)) if room(-1.0) < 0 else -1.0

@@ -12,7 +12,7 @@ from selfalign.pipeline import STAGES
 from selfalign.report import charts
 from selfalign.report.collect import Citations, PastRun
 from selfalign.report.view import RunView
-from selfalign.report.words import is_clear, signed
+from selfalign.report.words import is_sure, signed
 from selfalign.store.manifest import Manifest, QuarantinedRow
 
 SHOWN_QUARANTINED = 20  # rows per stage; `selfalign show ARTIFACT --dropped` shows all
@@ -165,7 +165,7 @@ def ablation(data: RunView, principles: dict[int, str]) -> Heat | None:
     def cell(row: Comparison | None) -> Cell | None:
         if row is None or row.difference is None:
             return None
-        return signed(row.difference, 2), 2 * row.difference, is_clear(row)
+        return signed(row.difference, 2), 2 * row.difference, is_sure(row)
 
     rows = [
         (

@@ -9,7 +9,7 @@ import pytest
 from selfalign.config import GateRule, PromoteConfig
 from selfalign.evaluation.anchor import ALPHA, anchor_confidence, surpasses_anchor
 from selfalign.evaluation.gate import Verdict, judge
-from selfalign.evaluation.scores import ALIGNED, ItemScore
+from selfalign.evaluation.scores import ALIGNED, REFUSAL_MUST, ItemScore
 from selfalign.evaluation.statistics import mcnemar
 from selfalign.evaluation.summary import EvaluationSummary, summarise
 
@@ -39,6 +39,25 @@ def test_a_clear_gain_moves_the_anchor_and_a_lucky_one_does_not() -> None:
     assert not surpasses_anchor(evaluation(12, 8), 1)
     assert not surpasses_anchor(evaluation(2, 20), 1)
     assert surpasses_anchor(evaluation(20, 2, against=("promoted",)), 1)
+
+
+def test_a_model_that_did_worse_on_another_score_does_not_become_the_anchor() -> None:
+    def against_anchor(refused: int) -> EvaluationSummary:
+        def scores(right: int, refused: int) -> list[ItemScore]:
+            return [
+                ItemScore(f"i{k}", metric, None, float(k < limit), 1, "")
+                for metric, limit in ((ALIGNED, right), (REFUSAL_MUST, refused))
+                for k in range(60)
+            ]
+
+        return summarise(
+            {"final": scores(50, refused), "anchor": scores(20, 40)},
+            comparisons=[("final", "anchor")],
+            tasks=("heldout",),
+        )
+
+    assert surpasses_anchor(against_anchor(40), 1)
+    assert not surpasses_anchor(against_anchor(39), 1)
 
 
 def test_each_promotion_since_the_anchor_was_set_widens_the_intervals_against_it() -> None:

@@ -31,6 +31,14 @@ def test_a_rule_that_no_answers_could_satisfy_is_said_to_be_so() -> None:
     assert "can never pass with 3 items" in planned(3, 0.5).warning
 
 
+def test_bounds_that_nothing_can_be_within_are_refused_or_told() -> None:
+    rule = GateRule(metric=ALIGNED, at_least=1.5)
+    (row,) = plan_rules(PromoteConfig(rules=[rule], guards=None), {ALIGNED: 9}, ["heldout"], 0.9)
+    assert row.warning == "can never pass: a share is between 0 and 1"
+    with pytest.raises(ValueError, match="min_ratio 2 is above max_ratio 1"):
+        GateRule(metric=ALIGNED, against="base", min_ratio=2, max_ratio=1)
+
+
 def test_several_answers_to_an_item_show_smaller_differences_as_it_says() -> None:
     items, samples, margin = 200, 3, -0.03
     rule = GateRule(metric=ALIGNED, against="promoted", min_difference=margin)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from html.parser import HTMLParser
 
 import pytest
 from click.testing import CliRunner
 
+from benchmarks.evaluation.simulated import World as SimulatedWorld
 from selfalign.cli.main import cli
 from selfalign.evaluation.answers import changes, marked
+from selfalign.evaluation.scores import ALIGNED
+from selfalign.evaluation.summary import summarise
 from selfalign.report.charts import Scale
 from selfalign.report.collect import collect
 from selfalign.report.render import render_report
-from selfalign.report.words import sentences, signed
+from selfalign.report.words import is_clear, is_sure, sentences, signed
 from selfalign.store.local import LocalStore
 from tests.report.nights import BAD, GOOD, HOSTILE, KINDS, write_night
 from tests.report.test_charts import CLOSE, WIDTH, at, centre, corners, marks, on, rulers
@@ -100,6 +104,20 @@ def test_the_first_screen_says_the_verdict_why_and_what_changed(nights: World) -
         in screen
     )
     assert '<section class="verdict no"' in nights.html["second"]
+
+
+def test_equal_models_are_seldom_told_to_differ_for_sure() -> None:
+    named: Counter[str] = Counter()
+    for seed in range(100):
+        world = SimulatedWorld(seed)
+        models = {name: world.values(world.right(0.8, name)) for name in ("before", "after")}
+        found = summarise(models, confidence=0.9, comparisons=[("after", "before")])
+        rows = [row for row in found.comparisons if row.metric == ALIGNED and row.kind]
+        assert len(rows) == 12
+        named["clear"] += any(map(is_clear, rows))
+        named["sure"] += any(map(is_sure, rows))
+    assert named["clear"] > 20  # of 100 nights, for an interval of 90% each
+    assert named["sure"] <= 5
 
 
 def test_a_promoted_night_without_one_before_it_is_told(nights: World) -> None:
