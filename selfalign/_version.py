@@ -1,3 +1,3 @@
 """The code version: part of every artifact's identity and every image's tag."""
 
-__version__ = "0.10.1"
+__version__ = "0.11.0"

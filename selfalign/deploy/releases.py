@@ -88,10 +88,10 @@ def serving_values(
 def platform_values(
     *, files: Sequence[Path] = (), config: Path | None = None, image: Values | None = None
 ) -> dict[str, Any]:
-    """The values of the platform's release; `config` wins over the files' own."""
-    layers: list[Values] = [read_values(path) for path in files]
-    if config:
-        layers.append({"config": read_values(config)})
+    """The values of the platform's release; the files' own `config` wins over `config`, in which
+    every key has a value."""
+    layers: list[Values] = [{"config": read_values(config)}] if config else []
+    layers += [read_values(path) for path in files]
     if image:
         layers.append({"image": image})
     return merge_values(layers)

@@ -169,7 +169,8 @@ def test_nightly_submission_is_bounded_and_never_overlaps_itself() -> None:
     cronjob = only(manifests, "CronJob", "selfalign-nightly")
     spec = cronjob["spec"]
     assert (spec["schedule"], spec["timeZone"]) == ("30 2 * * *", "Europe/Berlin")
-    assert (spec["concurrencyPolicy"], spec["suspend"]) == ("Forbid", False)
+    assert spec["concurrencyPolicy"] == "Forbid"
+    assert "suspend" not in spec  # who patches it to pause the nights keeps it at the next deploy
     assert spec["startingDeadlineSeconds"] > 0
     assert "selfalign.io/" not in str(cronjob["metadata"]["labels"])  # is no stage's template
     job = job_of(manifests, "selfalign-nightly")

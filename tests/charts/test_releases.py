@@ -48,6 +48,17 @@ def test_later_values_win_key_by_key_and_the_image_over_all(tmp_path: Path) -> N
     assert (values["gpus"], values["indexed"]) == (0, True)
 
 
+def test_the_platforms_own_values_win_over_the_configuration_that_was_pushed(
+    tmp_path: Path,
+) -> None:
+    pushed = _write(tmp_path / "resolved.yaml", {**COMPLETE, "promote": {"approval": "automatic"}})
+    mine = _write(tmp_path / "cluster.yaml", {"config": {"promote": {"approval": "manual"}}})
+    values = releases.platform_values(files=[mine], config=pushed)
+    checked = releases.check_platform_config(values, _stages())
+    assert checked.promote.approval == "manual"
+    assert checked.store == COMPLETE["store"]
+
+
 def test_a_shared_file_brings_its_own_section_only_and_a_configuration_all(tmp_path: Path) -> None:
     config = {"align": {"num_shards": 9}, "clone": {"epochs": 2.0}, "seed": 3}
     shared = _write(tmp_path / "shared.yaml", {"config": config})

@@ -127,8 +127,10 @@ volumes:
   value: /scratch
 - name: HF_HOME
   value: /cache/huggingface
+{{- if not (hasKey .Values.env "HF_HUB_OFFLINE") }}
 - name: HF_HUB_OFFLINE
   value: "1"
+{{- end }}
 {{- if gt (.Values.nodes | int) 1 }}
 - name: SELFALIGN_NUM_NODES
   value: {{ .Values.nodes | int | quote }}
