@@ -121,6 +121,8 @@ def _row(group: Group, scale: charts.Scale, outcome: RuleOutcome) -> RuleRow:
         allowed = (rule.at_least, rule.at_most)
         digits = 1 if rule.metric == LENGTH_WORDS else 3
         measured = "" if value is None else f"{value:.{digits}f}"
+    if outcome.noise is not None:
+        measured += f", noise {signed(outcome.noise)}"
     if outcome.items is not None:
         measured += f", {outcome.items:,} items"
     label = f"{rule.metric}: {measured}; must be {bounds(rule)}; {outcome.outcome}"

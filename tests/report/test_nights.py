@@ -20,6 +20,7 @@ from selfalign.report.charts import Scale
 from selfalign.report.collect import collect
 from selfalign.report.render import render_report
 from selfalign.report.words import is_clear, is_sure, sentences, signed
+from selfalign.run.record import Attempt
 from selfalign.store.local import LocalStore
 from tests.report.nights import BAD, GOOD, HOSTILE, KINDS, write_night
 from tests.report.test_charts import CLOSE, WIDTH, at, centre, corners, marks, on, rulers
@@ -154,6 +155,32 @@ def test_the_picture_marks_zero_the_margin_and_the_interval_where_they_are(night
         on(scale, centre(marks(svg, "point")[0])[0]),
     ]
     assert drawn == pytest.approx([0, -0.1, *rule.interval, -0.55], abs=CLOSE)
+
+
+def test_noise_and_gpu_hours_are_told_where_they_are_known(nights: World) -> None:
+    data = collect(nights.store, "second")
+    assert "a second drawing would show no noise" in nights.html["second"]
+    assert "GPU hours" not in nights.html["second"]
+    assert data.verdict is not None
+    assert data.summary is not None
+    noisy = [reason.model_copy(update={"noise": -0.05}) for reason in data.verdict.reasons]
+    data.verdict = data.verdict.model_copy(update={"reasons": tuple(noisy)})
+    models = (*data.summary.models, "promoted_again")
+    data.summary = data.summary.model_copy(update={"models": models})
+    attempt = Attempt(
+        stage="align",
+        key="k",
+        number=1,
+        condition="Complete",
+        started_at="2026-01-02T01:00:00+00:00",
+        finished_at="2026-01-02T03:00:00+00:00",
+        gpus=2,
+    )
+    data.status = data.status.model_copy(update={"attempts": [attempt]})
+    html = render_report(data, NAMES)
+    assert f", noise {signed(-0.05)}, 40 items" in html
+    assert "its answers drawn a second time" in html
+    assert ", 4.00 GPU hours;" in html
 
 
 def test_worse_answers_stand_side_by_side_with_the_differing_words_marked(nights: World) -> None:
