@@ -63,7 +63,7 @@ KINDS: list[tuple[str, str, tuple[str, ...]]] = [
     ("approvals/*.json", "approve promote", UNDECIDED),
     ("artifacts/final_model/*/files/*", "report show chat export", ("models/*",)),
     ("artifacts/engraved_model/*/files/*", "show-verify report", ()),
-    ("artifacts/ablation/*", "ablate", ()),
+    ("artifacts/ablation/*", "ablate report", ()),
     ("models/*/model.sig", "export-verify", ()),
     ("models/*", "export chat fetch gc", ()),
     ("inputs/*", "align gc", ("artifacts/aligned_responses/*/manifest.json",)),

@@ -11,6 +11,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from selfalign.errors import DataError
 from selfalign.evaluation.scores import ALIGNED, HHH, MC1
@@ -69,6 +70,14 @@ class Citations:
     responses: list[AlignedResponse] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Study:
+    """What `selfalign ablate` found: the lines left out, in the order of the comparisons."""
+
+    left_out: list[str]
+    summary: EvaluationSummary
+
+
 @dataclass(slots=True)
 class ReportData(RunView):
     """What the report shows.
@@ -79,6 +88,7 @@ class ReportData(RunView):
         losses: stage -> loss curve.
         history: earlier runs and this one, oldest first.
         since: from the latest earlier run that has an evaluation.
+        study: the newest `selfalign ablate` of this run's base model and seeds.
         bytes_written: of the artifacts that this run made.
     """
 
@@ -88,6 +98,7 @@ class ReportData(RunView):
     losses: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     history: list[PastRun] = field(default_factory=list)
     since: RunDiff | None = None
+    study: Study | None = None
     bytes_written: int = 0
     held: Held = field(default_factory=lambda: Held(0, whole=True))
 
@@ -110,6 +121,7 @@ def collect(store: Store, run_id: str) -> ReportData:
     earlier = [past.status.id for past in data.history if past.final and past.status.id != run_id]
     with contextlib.suppress(DataError):
         data.since = compare(view(store, earlier[-1]), data) if earlier else None
+    data.study = study_of(store, data.manifests)
     data.bytes_written = written_bytes(store, data.status)
     data.held = held_bytes(store)
     return data
@@ -137,6 +149,38 @@ def _citations(store: Store, manifests: dict[str, Manifest]) -> Citations:
             found.responses.append(row)
             shown.update(row.rules)
     return found
+
+
+def study_of(store: Store, manifests: dict[str, Manifest]) -> Study | None:
+    """The newest study of a run's base model and seeds; one that cannot be read is left out."""
+    made_with = manifests.get("aligned_responses")
+    if made_with is None:
+        return None
+    found = []
+    for key in store.list("artifacts/ablation/"):
+        if not key.endswith("/manifest.json"):
+            continue
+        with contextlib.suppress(DataError):
+            manifest = read_manifest(store, "ablation", key.split("/")[2])
+            if manifest is not None and _same_inputs(manifest.identity, made_with.identity):
+                found.append(manifest)
+    found.sort(key=lambda each: each.provenance.finished_at)
+    for manifest in reversed(found):
+        with contextlib.suppress(DataError):
+            summary = read_file_as(store, manifest, "summary.json", EvaluationSummary)
+            left_out = manifest.identity["left_out"]
+            pairs = {(row.subject, row.against) for row in summary.comparisons}
+            if isinstance(left_out, list) and len(left_out) == len(pairs):
+                return Study([str(line) for line in left_out], summary)
+    return None
+
+
+def _same_inputs(study: dict[str, Any], stage: dict[str, Any]) -> bool:
+    """Whether both are of one base model, and of the same seeds where both read them."""
+    if "left_out" not in study or study.get("base_model") != stage.get("base_model"):
+        return False
+    theirs, ours = study.get("seeds") or {}, stage.get("seeds") or {}
+    return all(theirs[name] == ours[name] for name in theirs.keys() & ours.keys())
 
 
 def _history(store: Store, run_id: str) -> list[PastRun]:

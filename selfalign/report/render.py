@@ -26,6 +26,7 @@ from selfalign.report.tables import (
     quarantined,
     rules_by_kind,
     score_tables,
+    study,
     variant_name,
 )
 from selfalign.report.words import answers, refusals, sentences, signed
@@ -133,7 +134,7 @@ def _context(data: ReportData, principles: dict[int, str]) -> dict[str, Any]:
             for stage, curve in data.losses.items()
             if curve
         },
-        "ablation": ablation(data, principles),
+        "ablation": study(data.study) if data.study else ablation(data, principles),
         "nights": nights(data.history),
         "budget": _budget(data.run.annotation_lines),
         "published": PUBLISHED_ANNOTATION,

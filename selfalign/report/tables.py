@@ -10,7 +10,7 @@ from selfalign.evaluation.scores import ALIGNED, CONTINUOUS, GUARD, GUARDS
 from selfalign.evaluation.summary import Comparison, EvaluationSummary, MetricSummary, summarise
 from selfalign.pipeline import STAGES
 from selfalign.report import charts
-from selfalign.report.collect import Citations, PastRun
+from selfalign.report.collect import Citations, PastRun, Study
 from selfalign.report.view import RunView
 from selfalign.report.words import is_sure, signed
 from selfalign.store.manifest import Manifest, QuarantinedRow
@@ -161,20 +161,34 @@ def ablation(data: RunView, principles: dict[int, str]) -> Heat | None:
     )
     kinds = list(dict.fromkeys(row.kind for row in found.comparisons))
     cells = {(row.subject, row.kind): row for row in found.comparisons}
-
-    def cell(row: Comparison | None) -> Cell | None:
-        if row is None or row.difference is None:
-            return None
-        return signed(row.difference, 2), 2 * row.difference, is_sure(row)
-
     rows = [
         (
             variant_name(name, principles).removeprefix("base + principles, "),
-            [cell(cells.get((name, kind))) for kind in kinds],
+            [_difference(cells.get((name, kind))) for kind in kinds],
         )
         for name in parts
     ]
     return Heat([kind or "all" for kind in kinds], rows)
+
+
+def study(found: Study) -> Heat:
+    """What `selfalign ablate` found, a row for each line that was left out."""
+    pairs = list(dict.fromkeys((row.subject, row.against) for row in found.summary.comparisons))
+    kinds = list(dict.fromkeys(row.kind for row in found.summary.comparisons))
+    cells = {(row.subject, row.against, row.kind): row for row in found.summary.comparisons}
+    return Heat(
+        [kind or "all" for kind in kinds],
+        [
+            (line, [_difference(cells.get((*pair, kind))) for kind in kinds])
+            for line, pair in zip(found.left_out, pairs, strict=True)
+        ],
+    )
+
+
+def _difference(row: Comparison | None) -> Cell | None:
+    if row is None or row.difference is None:
+        return None
+    return signed(row.difference, 2), 2 * row.difference, is_sure(row)
 
 
 def nights(history: list[PastRun]) -> Markup | None:

@@ -11,10 +11,13 @@ from click.testing import CliRunner
 
 from selfalign.cli.ablate import ablate_command
 from selfalign.errors import ConfigurationError, EngineError
+from selfalign.load import load_config
+from selfalign.report.collect import study_of
+from selfalign.report.tables import study
 from selfalign.store.artifact import read_manifest
 from selfalign.store.local import LocalStore
 from selfalign.telemetry import configure_logging
-from tests.pipeline_world import write_world
+from tests.pipeline_world import run_stages, write_world
 
 RIGHT = " This deed is fair: 3 (helpful).\nAssistant: Take the soap."
 SCRIPT = [
@@ -73,6 +76,25 @@ def test_a_kind_depends_on_the_line_that_it_needs_and_on_no_other(
     assert "exemplar 1: facts −1.000 (90% interval −1.000 to " in told
     assert f"0 better, {ITEMS} worse of {ITEMS}, " in told
     assert told.splitlines()[-1] == "24 cells: 4 whose interval leaves zero out, 4 sure (Holm)"
+
+
+def test_the_report_shows_the_study_of_the_runs_own_base_model_and_seeds(config: Path) -> None:
+    ablate("--config", config)
+    principles = config.parent / "seeds" / "principles.txt"
+    text = principles.read_text()
+    principles.write_text(text.replace("(helpful):", "(helpful): always"))
+    ablate("--config", config, "--exemplar", "1")  # newer, of other seeds
+    principles.write_text(text)
+    settings = load_config(config, ()).config
+    manifests = run_stages(settings, "align")
+    found = study_of(LocalStore(Path(settings.store)), manifests)
+    assert found is not None
+    table = study(found)
+    assert table.columns == ["all", "facts", "steps"]
+    rows = dict(table.rows)
+    assert len(rows) == 8
+    assert rows["principle 3 (helpful)"][2] == ("−1.00", -2.0, True)
+    assert rows["exemplar 1"][1:] == [("−1.00", -2.0, True), ("0.00", 0.0, False)]
 
 
 def test_some_lines_alone_take_as_many_answers_as_they_need(config: Path) -> None:
