@@ -117,7 +117,14 @@ def configuration(world: Path, directory: Path) -> Path:
 @pytest.fixture(scope="module")
 def config_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("kill")
-    small = replace(CONFIG, hidden_size=64, intermediate_size=172, num_layers=2, num_processes=1)
+    small = replace(
+        CONFIG,
+        hidden_size=64,
+        intermediate_size=172,
+        num_layers=2,
+        num_processes=1,
+        docs_per_step=16,
+    )
     build(directory / "world", small)
     return configuration(directory / "world", directory)
 
