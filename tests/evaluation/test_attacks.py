@@ -347,3 +347,25 @@ def test_half_a_point_every_night_of_a_year_is_refused_once_it_adds_up(per_kind:
         lost.append(PROMOTED - min(night.share for night in year))
     assert sum(lost) / len(lost) < 0.75 * ALIGNED_MARGIN
     assert max(lost) < ALIGNED_MARGIN + 0.01
+
+
+def test_a_small_loss_every_night_adds_up_to_no_more_with_5_000_items() -> None:
+    for seed in range(5):
+        month = nights(World(seed, per_kind=417), 30, loss=0.005)
+        assert PROMOTED - min(night.share for night in month) < ALIGNED_MARGIN + 0.01, seed
+
+
+def test_an_equal_model_is_neither_locked_out_nor_let_through_every_night() -> None:
+    promoted = sum(judged_by_values(seed, PROMOTED).promote for seed in range(60))
+    assert 20 <= promoted <= 50
+
+
+def test_of_equal_models_half_the_items_drawn_anew_tell_no_flattering_score() -> None:
+    def flattery(choosing_share: float | None) -> float:
+        ends = [
+            nights(World(seed), 60, loss=0, choosing_share=choosing_share)[-1] for seed in SEEDS
+        ]
+        return sum(night.flattery for night in ends) / len(ends)
+
+    assert flattery(None) > 0.015
+    assert abs(flattery(0.5)) < 0.01
