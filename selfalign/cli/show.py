@@ -25,7 +25,7 @@ from selfalign.identity import collect_inputs
 from selfalign.inputs import localise
 from selfalign.pipeline import PRODUCER
 from selfalign.run.plan import plan_from_store
-from selfalign.store.artifact import read_manifest, read_rows, verify
+from selfalign.store.artifact import artifact_keys, read_manifest, read_rows, verify
 from selfalign.store.base import Store
 from selfalign.store.manifest import Manifest
 
@@ -123,17 +123,6 @@ def find_artifact(opened: Opened, artifact: str, key: str | None) -> Manifest:
         if listed
         else f"make it: selfalign run --until {PRODUCER[artifact].name}",
     )
-
-
-def artifact_keys(store: Store, artifact: str) -> list[str]:
-    """Keys of all published artifacts of this name."""
-    prefix = f"artifacts/{artifact}/"
-    suffix = "/manifest.json"
-    return [
-        name.removeprefix(prefix).removesuffix(suffix)
-        for name in store.list(prefix)
-        if name.endswith(suffix)
-    ]
 
 
 def _print(console: Console, store: Store, manifest: Manifest, limit: int, dropped: bool) -> None:

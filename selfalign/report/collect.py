@@ -22,7 +22,13 @@ from selfalign.report.view import RunView, view
 from selfalign.run.record import RunStatus, read_status, run_ids
 from selfalign.run.storage import Held, held_bytes, written_bytes
 from selfalign.stages.train import loss_curve
-from selfalign.store.artifact import read_file, read_file_as, read_manifest, read_records
+from selfalign.store.artifact import (
+    artifact_keys,
+    read_file,
+    read_file_as,
+    read_manifest,
+    read_records,
+)
 from selfalign.store.base import Store
 from selfalign.store.manifest import Manifest
 from selfalign.store.pointer import PromotedModel, read_pointer, standing
@@ -157,11 +163,9 @@ def study_of(store: Store, manifests: dict[str, Manifest]) -> Study | None:
     if made_with is None:
         return None
     found = []
-    for key in store.list("artifacts/ablation/"):
-        if not key.endswith("/manifest.json"):
-            continue
+    for key in artifact_keys(store, "ablation"):
         with contextlib.suppress(DataError):
-            manifest = read_manifest(store, "ablation", key.split("/")[2])
+            manifest = read_manifest(store, "ablation", key)
             if manifest is not None and _same_inputs(manifest.identity, made_with.identity):
                 found.append(manifest)
     found.sort(key=lambda each: each.provenance.finished_at)

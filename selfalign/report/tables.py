@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from markupsafe import Markup
@@ -159,28 +160,25 @@ def ablation(data: RunView, principles: dict[int, str]) -> Heat | None:
         confidence=data.summary.confidence,
         comparisons=[(name, WITH_ALL) for name in parts],
     )
-    kinds = list(dict.fromkeys(row.kind for row in found.comparisons))
-    cells = {(row.subject, row.kind): row for row in found.comparisons}
-    rows = [
-        (
-            variant_name(name, principles).removeprefix("base + principles, "),
-            [_difference(cells.get((name, kind))) for kind in kinds],
-        )
-        for name in parts
-    ]
-    return Heat([kind or "all" for kind in kinds], rows)
+    lines = [variant_name(name, principles).removeprefix("base + principles, ") for name in parts]
+    return _left_out(lines, found.comparisons)
 
 
 def study(found: Study) -> Heat:
-    """What `selfalign ablate` found, a row for each line that was left out."""
-    pairs = list(dict.fromkeys((row.subject, row.against) for row in found.summary.comparisons))
-    kinds = list(dict.fromkeys(row.kind for row in found.summary.comparisons))
-    cells = {(row.subject, row.against, row.kind): row for row in found.summary.comparisons}
+    """What `selfalign ablate` found."""
+    return _left_out(found.left_out, found.summary.comparisons)
+
+
+def _left_out(lines: Sequence[str], rows: Sequence[Comparison]) -> Heat:
+    """A row for each line that was left out, in the order in which they were compared."""
+    pairs = list(dict.fromkeys((row.subject, row.against) for row in rows))
+    kinds = list(dict.fromkeys(row.kind for row in rows))
+    cells = {(row.subject, row.against, row.kind): row for row in rows}
     return Heat(
         [kind or "all" for kind in kinds],
         [
             (line, [_difference(cells.get((*pair, kind))) for kind in kinds])
-            for line, pair in zip(found.left_out, pairs, strict=True)
+            for line, pair in zip(lines, pairs, strict=True)
         ],
     )
 

@@ -313,6 +313,17 @@ class ShardWriter:
             self._store.write(self._mark, shard.to_bytes(self._mark), if_absent=True)
 
 
+def artifact_keys(store: Store, artifact: str) -> list[str]:
+    """Keys of all published artifacts of this name."""
+    prefix = f"artifacts/{artifact}/"
+    suffix = "/manifest.json"
+    return [
+        name.removeprefix(prefix).removesuffix(suffix)
+        for name in store.list(prefix)
+        if name.endswith(suffix)
+    ]
+
+
 def read_manifest(store: Store, artifact: str, key: str) -> Manifest | None:
     """The manifest, or None when the artifact is not published.
 

@@ -76,8 +76,7 @@ def decode_json(text: str | bytes) -> Any:
     """The value of a JSON text from the store. Raises ValueError for anything that is none."""
     try:
         value = json.loads(text)
-        if isinstance(value, dict | list):
-            _check_depth(value)
+        _check_depth(value)
     except RecursionError:
         raise ValueError(f"nested more than {MAX_DEPTH} deep") from None
     return value
@@ -86,8 +85,8 @@ def decode_json(text: str | bytes) -> Any:
 def _check_depth(value: Any) -> None:
     level = [value]
     for _ in range(MAX_DEPTH):
-        inside = (each.values() if isinstance(each, dict) else each for each in level)
-        level = [each for values in inside for each in values if isinstance(each, dict | list)]
+        inside = (each for each in level if isinstance(each, dict | list))
+        level = [v for each in inside for v in (each.values() if isinstance(each, dict) else each)]
         if not level:
             return
     raise RecursionError

@@ -68,6 +68,15 @@ def test_arguments_are_vllms_and_come_after_two_dashes() -> None:
     assert more[-2:] == ["--", "--max-model-len=4096"]
 
 
+def test_a_variable_of_the_server_that_is_set_to_another_value_is_there_once() -> None:
+    template = deployment(server={"env": {"TMPDIR": "/cache"}})["spec"]["template"]
+    spec = template["spec"]
+    (server,) = spec["containers"]
+    assert [each["value"] for each in server["env"] if each["name"] == "TMPDIR"] == ["/cache"]
+    (fetch,) = spec["initContainers"]
+    assert {"name": "TMPDIR", "value": "/tmp"} in fetch["env"]
+
+
 def test_one_server_holds_up_no_drain() -> None:
     kinds = [[m["kind"] for m in render("serving", "s", {"replicas": n})] for n in (1, 2)]
     assert ["PodDisruptionBudget" in found for found in kinds] == [False, True]

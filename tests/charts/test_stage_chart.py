@@ -218,10 +218,10 @@ def test_volumes_and_environment_take_any_source_and_models_are_read_only() -> N
     assert expected.items() <= environment(pod).items()
 
 
-def test_a_variable_that_is_set_to_another_value_is_there_once() -> None:
-    (container,) = _pod(render_stage("evaluate", env={"HF_HUB_OFFLINE": "0"}))["containers"]
-    found = [each["value"] for each in container["env"] if each["name"] == "HF_HUB_OFFLINE"]
-    assert found == ["0"]
+@pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "TMPDIR", "SELFALIGN_LOG"])
+def test_a_variable_that_is_set_to_another_value_is_there_once(name: str) -> None:
+    (container,) = _pod(render_stage("evaluate", env={name: "0"}))["containers"]
+    assert [each["value"] for each in container["env"] if each["name"] == name] == ["0"]
 
 
 def test_configuration_passes_through_unchanged() -> None:

@@ -42,21 +42,22 @@ securityContext:
 terminationMessagePolicy: FallbackToLogsOnError
 {{- end -}}
 
+{{- /* What a container has where `env`, which is its own, does not set it. */ -}}
 {{- define "selfalign-serving.env" -}}
-- name: SELFALIGN_LOG
-  value: json
-- name: SELFALIGN_CACHE_DIR
-  value: /cache
-- name: HOME
-  value: /home/selfalign
-- name: PYTHONNOUSERSITE
-  value: "1"
-- name: TMPDIR
-  value: /tmp
-- name: HF_HOME
-  value: /cache/huggingface
-- name: HF_HUB_OFFLINE
-  value: "1"
+{{- $own := dict
+  "SELFALIGN_LOG" "json"
+  "SELFALIGN_CACHE_DIR" "/cache"
+  "HOME" "/home/selfalign"
+  "PYTHONNOUSERSITE" "1"
+  "TMPDIR" "/tmp"
+  "HF_HOME" "/cache/huggingface"
+  "HF_HUB_OFFLINE" "1" }}
+{{- range $name, $value := $own }}
+{{- if not (hasKey $.env $name) }}
+- name: {{ $name }}
+  value: {{ $value | quote }}
+{{- end }}
+{{- end }}
 {{- end -}}
 
 {{- /* A container that fetches and verifies, and writes /model; it ends in the list of variables. */ -}}
@@ -91,7 +92,7 @@ volumeMounts:
     readOnly: true
   {{- end }}
 env:
-  {{- include "selfalign-serving.env" . | nindent 2 }}
+  {{- include "selfalign-serving.env" (dict "env" dict) | trim | nindent 2 }}
   {{- if .Values.verify.configMapName }}
   - name: SELFALIGN_VERIFY_KEY
     value: /verify/key

@@ -40,7 +40,7 @@ containers:
     command: ["selfalign", {{ include "selfalign-stage.stage" . | quote }}]
     args: ["--config", "/etc/selfalign/config.yaml"]
     env:
-      {{- include "selfalign-stage.env" . | nindent 6 }}
+      {{- include "selfalign-stage.env" . | trim | nindent 6 }}
     envFrom:
       - configMapRef:
           name: {{ .Values.store.environmentConfigMap }}
@@ -115,21 +115,19 @@ volumes:
 {{- end -}}
 
 {{- define "selfalign-stage.env" -}}
-- name: SELFALIGN_LOG
-  value: json
-- name: SELFALIGN_CACHE_DIR
-  value: /cache
-- name: HOME
-  value: /home/selfalign
-- name: PYTHONNOUSERSITE
-  value: "1"
-- name: TMPDIR
-  value: /scratch
-- name: HF_HOME
-  value: /cache/huggingface
-{{- if not (hasKey .Values.env "HF_HUB_OFFLINE") }}
-- name: HF_HUB_OFFLINE
-  value: "1"
+{{- $own := dict
+  "SELFALIGN_LOG" "json"
+  "SELFALIGN_CACHE_DIR" "/cache"
+  "HOME" "/home/selfalign"
+  "PYTHONNOUSERSITE" "1"
+  "TMPDIR" "/scratch"
+  "HF_HOME" "/cache/huggingface"
+  "HF_HUB_OFFLINE" "1" }}
+{{- range $name, $value := $own }}
+{{- if not (hasKey $.Values.env $name) }}
+- name: {{ $name }}
+  value: {{ $value | quote }}
+{{- end }}
 {{- end }}
 {{- if gt (.Values.nodes | int) 1 }}
 - name: SELFALIGN_NUM_NODES
