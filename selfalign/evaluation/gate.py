@@ -233,8 +233,8 @@ def _why_unmeasured(rule: GateRule, summary: EvaluationSummary) -> str | None:
         if metric in measured:
             return f"{rule.metric}: no item has a kind, so there is none to hold to this rule."
         return (
-            f"{rule.metric} was not measured: {source_of(metric)} names no data that has it. A "
-            "rule that cannot be measured fails."
+            f"{rule.metric} was not measured: {source_of(metric)} names no data that has it, or "
+            "every item of it was set aside. A rule that cannot be measured fails."
         )
     if metric not in JUDGED and summary.metric(_scored(metric), rule.metric) is None:
         return (

@@ -3,7 +3,7 @@
 Every model of a run has the base's tokenizer and context. Reads evaluation files, and the
 configuration and tokenizer of a base model in a local directory, never its weights. Evaluation
 items are set aside when they are scored, so they are a warning,
-`evaluation.items_beyond_context`, as long as the stage will bear so many.
+`evaluation.items_beyond_context`, as long as any item of a task remains.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from selfalign.prompts import (
     render_verbose,
 )
 from selfalign.seeds import Seeds
-from selfalign.stages.quarantine import allowed_rows
 from selfalign.telemetry import log
 
 if TYPE_CHECKING:
@@ -74,8 +73,8 @@ def check_long_items(config: RunConfig, seeds: Seeds) -> None:
     """Log a warning for each task that has items beyond the context, with and without principles.
 
     Does nothing where the base model is no local directory or transformers is not installed.
-    Raises DataError where so many would be set aside that `evaluate` would fail, and
-    ConfigurationError or DataError where the engine would, for its limit or tokenizer.
+    Raises DataError where a task would have no item left, and ConfigurationError or DataError
+    where the engine would, for its limit or tokenizer.
     """
     limit = _limit(config, config.evaluate.engine)
     if limit is None:
@@ -91,16 +90,13 @@ def check_long_items(config: RunConfig, seeds: Seeds) -> None:
             # an item's requests count as one, in the order of the file
             items = list(dict.fromkeys(name.split("\t")[0] for name in limit.too_long(requests)))
             total = len({request.id.split("\t")[0] for request in requests})
-            answers = config.evaluate.samples if task == "heldout" else 1
-            allowed = allowed_rows(total * answers, config.evaluate.max_quarantined) // answers
-            if len(items) > allowed:
+            if items and len(items) == total and not principled:
                 raise DataError(
-                    f"evaluate.{task}: {len(items)} of {total} items do not fit into the context "
-                    f"of {limit.tokens} tokens for {variant}, expected at most {allowed} "
-                    f"(evaluate.max_quarantined: {config.evaluate.max_quarantined:g}); the first "
-                    f"are {', '.join(items[:_NAMED])}",
-                    remedy="shorten them, raise engine.max_length if the model takes more, or "
-                    "raise evaluate.max_quarantined: they are then left out",
+                    f"evaluate.{task}: none of its {total} items fits into the context of "
+                    f"{limit.tokens} tokens, so nothing could be measured; the first are "
+                    f"{', '.join(items[:_NAMED])}",
+                    remedy="raise engine.max_length if the model takes more, shorten the items, "
+                    f"or set evaluate.{task}: null",
                 )
             if items:
                 log.warning(
@@ -108,6 +104,7 @@ def check_long_items(config: RunConfig, seeds: Seeds) -> None:
                     task=task,
                     variant=variant,
                     items=len(items),
+                    of=total,
                     limit_tokens=limit.tokens,
                     first=items[:_NAMED],
                     remedy="they are set aside; shorten them, or raise engine.max_length",

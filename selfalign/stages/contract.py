@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, count, islice
@@ -113,11 +113,14 @@ class StageContext:
         """The seed of one record of this stage."""
         return record_seed(self.config.seed, self.name, record_id)
 
-    def quarantine_limit(self, rows: int, what: str | None = None) -> QuarantineLimit:
-        """How many of `rows` may be quarantined; `what` names a part of the stage's work."""
+    def quarantine_limit(
+        self, rows: int, what: str | None = None, uncounted: Container[str] = ()
+    ) -> QuarantineLimit:
+        """How many of `rows` may be quarantined; `what` names a part of the stage's work, and
+        `uncounted` the reasons for which any number may be."""
         share: float = getattr(self.config, self.name).max_quarantined
         setting = f"{self.name}.max_quarantined"
-        return QuarantineLimit(what or self.name, setting, rows, share)
+        return QuarantineLimit(what or self.name, setting, rows, share, uncounted)
 
     def mine(self, items: Iterable[_Item]) -> Iterator[_Item]:
         """This worker's share: every `num_shards`-th item."""

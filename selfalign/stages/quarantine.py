@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from selfalign.errors import DataError
 from selfalign.store.manifest import Part, QuarantinedRow
@@ -18,11 +18,6 @@ _REMEDIES = {
 }
 
 
-def allowed_rows(rows: int, share: float) -> int:
-    """How many of `rows` may be quarantined: one always, unless none may."""
-    return max(1, int(share * rows)) if share else 0
-
-
 class QuarantineLimit:
     """Counts the quarantined rows of parts as they are committed.
 
@@ -31,18 +26,24 @@ class QuarantineLimit:
         setting: the configuration's name of `share`.
         rows: of all shards together; may be set anew when more become known.
         share: of `rows` that may be quarantined. Above 0, one row always may.
+        uncounted: reasons for which any number of rows may be.
     """
 
-    def __init__(self, what: str, setting: str, rows: int, share: float) -> None:
+    def __init__(
+        self, what: str, setting: str, rows: int, share: float, uncounted: Container[str] = ()
+    ) -> None:
         self._what, self._setting, self.rows, self._share = what, setting, rows, share
+        self._uncounted = uncounted
         self._first: list[QuarantinedRow] = []
         self._reasons: Counter[str] = Counter()
 
     def add(self, part: Part) -> None:
         """Count a part's rows. Raises DataError when there are more than may be."""
-        self._reasons.update(part.counts.quarantined)
-        self._first += part.quarantined[: NAMED_ROWS - len(self._first)]
-        allowed = allowed_rows(self.rows, self._share)
+        counted = [row for row in part.quarantined if row.reason not in self._uncounted]
+        self._first += counted[: NAMED_ROWS - len(self._first)]
+        for reason, count in part.counts.quarantined.items():
+            self._reasons[reason] += 0 if reason in self._uncounted else count
+        allowed = max(1, int(self._share * self.rows)) if self._share else 0
         if self._reasons.total() <= allowed:
             return
         reasons = ", ".join(f"{name} {count}" for name, count in self._reasons.most_common())

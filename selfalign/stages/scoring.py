@@ -100,7 +100,9 @@ def score_variants(
 
     def check(part: Part) -> None:
         items = tasks[evaluations[part.name][1]].num_items
-        context.quarantine_limit(items, f"{context.name}: {part.name}").add(part)
+        # An item beyond the context is no reason to lose the night: it is beyond it for each model.
+        limit = context.quarantine_limit(items, f"{context.name}: {part.name}", ("too_long",))
+        limit.add(part)
 
     chunks = (Chunk(name, [each]) for name, each in evaluations.items())
     parts = commit_parts(shard, chunks, work, progress, check=check)

@@ -20,6 +20,8 @@ from selfalign.stages.context_limits import check_long_items, check_prompts
 pytestmark = pytest.mark.skipif(find_spec("torch") is None, reason="torch is not installed here")
 CONFIG = EngineConfig(max_length=40, dtype="float32")
 SEEDS = Path(__file__).parents[2] / "seeds"
+LONG = "z" * 500
+ANSWERS = {"chosen": "a", "rejected": "b"}
 
 
 @pytest.fixture
@@ -45,16 +47,24 @@ def test_the_same_requests_are_too_long_as_for_the_engine(llama: Path, weightles
     assert 0 < len(found) < len(answers)
 
 
-def with_long_items(model: Path, tmp_path: Path, max_quarantined: float) -> RunConfig:
-    """Of two held-out prompts one is beyond the context, and with the principles both."""
+def with_long_items(model: Path, tmp_path: Path, *pairs: str) -> RunConfig:
+    """Of two held-out prompts one is beyond the context, and with the principles both.
+
+    Args:
+        pairs: the queries of HHH, which are their names too.
+    """
 
     def row(name: str, prompt: str) -> str:
         return json.dumps({"id": name, "kind": "k", "prompt": prompt, "refusal": "must_not"})
 
     heldout, hhh = tmp_path / "heldout.jsonl", tmp_path / "hhh.jsonl"
-    heldout.write_text("\n".join([row("short", "Hm?"), row("long", "z" * 500)]))
-    pair = {"id": "pair", "category": "c", "query": "z" * 500, "chosen": "a", "rejected": "b"}
-    hhh.write_text(json.dumps(pair))
+    heldout.write_text("\n".join([row("short", "Hm?"), row("long", LONG)]))
+    hhh.write_text(
+        "\n".join(
+            json.dumps({"id": query[:4], "category": "c", "query": query, **ANSWERS})
+            for query in pairs
+        )
+    )
     return RunConfig.model_validate(
         {
             "base_model": {"path": str(model)},
@@ -63,7 +73,7 @@ def with_long_items(model: Path, tmp_path: Path, max_quarantined: float) -> RunC
             "evaluate": {
                 "heldout": str(heldout),
                 "hhh": str(hhh),
-                "max_quarantined": max_quarantined,
+                "max_quarantined": 0,
             },
         }
     )
@@ -72,7 +82,7 @@ def with_long_items(model: Path, tmp_path: Path, max_quarantined: float) -> RunC
 def test_long_items_are_counted_and_named_before_anything_is_trained(
     weightless: Path, tmp_path: Path
 ) -> None:
-    config = with_long_items(weightless, tmp_path, max_quarantined=1.0)
+    config = with_long_items(weightless, tmp_path, "Hm?", LONG)
     with capture_logs() as logs:
         check_long_items(config, load_seeds(config.seeds))
     said = [
@@ -82,9 +92,9 @@ def test_long_items_are_counted_and_named_before_anything_is_trained(
     ]
     assert said == [
         ("base", "heldout", 1, ["long"]),
-        ("base", "hhh", 1, ["pair"]),
+        ("base", "hhh", 1, ["zzzz"]),
         ("base_principled", "heldout", 2, ["short", "long"]),  # the principles alone fill it
-        ("base_principled", "hhh", 1, ["pair"]),
+        ("base_principled", "hhh", 2, ["Hm?", "zzzz"]),
     ]
 
 
@@ -92,7 +102,7 @@ def test_long_items_are_counted_and_named_before_anything_is_trained(
 def test_a_prompt_that_fills_the_context_is_refused_before_anything_is_generated(
     weightless: Path, tmp_path: Path, stage: str
 ) -> None:
-    config = with_long_items(weightless, tmp_path, max_quarantined=1.0)
+    config = with_long_items(weightless, tmp_path, "Hm?", LONG)
     seeds = load_seeds(config.seeds)
     with pytest.raises(
         ConfigurationError, match=f"{stage}: its shortest prompt fills the context of 256"
@@ -102,19 +112,19 @@ def test_a_prompt_that_fills_the_context_is_refused_before_anything_is_generated
 
 
 def test_no_general_request_needs_no_context(weightless: Path, tmp_path: Path) -> None:
-    config = with_long_items(weightless, tmp_path, max_quarantined=1.0)
+    config = with_long_items(weightless, tmp_path, "Hm?", LONG)
     guided = config.instruct.model_copy(update={"general_requests": 0})
     config = config.model_copy(update={"instruct": guided})
     check_prompts(config, load_seeds(config.seeds), ["instruct"])
 
 
-def test_more_long_items_than_the_stage_bears_are_refused_before_anything_is_trained(
+def test_a_task_without_an_item_that_fits_is_refused_before_anything_is_trained(
     weightless: Path, tmp_path: Path
 ) -> None:
-    config = with_long_items(weightless, tmp_path, max_quarantined=0.5)
+    config = with_long_items(weightless, tmp_path, LONG)
     told = (
-        r"evaluate\.heldout: 2 of 2 items do not fit into the context of 256 tokens for "
-        r"base_principled, expected at most 1 .*the first are short, long"
+        r"evaluate\.hhh: none of its 1 items fits into the context of 256 tokens, .*"
+        r"the first are zzzz"
     )
     with pytest.raises(DataError, match=told):
         check_long_items(config, load_seeds(config.seeds))

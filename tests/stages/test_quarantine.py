@@ -234,26 +234,29 @@ def assert_shown(store: str) -> None:
     assert texts == {row.id: row.text for row in rows(poisoned=True)}
 
 
-def test_a_multiple_choice_item_beyond_the_context_does_not_end_the_night(
+def test_multiple_choice_items_beyond_the_context_do_not_end_the_night(
     tmp_path: Path, tiny_base_model: Path
 ) -> None:
     hhh = "evaluate.hhh=hhh.jsonl"
-    config = config_of(tmp_path / "w", tiny_base_model, "fake", hhh, "evaluate.max_quarantined=0.1")
+    config = config_of(tmp_path / "w", tiny_base_model, "fake", hhh, "evaluate.max_quarantined=0")
     assert config.evaluate.hhh is not None
     items = [
         {"id": f"i{n}", "category": "c", "query": f"q{n}", "chosen": "good", "rejected": "bad"}
         for n in range(10)
     ]
-    items[4]["query"] = "word " * 900
+    for item in items[4:]:
+        item["query"] = "word " * 900
     config.evaluate.hhh.write_text("".join(json.dumps(item) + "\n" for item in items))
     manifest = generate(config, tiny_base_model, poisoned=False)["evaluate"]
-    assert manifest.counts.quarantined == {"too_long": 4}
+    assert manifest.counts.quarantined == {"too_long": 4 * 6}
     assert [row.id for row in manifest.quarantined] == [
-        f"{variant}/hhh/i4" for variant in ("base", "base_principled", "engraved", "final")
+        f"{variant}/hhh/i{n}"
+        for variant in ("base", "base_principled", "engraved", "final")
+        for n in range(4, 10)
     ]
     store = LocalStore(Path(config.store))
     summary = read_file_as(store, manifest, "summary.json", EvaluationSummary)
-    assert {row.n for row in summary.metrics if row.metric == "hhh"} == {9}
+    assert {row.n for row in summary.metrics if row.metric == "hhh"} == {4}
 
 
 def test_more_bad_rows_than_allowed_end_the_stage_and_are_named(
