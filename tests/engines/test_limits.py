@@ -70,11 +70,7 @@ def with_long_items(model: Path, tmp_path: Path, *pairs: str) -> RunConfig:
             "base_model": {"path": str(model)},
             "seeds": {"directory": str(SEEDS)},
             "engine": {"dtype": "float32"},
-            "evaluate": {
-                "heldout": str(heldout),
-                "hhh": str(hhh),
-                "max_quarantined": 0,
-            },
+            "evaluate": {"heldout": str(heldout), "hhh": str(hhh), "max_quarantined": 0},
         }
     )
 
