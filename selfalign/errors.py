@@ -174,15 +174,19 @@ class StorageFull(TemporaryError):
     exit_code = 74
 
 
-class Interrupted(SelfAlignError):
-    """Stopped by a signal; everything finished so far is committed."""
+class Interrupted(BaseException):
+    """Stopped by a signal; everything finished so far is committed.
 
-    exit_code = 130
+    No SelfAlignError: whoever goes on after an error must not go on after a signal.
+    """
+
+    remedy = None
 
     def __init__(self, signal_number: int) -> None:
-        super().__init__(f"stopped by signal {signal_number}; finished work is kept")
+        self.message = f"stopped by signal {signal_number}; finished work is kept"
+        super().__init__(self.message)
         self.signal_number = signal_number
-        self.exit_code = 128 + signal_number  # type: ignore[misc]  # 130 SIGINT, 143 SIGTERM
+        self.exit_code = 128 + signal_number  # 130 SIGINT, 143 SIGTERM
 
 
 EXIT_CODES: dict[int, type[SelfAlignError]] = {
@@ -197,7 +201,6 @@ EXIT_CODES: dict[int, type[SelfAlignError]] = {
         StorageFull,
         Condemned,
         TemporaryError,
-        Interrupted,
     )
 }
 PERMANENT_EXIT_CODES: tuple[int, ...] = tuple(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from importlib import import_module
 from pathlib import Path
@@ -39,3 +40,13 @@ def test_every_error_is_in_the_tree_of_the_docstring(tree: set[type]) -> None:
 def test_no_expected_error_ends_with_the_code_of_a_bug(tree: set[type]) -> None:
     bases = {SelfAlignError, errors.PermanentError}
     assert [cls for cls in tree - bases if cls.exit_code == 1] == []  # type: ignore[attr-defined]
+
+
+def test_a_signal_ends_whatever_goes_on_after_an_error() -> None:
+    def follow() -> None:
+        with contextlib.suppress(SelfAlignError, Exception):
+            raise errors.Interrupted(15)
+
+    with pytest.raises(errors.Interrupted) as ending:
+        follow()
+    assert ending.value.exit_code == 143

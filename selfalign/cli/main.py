@@ -84,7 +84,7 @@ def main() -> None:
             with contextlib.suppress(OSError):  # the exit code says it too
                 error.show()
         sys.exit(error.exit_code)
-    except SelfAlignError as error:
+    except (SelfAlignError, Interrupted) as error:
         _tell(error.message, error.remedy, error.exit_code)
         sys.exit(error.exit_code)
     except SystemExit as ended:

@@ -127,7 +127,8 @@ class Driver:
             self.heed([start.planned for start in due])
         for start in due:
             self.executor.start(start.planned, start.number)
-        waits = [(moment - self.clock()).total_seconds() for moment in delays.values()]
+        now = self.clock()  # planning and saving may have outlasted a delay
+        waits = [max(0.0, (moment - now).total_seconds()) for moment in delays.values()]
         if due or any(a.condition == "Active" for a in attempts):
             waits.append(ACTIVE_SECONDS)
         if any(isinstance(action, Await) for action in actions):

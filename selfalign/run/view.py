@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -95,8 +95,11 @@ def next_action(status: RunStatus, namespace: str | None = None) -> str:
 def progress_of(logs: Iterable[list[str]]) -> Progress | None:
     """Add up what workers said last of their progress; None when none said anything."""
     latest = [event for lines in logs if (event := _last_progress(lines)) is not None]
-    if not latest:
-        return None
+    return added_up(latest) if latest else None
+
+
+def added_up(latest: Sequence[Mapping[str, Any]]) -> Progress:
+    """The progress of a stage, from the last progress event of each worker, at least of one."""
     totals = [event.get("total") for event in latest]
     etas = [event["eta_seconds"] for event in latest if event.get("eta_seconds") is not None]
     return Progress(

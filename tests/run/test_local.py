@@ -6,7 +6,10 @@ import errno
 import io
 import json
 import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +19,16 @@ from rich.console import Console
 
 from selfalign.cli.main import cli
 from selfalign.config import RunConfig
-from selfalign.errors import DataError, Interrupted, SelfAlignError, StorageFull
+from selfalign.errors import DataError, Interrupted, StorageFull, StoreUnavailable
 from selfalign.identity import Inputs
 from selfalign.load import load_config
+from selfalign.run.drive import Backoff
 from selfalign.run.executors.display import RunConsole, RunDisplay
 from selfalign.run.executors.local import LocalRun
 from selfalign.run.executors.workers import run_workers
-from selfalign.run.record import read_status, status_to_show
+from selfalign.run.record import RunStatus, read_status, status_to_show, write_status
 from selfalign.run.view import next_action
+from selfalign.store.base import Store
 from selfalign.store.local import LocalStore
 
 FAILS = """
@@ -73,17 +78,98 @@ def test_the_remedy_of_a_stage_reaches_the_status(
 
 @pytest.mark.parametrize(
     ("error", "phase"),
-    [(DataError("torn", remedy="mend it"), "Failed"), (Interrupted(2), "Interrupted")],
+    [
+        (DataError("torn", remedy="mend it"), "Failed"),
+        (TypeError("a bug"), "Failed"),
+        (Interrupted(15), "Interrupted"),
+        (KeyboardInterrupt(), "Interrupted"),
+    ],
 )
 def test_an_error_while_planning_is_no_interruption(
-    run: LocalRun, monkeypatch: pytest.MonkeyPatch, error: SelfAlignError, phase: str
+    run: LocalRun, monkeypatch: pytest.MonkeyPatch, error: BaseException, phase: str
 ) -> None:
     fails(monkeypatch, "plan_from_store", error)
     with pytest.raises(type(error)):
         run.run()
     status = read_status(run.store, "toy")
     assert status is not None
-    assert (status.phase, status.remedy) == (phase, error.remedy)
+    assert (status.phase, status.remedy) == (phase, getattr(error, "remedy", None))
+    if phase == "Failed":
+        assert (status.reason, status.message) == (type(error).__name__, str(error).split("\n")[0])
+
+
+def work_as(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    """Every worker is this program; its arguments are its shard and how many there are."""
+    monkeypatch.setattr(
+        "selfalign.run.executors.local.stage_command",
+        lambda *_, shard, num_shards, **__: [
+            *(sys.executable, "-c", program, str(shard), str(num_shards))
+        ],
+    )
+
+
+def test_a_delay_that_ran_out_while_the_status_was_written_is_no_error(
+    run: LocalRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_as(monkeypatch, "raise SystemExit(70)")
+    monkeypatch.setattr("selfalign.run.executors.local._BACKOFF", Backoff(first_seconds=0.2))
+    real = write_status
+
+    def slow(store: Store, status: RunStatus) -> None:
+        real(store, status)
+        if status.reason == "Waiting":
+            time.sleep(0.3)
+
+    monkeypatch.setattr("selfalign.run.executors.local.write_status", slow)
+    run.max_attempts = 2
+    status = run.run()
+    assert (status.reason, status.exit_code) == ("AttemptsExhausted", 70)
+
+
+def test_the_last_attempt_is_told_as_the_last_although_others_were_free_of_charge(
+    run: LocalRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    count = (
+        f"import pathlib; p = pathlib.Path({str(tmp_path / 'tries')!r}); p.open('a').write('x');"
+    )
+    work_as(monkeypatch, f"{count} raise SystemExit(73 if p.stat().st_size < 2 else 70)")
+    monkeypatch.setattr("selfalign.run.executors.local._BACKOFF", Backoff(first_seconds=0))
+    run.max_attempts = 1
+    run.run()
+    shown = run.display._console.file.getvalue()  # type: ignore[attr-defined]
+    assert "attempt 1 failed, will be tried again" in shown
+    assert "attempt 2 failed:" in shown
+
+
+SHARD = """
+import json, sys
+for done in (10, 25):
+    event = {"event": "stage.progress", "done": done + int(sys.argv[1]), "total": 50}
+    print(json.dumps(event), file=sys.stderr, flush=True)
+sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("store_fails", [False, True])
+def test_progress_is_added_up_over_shards_and_a_store_that_refuses_it_ends_nothing(
+    run: LocalRun, monkeypatch: pytest.MonkeyPatch, store_fails: bool
+) -> None:
+    work_as(monkeypatch, SHARD)
+    instruct = run.config.instruct.model_copy(update={"num_shards": 4})
+    run.config = run.config.model_copy(update={"instruct": instruct})
+    monkeypatch.setattr("selfalign.run.executors.local._STATUS_INTERVAL_SECONDS", 0.0)
+    real, told = write_status, []
+
+    def write(store: Store, status: RunStatus) -> None:
+        progress = status.stages[0].done
+        told.append((progress, status.stages[0].total))
+        if store_fails and progress and status.phase == "Running":
+            raise StoreUnavailable("gone")
+        real(store, status)
+
+    monkeypatch.setattr("selfalign.run.executors.local.write_status", write)
+    assert run.run().exit_code == 3
+    assert (4 * 25 + 1 + 2 + 3, 4 * 50) in told
 
 
 def test_a_full_disk_is_told_though_the_status_cannot_be_written(
@@ -113,6 +199,25 @@ def test_a_worker_that_is_killed_leaves_no_temporary_files() -> None:
     (result,) = run_workers([[sys.executable, "-c", KILLED]], log, lambda _event: None)
     left = Path(json.loads(log.getvalue())["line"])
     assert (result.exit_code, left.exists(), left.parent.exists()) == (-9, False, False)
+
+
+def test_workers_that_were_started_end_with_one_that_cannot_be(tmp_path: Path) -> None:
+    up = tmp_path / "up"
+    waits = f"import pathlib, time; pathlib.Path({str(up)!r}).write_text(''); time.sleep(600)"
+    begun: list[subprocess.Popen[str]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        real = subprocess.Popen
+
+        def start(*arguments: Any, **options: Any) -> Any:
+            if begun:
+                raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+            begun.append(real(*arguments, **options))
+            return begun[0]
+
+        patch.setattr("subprocess.Popen", start)
+        with pytest.raises(OSError, match="temporarily"):
+            run_workers([[sys.executable, "-c", waits]] * 2, io.StringIO(), lambda _event: None)
+    assert begun[0].wait(0) == -signal.SIGTERM
 
 
 def test_a_closed_pipe_ends_the_display_and_not_the_run() -> None:

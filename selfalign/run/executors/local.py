@@ -26,12 +26,14 @@ from selfalign.identity import Inputs, replaced
 from selfalign.load import write_resolved
 from selfalign.pipeline import STAGES
 from selfalign.records import now
+from selfalign.run.decide import Start, decide
 from selfalign.run.drive import Backoff, Driver, failed
 from selfalign.run.executors.display import RunDisplay
 from selfalign.run.executors.workers import WorkerResult, run_workers, stage_command
 from selfalign.run.notify import NotDelivered, new_notice, send_until
 from selfalign.run.plan import Planned, StagePlan, heed_gc, plan_from_store
 from selfalign.run.record import Attempt, Cause, RunStatus, write_status
+from selfalign.run.view import added_up
 from selfalign.store.base import Store
 from selfalign.store.files import explain_os_error
 
@@ -63,6 +65,7 @@ class LocalRun:
     _attempts: list[Attempt] = field(default_factory=list, init=False)
     _written: float = field(default=0.0, init=False)
     _reused: set[str] = field(default_factory=set, init=False)
+    _shards: dict[int, dict[str, Any]] = field(default_factory=dict, init=False)
 
     def run(self) -> RunStatus:
         """Drive the run to its end and return its last status.
@@ -73,15 +76,12 @@ class LocalRun:
         self._status = RunStatus(id=self.run_id, started_at=now())
         try:
             status = self._drive()
-        except SelfAlignError as error:
-            self._end(error)
-            raise
         except OSError as error:
             explained = explain_os_error(error, "run", self.directory)
             self._end(explained)
             raise explained from error
-        except BaseException:
-            self._end(Interrupted(2))
+        except BaseException as error:
+            self._end(error)
             raise
         self._notify()
         return status
@@ -94,6 +94,7 @@ class LocalRun:
         """Run one worker process for each shard and wait for all."""
         stage = planned.stage.name
         shards: int = getattr(self.config, stage).num_shards
+        self._shards = {}
         self.display.stage_started(planned, number, shards)
         started, clock = now(), time.monotonic()
         commands = [
@@ -114,7 +115,8 @@ class LocalRun:
         if attempt.condition == "Complete":
             self.display.stage_finished(planned, time.monotonic() - clock)
         else:
-            again = attempt.cause != "permanent" and number < self.max_attempts
+            actions = decide([planned], self._attempts, max_attempts=self.max_attempts)
+            again = any(isinstance(action, Start) for action in actions)
             self.display.attempt_failed(stage, number, attempt.message, again)
 
     def _drive(self) -> RunStatus:
@@ -160,37 +162,40 @@ class LocalRun:
         write_status(self.store, status)
 
     def _event(self, stage: str, event: dict[str, Any]) -> None:
-        self.display.event(stage, event)
         if event.get("event") != "stage.progress":
             return
-        progress = {"done": event.get("done", 0), "total": event.get("total")}
+        self._shards[event["shard"]] = event
+        progress = added_up(list(self._shards.values()))
+        self.display.progress(stage, progress, event.get("loss"))
+        update = {"done": progress.done, "total": progress.total}
         stages = [
-            state.model_copy(update=progress) if state.name == stage else state
+            state.model_copy(update=update) if state.name == stage else state
             for state in self._status.stages
         ]
         self._status = self._status.model_copy(update={"stages": stages, "updated_at": now()})
         if time.monotonic() - self._written > _STATUS_INTERVAL_SECONDS:
-            self._save(self._status)
+            with contextlib.suppress(SelfAlignError, OSError):  # no reason to stop the workers
+                self._save(self._status)
 
-    def _end(self, error: Exception) -> None:
+    def _end(self, error: BaseException) -> None:
         """Write the last status. A store that refuses it must not hide what ended the run."""
         reason, moment = type(error).__name__, now()
-        if isinstance(error, Interrupted):
+        if isinstance(error, Interrupted | KeyboardInterrupt):
             update = {
                 "phase": "Interrupted",
-                "reason": reason,
+                "reason": "Interrupted",
                 "message": "finished work is kept",
                 "updated_at": moment,
             }
             status = self._status.model_copy(update=update)
         else:
-            message = error.message if isinstance(error, SelfAlignError) else str(error)
+            known = error if isinstance(error, SelfAlignError) else SelfAlignError(str(error))
             status = failed(
                 self._status,
                 reason,
-                message,
-                getattr(error, "remedy", None),
-                exit_code=getattr(error, "exit_code", 1),
+                known.message,
+                known.remedy,
+                exit_code=known.exit_code,
                 moment=moment,
             )
         self._status = status

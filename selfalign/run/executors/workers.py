@@ -53,7 +53,7 @@ def run_workers(
 ) -> list[WorkerResult]:
     """Run one process for each command, all at once, and wait until every one has ended.
 
-    An exception in here, also a KeyboardInterrupt, stops the workers with SIGTERM, gives them time
+    An exception in here, also Interrupted, stops the workers with SIGTERM, gives them time
     to commit what they have, and is raised again. Their temporary files are removed at the end,
     also those of a worker that was killed: a training's checkpoints fill a disk in a few nights.
     """
@@ -64,11 +64,11 @@ def run_workers(
             # Several workers share the cores: each takes its part instead of all of them.
             cores = max((os.cpu_count() or 1) // len(commands), 1)
             environment.setdefault("OMP_NUM_THREADS", str(cores))
-        workers = [
-            _start(shard, command, events, environment) for shard, command in enumerate(commands)
-        ]
-        open_streams = len(workers)
+        workers: list[Worker] = []
         try:
+            for shard, command in enumerate(commands):
+                workers.append(_start(shard, command, events, environment))
+            open_streams = len(workers)
             while open_streams:
                 worker, line = events.get()
                 if line is None:
@@ -161,6 +161,6 @@ def _stop(workers: Sequence[Worker]) -> None:
     for worker in workers:
         try:
             worker.process.wait(max(deadline - time.monotonic(), 0))
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        except subprocess.TimeoutExpired:
             worker.process.kill()
             worker.process.wait()
