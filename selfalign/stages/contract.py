@@ -376,7 +376,7 @@ def generate_shard(
         progress,
         check=limit.add,
     )
-    shard.finish(parts, provenance(started, engine.info, made.tokens_per_second))
+    shard.finish(parts.values(), provenance(started, engine.info, made.tokens_per_second))
     log.info("shard.finished", shard=shard.index, num_shards=shard.num_shards, parts=len(parts))
 
 

@@ -49,11 +49,13 @@ from selfalign.telemetry import Progress
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What every variant is scored on: how many answers, how, and whether by log-likelihoods."""
+    """What every variant is scored on: how many answers, how, whether by log-likelihoods, and what
+    people are told of it."""
 
     num_items: int
     scores: Callable[[Asked, Variant], Iterator[ItemScore | Quarantined]]
     by_likelihood: bool = True
+    described: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +202,7 @@ def harness_task(context: StageContext, task: HarnessTask) -> Task:
     def scores(engine: Asked, variant: Variant) -> Iterator[ItemScore | Quarantined]:
         return harness_scores(task, engine, _rules(variant), context.config.seed)
 
-    return Task(task.num_items, scores, task.scores_continuations)
+    return Task(task.num_items, scores, task.scores_continuations, task.described())
 
 
 def heldout_task(context: StageContext, path: Path, *, refusals_later: bool = False) -> Task:

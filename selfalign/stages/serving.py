@@ -51,8 +51,12 @@ def vllm_arguments(
 
 
 def model_dtype(directory: Path) -> _Dtype:
-    """The precision that the model's config.json states; auto where it states none."""
-    config = read_json(directory / "config.json")
+    """As `stated_dtype`, of the model in a directory."""
+    return stated_dtype(read_json(directory / "config.json"))
+
+
+def stated_dtype(config: dict[str, Any]) -> _Dtype:
+    """The precision that the content of a config.json states; auto where it states none."""
     return _DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), "auto")
 
 

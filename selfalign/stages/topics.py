@@ -17,8 +17,7 @@ from selfalign.filters.topics import balance_topics
 from selfalign.prompts import render_topics
 from selfalign.stages.contract import EngineHandle, StageContext
 from selfalign.store.artifact import artifact_prefix
-from selfalign.store.base import PreconditionFailed
-from selfalign.store.documents import StoredModel, read_document
+from selfalign.store.documents import StoredModel, read_document, write_once
 from selfalign.telemetry import log
 
 Topics = dict[str, list[str]]
@@ -56,11 +55,8 @@ def _round(context: StageContext, engine: EngineHandle, topics: Topics, number: 
     name = f"{prefix}topics/round-{number:02d}.json"
     done = read_document(store, name, TopicRound)
     if done is None:
-        done = TopicRound(topics=_grow(context, engine, topics, number))
-        try:
-            store.write(name, done.to_bytes(name), if_absent=True)
-        except PreconditionFailed:
-            done = read_document(store, name, TopicRound) or done
+        grown = TopicRound(topics=_grow(context, engine, topics, number))
+        done = write_once(store, name, grown)
     if done.topics.keys() != topics.keys():
         raise DataError(
             f"{store.url}/{name}: its question types are not those of the seeds",
