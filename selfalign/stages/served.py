@@ -29,7 +29,7 @@ from selfalign.store.base import Store
 from selfalign.store.manifest import Manifest
 
 if TYPE_CHECKING:
-    from selfalign.training import TrainResult
+    from selfalign.training.base import TrainResult
 
 _TOLD = ("base", "engraved", "final", "promoted")  # models whose scores the card shows
 _PACKAGES = ("accelerate", "bitsandbytes", "deepspeed", "peft", "torch")

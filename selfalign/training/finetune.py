@@ -21,7 +21,7 @@ from selfalign.errors import ConfigurationError
 from selfalign.serving.form import ChatForm
 from selfalign.training import outputs
 from selfalign.training.attention import pack_attention
-from selfalign.training.base import CheckpointSink, Example, TrainingProgress, TrainResult
+from selfalign.training.base import Example, TrainingProgress, TrainResult
 from selfalign.training.batches import MicroBatches
 from selfalign.training.chat import fit_form
 from selfalign.training.checkpoints import (
@@ -52,6 +52,7 @@ from selfalign.training.model import (
     load_tokenizer,
 )
 from selfalign.training.processes import Ranks, StopRequest
+from selfalign.training.stored import StoreCheckpoints
 from selfalign.training.watch import READ_SECONDS, CheckpointPace, StepWatch
 
 _log = structlog.get_logger(__name__)
@@ -85,7 +86,7 @@ def train(
     form: ChatForm,
     output: Path,
     work: Path,
-    checkpoints: CheckpointSink,
+    checkpoints: StoreCheckpoints,
     seed: int,
     on_progress: TrainingProgress,
 ) -> TrainResult:

@@ -330,7 +330,7 @@ def test_the_token_follows_no_redirect_to_another_server() -> None:
             self.send_header("Location", "/another")
             self.end_headers()
 
-        do_GET = do_POST
+        do_GET = do_POST  # noqa: N815  http.server names it
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
