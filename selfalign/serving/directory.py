@@ -28,7 +28,7 @@ from selfalign.telemetry import log
 MARKER = "selfalign.json"
 # by promote, with sampling and scores; it adds probe.json, which the artifact has not
 WRITTEN_ANEW = (GENERATION_CONFIG, CARD_NAME, BOM_NAME)
-_MERGED = "files/merged/"
+Form = Literal["merged", "adapter"]
 
 
 class ServedModel(StoredModel):
@@ -45,7 +45,7 @@ class ServedModel(StoredModel):
     artifact: StoredName
     key: StoredName
     digest: Sha256
-    form: Literal["merged", "adapter"] = "merged"
+    form: Form = "merged"
     files: list[FileEntry]
 
 
@@ -56,15 +56,16 @@ def directory_of(digest: str) -> str:
 
 def is_servable(manifest: Manifest) -> bool:
     """Whether a model artifact holds the chat form that it was trained on (0.5.0 and later)."""
-    return any(entry.name == _MERGED + FORM_NAME for entry in manifest.files)
+    return any(entry.name == FORM_NAME for entry in served_files(manifest))
 
 
-def served_files(manifest: Manifest) -> list[FileEntry]:
-    """The merged model's files by the names that they have in its directory."""
+def served_files(manifest: Manifest, form: Form = "merged") -> list[FileEntry]:
+    """The files of a form of the model, by the names that they have in its directory."""
+    start = f"files/{form}/"
     return [
-        entry.model_copy(update={"name": entry.name.removeprefix(_MERGED), "key": entry.location})
+        entry.model_copy(update={"name": entry.name.removeprefix(start), "key": entry.location})
         for entry in manifest.files
-        if entry.name.startswith(_MERGED)
+        if entry.name.startswith(start)
     ]
 
 

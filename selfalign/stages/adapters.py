@@ -21,8 +21,8 @@ from selfalign.identity import identity_key
 from selfalign.inputs import SCHEME, read_input
 from selfalign.serving import alias
 from selfalign.serving.defaults import GENERATION_CONFIG
-from selfalign.serving.directory import directory_of, read_served
-from selfalign.serving.export import ADAPTER_FILES, export
+from selfalign.serving.directory import directory_of, read_served, served_files
+from selfalign.serving.export import export
 from selfalign.serving.probe import (
     PROBE_NAME,
     call,
@@ -116,7 +116,7 @@ def fetch_adapter(
     where = f"{model.artifact} {model.key}"
     if served is None:
         raise DataError(f"{where}: is not promoted", remedy="promote it, or serve another")
-    if not any(file.name.startswith(ADAPTER_FILES) for file in model.files):
+    if not served_files(model, "adapter"):
         raise ConfigurationError(
             f"{where}: has no adapter; it was trained by {model.details.get('method')}",
             remedy="set form: merged in charts/serving, or train with engrave.method and "

@@ -19,6 +19,7 @@ import hashlib
 import heapq
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any, TypeVar
@@ -97,32 +98,27 @@ def artifact_prefix(artifact: str, key: str) -> str:
     return f"artifacts/{artifact}/{key}/"
 
 
+@dataclass(frozen=True, slots=True)
 class ArtifactWriter:
     """Writes one artifact. Every method may be repeated; nothing committed is ever changed."""
 
-    def __init__(
-        self,
-        store: Store,
-        *,
-        artifact: str,
-        stage: str,
-        key: str,
-        identity: dict[str, Any],
-        parents: dict[str, Parent],
-    ) -> None:
-        self.store = store
-        self.artifact = artifact
-        self.stage = stage
-        self.key = key
-        self.identity = identity
-        self.parents = parents
-        self.prefix = artifact_prefix(artifact, key)
-        self._manifest = self.prefix + "manifest.json"
+    store: Store
+    _: KW_ONLY
+    artifact: str
+    stage: str
+    key: str
+    identity: dict[str, Any]
+    parents: dict[str, Parent]
+
+    @property
+    def prefix(self) -> str:
+        """Where its objects live, with a trailing slash."""
+        return artifact_prefix(self.artifact, self.key)
 
     @property
     def published(self) -> bool:
         """Whether the manifest is there."""
-        return self.store.exists(self._manifest)
+        return self.store.exists(self.prefix + "manifest.json")
 
     def shard(self, index: int, num_shards: int) -> ShardWriter:
         """The writer of one shard."""
@@ -169,7 +165,7 @@ class ArtifactWriter:
             provenance=provenance,
             digest=content_digest(shards, files),
         )
-        published = write_once(self.store, self._manifest, manifest)
+        published = write_once(self.store, self.prefix + "manifest.json", manifest)
         _check_manifest(self.store, self.artifact, self.key, published)
         self._sweep(published)
         return published
