@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from selfalign._version import __version__
-from selfalign.errors import ConfigurationError, StoreUnavailable
+from selfalign.errors import ConfigurationError, StoreUnavailable, needing
 from selfalign.store import s3_errors
 from selfalign.store.base import MAX_READ_BYTES, Entry, NotFound, PreconditionFailed, too_large
 from selfalign.store.files import os_errors, replacing
@@ -311,15 +311,10 @@ class S3Store:
 
 
 def _make_client(options: S3Options) -> S3Client:
-    try:
+    with needing("an s3:// store needs the package boto3", "s3"):
         import boto3
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
-    except ImportError as error:
-        raise ConfigurationError(
-            "an s3:// store needs the package boto3, which is not installed",
-            remedy="pip install 'selfalign[s3]'",
-        ) from error
     config = Config(
         retries={"mode": "standard", "total_max_attempts": options.max_attempts},
         connect_timeout=options.connect_timeout_seconds,

@@ -42,7 +42,13 @@ from selfalign.training.loop import (
     quiet_libraries,
     training_arguments,
 )
-from selfalign.training.memory import Estimate, checkpoint_bytes, fit_micro_batch, peak_memory
+from selfalign.training.memory import (
+    checkpoint_bytes,
+    estimate,
+    fit_micro_batch,
+    in_gib,
+    peak_memory,
+)
 from selfalign.training.model import (
     BaseModel,
     adapted_modules,
@@ -320,7 +326,7 @@ def _prepare(plan: _Plan, arguments: Any, model: Any, ranks: Ranks) -> bool:
             micro_batches_per_step=plan.batches.accumulation,
             gradient_checkpointing=arguments.gradient_checkpointing,
             tokens_per_step=round(config.global_batch_size * float(plan.examples.lengths.mean())),
-            **Estimate.of(model, config).gib(),
+            **in_gib(estimate(model, config)),
             **peak,
         )
     return packed
