@@ -11,7 +11,6 @@ import random
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 from selfalign.engines.base import Completion, GenerationRequest, Sampling
 from selfalign.engines.open import SHARED_BY_STREAMS
@@ -68,8 +67,8 @@ def instruct(context: StageContext) -> Manifest | None:
             writer.shard(context.shard, context.num_shards),
             work.chunks(),
             engine,
-            partial(_request, context),
-            partial(_finish, context),
+            work.request,
+            work.finish,
             work.progress,
             work.limit,
         )
@@ -86,119 +85,102 @@ class _Work:
 
     def __init__(self, context: StageContext, growing: Future[Topics]) -> None:
         self._context, self._growing = context, growing
-        self._general = context.config.instruct.general_requests
-        self.limit = context.quarantine_limit(self._general)
-        self.progress = Progress("requests", self._share_of(self._general))
+        self._config, self._seeds = context.config.instruct, context.seeds
+        self.limit = context.quarantine_limit(self._config.general_requests)
+        self.progress = Progress("requests", self._share_of(self._config.general_requests))
 
     def hints(self) -> list[list[Hint]]:
-        """The hints of each guided request; waits for the topics."""
-        return _hint_groups(self._context, self._growing.result())
+        """Every (type, topic) once, except those a person asked about already, in groups of a
+        prompt; waits for the topics. Shuffled, so that a prompt's hints are of different types."""
+        asked = {(seed.type, seed.topic.lower()) for seed in self._seeds.topic_guided}
+        hints = [
+            Hint(question_type, topic)
+            for question_type, names in self._growing.result().items()
+            for topic in names
+            if (question_type, topic.lower()) not in asked
+        ]
+        random.Random(self._context.seed_for("hints")).shuffle(hints)
+        size = self._config.questions_per_request
+        return [hints[start : start + size] for start in range(0, len(hints), size)]
 
     def chunks(self) -> Iterator[Chunk[_Asked]]:
         """The requests, to be committed together."""
-        context, size = self._context, self._context.config.instruct.records_per_part
-        general = map(_Asked, context.mine(range(self._general)))
-        yield from chunked(GENERAL, general, size)
+        context, size = self._context, self._config.records_per_part
+        rows = self._config.general_requests
+        yield from chunked(GENERAL, map(_Asked, context.mine(range(rows))), size)
         groups = self.hints()
-        self.limit.rows = self._general + len(groups)
-        self.progress.total = self._share_of(self._general) + self._share_of(len(groups))
+        self.limit.rows = rows + len(groups)
+        self.progress.total = self._share_of(rows) + self._share_of(len(groups))
         guided = (_Asked(index, hints) for index, hints in context.mine(enumerate(groups)))
         yield from chunked(GUIDED, guided, size)
+
+    def request(self, asked: _Asked) -> GenerationRequest:
+        """What the engine is asked."""
+        config, seeds = self._config, self._seeds
+        seed = self._context.seed_for(asked.id)
+        chosen = random.Random(seed)
+        shown = self._num_shown(asked)
+        if asked.hints is None:
+            prompt = render_self_instruct(seeds, chosen.sample(seeds.general, shown))
+            sampling = Sampling(**config.general_sampling.model_dump())
+        else:
+            prompt = render_questions(seeds, chosen.sample(seeds.topic_guided, shown), asked.hints)
+            prompt += self._given(asked.hints)
+            # a base model goes on with hints of its own making
+            stop = (f"\n{shown + len(asked.hints) + 1}.",) if config.name_first_hint else ()
+            sampling = Sampling(**config.question_sampling.model_dump(), stop=stop)
+        return GenerationRequest(asked.id, prompt, sampling, seed)
+
+    def finish(self, outcome: PartOutcome, asked: _Asked, completion: Completion) -> None:
+        """Enter what a completion asks into the outcome of its part."""
+        next_number = self._num_shown(asked) + 1
+        text, reason = completion.text, completion.finish_reason
+        if asked.hints is None:
+            items = parse_numbered_list(text, next_number=next_number, finish_reason=reason)
+            if not items:
+                outcome.drop("unparsed", text[:_LONGEST_SAMPLE])
+            for index, item in enumerate(items):
+                self._judge(outcome, item, asked.id, index)
+            return
+        text = self._given(asked.hints) + text
+        found = parse_questions(
+            text, hints=asked.hints, next_number=next_number, finish_reason=reason
+        )
+        for index, hint in enumerate(asked.hints):
+            question = found.get(index)
+            if question is None:
+                outcome.drop("hint_not_answered", f"({hint.text})")
+            else:
+                self._judge(outcome, question, asked.id, index, hint)
 
     def _share_of(self, rows: int) -> int:
         return share_size(rows, self._context.shard, self._context.num_shards)
 
+    def _given(self, hints: list[Hint]) -> str:
+        """What the prompt says of the first line itself."""
+        return f" ({hints[0].text})" if self._config.name_first_hint else ""
 
-def _request(context: StageContext, asked: _Asked) -> GenerationRequest:
-    config, seeds = context.config.instruct, context.seeds
-    seed = context.seed_for(asked.id)
-    chosen = random.Random(seed)
-    shown = _num_shown(context, asked)
-    if asked.hints is None:
-        prompt = render_self_instruct(seeds, chosen.sample(seeds.general, shown))
-        sampling = Sampling(**config.general_sampling.model_dump())
-    else:
-        prompt = render_questions(seeds, chosen.sample(seeds.topic_guided, shown), asked.hints)
-        prompt += _given(context, asked.hints)
-        # a base model goes on with hints of its own making
-        stop = (f"\n{shown + len(asked.hints) + 1}.",) if config.name_first_hint else ()
-        sampling = Sampling(**config.question_sampling.model_dump(), stop=stop)
-    return GenerationRequest(asked.id, prompt, sampling, seed)
+    def _num_shown(self, asked: _Asked) -> int:
+        """How many examples the prompt shows before the ones that are asked for."""
+        if asked.hints is None:
+            return min(self._config.general_in_context, len(self._seeds.general))
+        return min(self._config.questions_in_context, len(self._seeds.topic_guided))
 
-
-def _given(context: StageContext, hints: list[Hint]) -> str:
-    """What the prompt says of the first line itself."""
-    return f" ({hints[0].text})" if context.config.instruct.name_first_hint else ""
-
-
-def _num_shown(context: StageContext, asked: _Asked) -> int:
-    """How many examples the prompt shows before the ones that are asked for."""
-    config, seeds = context.config.instruct, context.seeds
-    if asked.hints is None:
-        return min(config.general_in_context, len(seeds.general))
-    return min(config.questions_in_context, len(seeds.topic_guided))
-
-
-def _hint_groups(context: StageContext, topics: Topics) -> list[list[Hint]]:
-    """Every (type, topic) once, except those a person asked about already, in groups of a prompt.
-
-    Shuffled, so that a prompt's hints are of different types.
-    """
-    asked = {(seed.type, seed.topic.lower()) for seed in context.seeds.topic_guided}
-    hints = [
-        Hint(question_type, topic)
-        for question_type, names in topics.items()
-        for topic in names
-        if (question_type, topic.lower()) not in asked
-    ]
-    random.Random(context.seed_for("hints")).shuffle(hints)
-    size = context.config.instruct.questions_per_request
-    return [hints[start : start + size] for start in range(0, len(hints), size)]
-
-
-def _finish(
-    context: StageContext, outcome: PartOutcome, asked: _Asked, completion: Completion
-) -> None:
-    next_number = _num_shown(context, asked) + 1
-    text, reason = completion.text, completion.finish_reason
-    if asked.hints is None:
-        items = parse_numbered_list(text, next_number=next_number, finish_reason=reason)
-        if not items:
-            outcome.drop("unparsed", text[:_LONGEST_SAMPLE])
-        for index, item in enumerate(items):
-            _judge(context, outcome, item, request=asked.id, index=index)
-        return
-    text = _given(context, asked.hints) + text
-    found = parse_questions(text, hints=asked.hints, next_number=next_number, finish_reason=reason)
-    for index, hint in enumerate(asked.hints):
-        question = found.get(index)
-        if question is None:
-            outcome.drop("hint_not_answered", f"({hint.text})")
-        else:
-            _judge(context, outcome, question, request=asked.id, index=index, hint=hint)
-
-
-def _judge(
-    context: StageContext,
-    outcome: PartOutcome,
-    text: str,
-    *,
-    request: str,
-    index: int,
-    hint: Hint | None = None,
-) -> None:
-    config = context.config.instruct
-    reason = candidate_verdict(text, min_words=config.min_words, max_words=config.max_words)
-    if reason is not None:
-        outcome.drop(reason, text)
-        return
-    outcome.keep(
-        Candidate(
-            id=f"{request}-{index:02d}",
-            source="self_instruct" if hint is None else "topic_guided",
-            text=text,
-            type=None if hint is None else hint.type,
-            topic=None if hint is None else hint.topic,
-            request=request,
+    def _judge(
+        self, outcome: PartOutcome, text: str, request: str, index: int, hint: Hint | None = None
+    ) -> None:
+        config = self._config
+        reason = candidate_verdict(text, min_words=config.min_words, max_words=config.max_words)
+        if reason is not None:
+            outcome.drop(reason, text)
+            return
+        outcome.keep(
+            Candidate(
+                id=f"{request}-{index:02d}",
+                source="self_instruct" if hint is None else "topic_guided",
+                text=text,
+                type=None if hint is None else hint.type,
+                topic=None if hint is None else hint.topic,
+                request=request,
+            )
         )
-    )
