@@ -29,9 +29,11 @@ the controller match. Any other exception is a bug and exits with 1.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import re
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 
@@ -187,6 +189,23 @@ class Interrupted(BaseException):
         super().__init__(self.message)
         self.signal_number = signal_number
         self.exit_code = 128 + signal_number  # 130 SIGINT, 143 SIGTERM
+
+
+@contextlib.contextmanager
+def needing(what: str, extra: str, instead: str = "") -> Iterator[None]:
+    """Tell an ImportError inside as a package that is not installed.
+
+    Args:
+        what: who needs which package.
+        extra: of selfalign, which brings it.
+        instead: what else the reader can do, for the end of the remedy.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigurationError(
+            f"{what}, which is not installed", remedy=f"pip install 'selfalign[{extra}]'{instead}"
+        ) from error
 
 
 EXIT_CODES: dict[int, type[SelfAlignError]] = {

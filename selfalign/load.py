@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from selfalign.config import RunConfig
 from selfalign.errors import ConfigurationError
-from selfalign.store.files import replacing
+from selfalign.store.files import write_whole
 from selfalign.store.open import check_store_url
 
 _PATHS = (
@@ -117,8 +117,7 @@ def override_values(overrides: Sequence[str]) -> dict[str, Any]:
 
 def write_resolved(config: RunConfig, path: Path) -> None:
     """Write the whole configuration: the one file that crosses a process boundary."""
-    with replacing(path) as file:
-        file.write(dump_config(config).encode())
+    write_whole(path, dump_config(config).encode())
 
 
 def deep_merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

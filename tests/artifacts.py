@@ -61,8 +61,8 @@ def publish_records(
     """Publish an artifact of one part."""
     made = writer(store, artifact, key)
     shard = made.shard(0, 1)
-    shard.commit("one", records, Counts(read=len(records), kept=len(records)))
-    shard.finish(["one"], WHEN)
+    part = shard.commit("one", records, Counts(read=len(records), kept=len(records)))
+    shard.finish([part], WHEN)
     manifest = made.publish_when_complete(1)
     assert manifest is not None
     return manifest

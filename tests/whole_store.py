@@ -19,11 +19,11 @@ from selfalign.pipeline import STAGES
 from selfalign.run.record import Attempt, RunRecord, RunStatus, StageState, write_run, write_status
 from selfalign.run.stage import run_stage
 from selfalign.serving.signing import SIGNING_KEY
-from selfalign.stages.checkpoints import StoreCheckpoints
 from selfalign.store.claims import Collection
 from selfalign.store.local import LocalStore
 from selfalign.store.pointer import Anchor, PromotedModel, move_pointer, read_pointer
 from selfalign.store.signatures import SIGNING_VARIABLE
+from selfalign.training.stored import StoreCheckpoints
 from tests.forging import WHEN
 from tests.pipeline_world import write_world
 from tests.serving.test_signing import write_keys

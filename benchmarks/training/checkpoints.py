@@ -24,10 +24,11 @@ import structlog
 
 from benchmarks.training.overhead import FORM, SEED, build_base, make_examples
 from selfalign.config import TrainConfig
-from selfalign.stages.checkpoints import StoreCheckpoints
 from selfalign.store.artifact import ArtifactWriter
 from selfalign.store.local import LocalStore
-from selfalign.training import finetune, train, watch
+from selfalign.training import finetune, watch
+from selfalign.training.finetune import train
+from selfalign.training.stored import StoreCheckpoints
 
 
 class MeasuredPace(watch.CheckpointPace):

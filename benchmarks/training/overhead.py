@@ -22,9 +22,10 @@ import structlog
 from selfalign.config import TrainConfig
 from selfalign.serving.form import ChatForm
 from selfalign.store.manifest import FileEntry
-from selfalign.training import Example, train
+from selfalign.training.base import Example
 from selfalign.training.batches import MicroBatches, collate, token_loss
 from selfalign.training.examples import encode
+from selfalign.training.finetune import train
 
 WORDS = 300
 SEED = 0

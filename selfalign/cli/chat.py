@@ -90,10 +90,11 @@ def chat_command(
                 messages = [*before, {"role": "user", "content": text}]
                 seed = record_seed(opened.config.seed + number, text)
                 if prompt == "standard":
-                    answer = found.answer(engine, messages, sampling, seed=seed)
+                    rendered = found.template.render(messages)
                 else:
                     rendered = _PROMPTS[prompt](seeds, text)
-                    answer = put(engine, GenerationRequest("chat", rendered, sampling, seed))
+                request = GenerationRequest("chat", rendered, sampling, seed)
+                answer = put(engine, request).text.strip()
             except DataError as error:
                 if question is not None:
                     raise

@@ -11,7 +11,7 @@ import importlib
 import os
 from typing import Any
 
-from selfalign.errors import ConfigurationError, DataError, StoreDenied, StoreUnavailable
+from selfalign.errors import ConfigurationError, DataError, StoreDenied, StoreUnavailable, needing
 from selfalign.evaluation.summary import EvaluationSummary
 from selfalign.serving.directory import directory_of, read_served
 from selfalign.stages.models import current_model
@@ -106,13 +106,9 @@ def _client(uri: str) -> tuple[Any, type[Exception]]:
     """MLflow's client and its exception."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it reports each use to its makers
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-    try:
+    with needing("--mlflow needs MLflow's client", "mlflow"):
         mlflow = importlib.import_module("mlflow")
         failure: type[Exception] = importlib.import_module("mlflow.exceptions").MlflowException
-    except ImportError as error:
-        raise ConfigurationError(
-            "--mlflow: MLflow's client is not installed", remedy="pip install 'selfalign[mlflow]'"
-        ) from error
     try:
         return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri), failure
     except failure as error:

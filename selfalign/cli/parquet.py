@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from selfalign.errors import ConfigurationError
+from selfalign.errors import ConfigurationError, needing
 from selfalign.records import (
     AlignedResponse,
     Candidate,
@@ -55,14 +55,9 @@ def write_parquet(store: Store, manifest: Manifest, target: Path) -> int:
             f"{manifest.artifact}: holds files and no records, so there is nothing for Parquet",
             remedy=f"records are in {', '.join(_RECORDS)}; files come out by `selfalign export`",
         )
-    try:
+    with needing("--parquet needs pyarrow", "parquet", ", or take JSON lines: --records"):
         arrow: Any = importlib.import_module("pyarrow")
         parquet: Any = importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise ConfigurationError(
-            "--parquet: pyarrow, which writes it, is not installed",
-            remedy="pip install 'selfalign[parquet]', or take JSON lines: --records",
-        ) from error
     source = {"selfalign": f"{manifest.artifact}/{manifest.key}", "digest": manifest.digest}
     fields = {
         name: _type(arrow, each.annotation) for name, each in record_type.model_fields.items()

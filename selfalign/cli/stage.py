@@ -88,7 +88,7 @@ def stage_command(stage: Stage) -> click.Command:
 
 def _launch_processes(config: TrainConfig) -> None:
     """Become torchrun, which runs this very command in each training process, where asked."""
-    from selfalign.training import launch_command, needs_launch
+    from selfalign.training.processes import launch_command, needs_launch
 
     if needs_launch(config):
         command = launch_command(config, ["-m", "selfalign", *sys.argv[1:]])

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from selfalign.errors import ConfigurationError
+from selfalign.errors import needing
 from selfalign.stages.train import loss_curve
 from selfalign.store.artifact import read_file
 from selfalign.store.base import Store
@@ -23,15 +23,10 @@ def write_events(store: Store, model: Manifest, directory: Path) -> Path:
     """
     target = directory / f"{model.artifact}-{model.key}"
     curve = loss_curve(read_file(store, model, "loss.jsonl"))
-    try:
+    with needing("--tensorboard needs tensorboardX", "tensorboard"):
         writers: Any = importlib.import_module("tensorboardX.event_file_writer")
         events: Any = importlib.import_module("tensorboardX.proto.event_pb2")
         scalar: Any = importlib.import_module("tensorboardX.summary").scalar
-    except ImportError as error:
-        raise ConfigurationError(
-            "--tensorboard: tensorboardX, which writes it, is not installed",
-            remedy="pip install 'selfalign[tensorboard]'",
-        ) from error
     with os_errors("--tensorboard", "write"):
         for old in target.glob("events.out.tfevents.*"):
             old.unlink()

@@ -22,7 +22,7 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from selfalign.errors import ConfigurationError, printable
+from selfalign.errors import needing, printable
 
 if TYPE_CHECKING:  # it takes a second to import: only when a chart is drawn
     from matplotlib.axes import Axes
@@ -147,13 +147,9 @@ def _sheet(size: tuple[int, int], *, framed: bool = False) -> Iterator[Axes]:
     # process where a container lets it write none. A notebook names a backend that may be missing.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     os.environ.pop("MPLBACKEND", None)
-    try:
+    instead = ", or take the numbers: selfalign report --json"
+    with needing("a report's charts need matplotlib", "report", instead):
         import matplotlib
-    except ImportError as error:
-        raise ConfigurationError(
-            "a report's charts need matplotlib, which is not installed",
-            remedy="pip install 'selfalign[report]', or take the numbers: selfalign report --json",
-        ) from error
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a matplotlibrc of the user or the directory changes no drawing
         matplotlib.rcParams.update({"svg.fonttype": "none", "font.size": 13})

@@ -35,9 +35,9 @@ StageFunction = Callable[[StageContext], Manifest | None]
 _IMPLEMENTATIONS = {
     "instruct": "selfalign.stages.instruct:instruct",
     "curate": "selfalign.stages.curate:curate",
-    "align": "selfalign.stages.align:align",
+    "align": "selfalign.stages.answers:align",
     "engrave": "selfalign.stages.train:engrave",
-    "elaborate": "selfalign.stages.elaborate:elaborate",
+    "elaborate": "selfalign.stages.answers:elaborate",
     "clone": "selfalign.stages.train:clone",
     "evaluate": "selfalign.stages.evaluate:evaluate",
     "promote": "selfalign.stages.promote:promote",

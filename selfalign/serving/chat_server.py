@@ -23,23 +23,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from selfalign.errors import ConfigurationError, DataError, SelfAlignError
-from selfalign.serving.template import Message
 from selfalign.store.documents import decode_json
 from selfalign.telemetry import log
 
 _LONGEST_BODY = 1 << 20  # bytes of a conversation
 _SOCKET_SECONDS = 30.0  # a client that sends nothing is not waited for any longer
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """How one answer is drawn; None leaves it to the model's own defaults."""
-
-    messages: Sequence[Message]
-    temperature: float | None
-    top_p: float | None
-    max_new_tokens: int | None
-    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +45,11 @@ class _Message(BaseModel):
     content: str
 
 
-class _Request(BaseModel):
-    """The fields of a request that are heeded; others change nothing that this server can do."""
+class ChatRequest(BaseModel):
+    """The fields of a request that are heeded; others change nothing that this server can do.
+
+    None leaves it to the model's own defaults.
+    """
 
     model_config = ConfigDict(extra="ignore")
 
@@ -89,7 +80,7 @@ class ChatServer(ThreadingHTTPServer):
     request_queue_size = 128
 
     def __init__(
-        self, names: Sequence[str], answer: Callable[[Ask], Reply], host: str, port: int
+        self, names: Sequence[str], answer: Callable[[ChatRequest], Reply], host: str, port: int
     ) -> None:
         self.names, self._answer = list(names), answer
         self._one_at_a_time = threading.Lock()
@@ -103,7 +94,7 @@ class ChatServer(ThreadingHTTPServer):
     def complete(self, body: bytes) -> dict[str, Any]:
         """The reply to a request for a chat completion. Raises DataError for a wrong one."""
         try:
-            request = _Request.model_validate(decode_json(body))
+            request = ChatRequest.model_validate(decode_json(body))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
@@ -112,15 +103,8 @@ class ChatServer(ThreadingHTTPServer):
             raise DataError(f"the body is not JSON: {error}") from error
         if request.model not in self.names:
             raise UnknownModel(f"model {request.model!r}: this serves {', '.join(self.names)}")
-        ask = Ask(
-            [{"role": each.role, "content": each.content} for each in request.messages],
-            request.temperature,
-            request.top_p,
-            request.max_completion_tokens or request.max_tokens,
-            request.seed,
-        )
         with self._one_at_a_time:
-            reply = self._answer(ask)
+            reply = self._answer(request)
         tokens = (reply.num_prompt_tokens, reply.num_new_tokens)
         return {
             "id": f"chatcmpl-{uuid.uuid4().hex}",

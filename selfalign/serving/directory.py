@@ -21,14 +21,14 @@ from selfalign.serving.defaults import GENERATION_CONFIG
 from selfalign.serving.form import FORM_NAME
 from selfalign.store.artifact import artifact_prefix
 from selfalign.store.base import NotFound, PreconditionFailed, Store
-from selfalign.store.documents import StoredModel, StoredName, read_document
+from selfalign.store.documents import StoredModel, StoredName, read_document, write_once
 from selfalign.store.manifest import FileEntry, Manifest, Sha256
 from selfalign.telemetry import log
 
 MARKER = "selfalign.json"
 # by promote, with sampling and scores; it adds probe.json, which the artifact has not
 WRITTEN_ANEW = (GENERATION_CONFIG, CARD_NAME, BOM_NAME)
-_MERGED = "files/merged/"
+Form = Literal["merged", "adapter"]
 
 
 class ServedModel(StoredModel):
@@ -45,7 +45,7 @@ class ServedModel(StoredModel):
     artifact: StoredName
     key: StoredName
     digest: Sha256
-    form: Literal["merged", "adapter"] = "merged"
+    form: Form = "merged"
     files: list[FileEntry]
 
 
@@ -56,25 +56,29 @@ def directory_of(digest: str) -> str:
 
 def is_servable(manifest: Manifest) -> bool:
     """Whether a model artifact holds the chat form that it was trained on (0.5.0 and later)."""
-    return any(entry.name == _MERGED + FORM_NAME for entry in manifest.files)
+    return any(entry.name == FORM_NAME for entry in served_files(manifest))
 
 
-def served_files(manifest: Manifest) -> list[FileEntry]:
-    """The merged model's files by the names that they have in its directory."""
+def served_files(manifest: Manifest, form: Form = "merged") -> list[FileEntry]:
+    """The files of a form of the model, by the names that they have in its directory."""
+    start = f"files/{form}/"
     return [
-        entry.model_copy(update={"name": entry.name.removeprefix(_MERGED), "key": entry.location})
+        entry.model_copy(update={"name": entry.name.removeprefix(start), "key": entry.location})
         for entry in manifest.files
-        if entry.name.startswith(_MERGED)
+        if entry.name.startswith(start)
     ]
 
 
 def read_served(store: Store, digest: str) -> ServedModel | None:
     """The marker of a complete directory, or None. Raises DataError for one of another model."""
-    name = f"{directory_of(digest)}/{MARKER}"
-    served = read_document(store, name, ServedModel)
-    if served is not None and served.digest != digest:
+    served = read_document(store, f"{directory_of(digest)}/{MARKER}", ServedModel)
+    return None if served is None else _of_model(store, digest, served)
+
+
+def _of_model(store: Store, digest: str, served: ServedModel) -> ServedModel:
+    if served.digest != digest:
         raise DataError(
-            f"{store.url}/{name}: is that of model {served.digest[:12]}",
+            f"{store.url}/{directory_of(digest)}/{MARKER}: is that of model {served.digest[:12]}",
             remedy="the directory was copied or edited; delete it and promote the model again",
         )
     return served
@@ -112,10 +116,7 @@ def materialise(store: Store, model: Manifest, written: Mapping[str, bytes]) -> 
     files += [_write(store, prefix, name, data) for name, data in written.items()]
     files.sort(key=lambda file: file.name)
     served = ServedModel(artifact=model.artifact, key=model.key, digest=model.digest, files=files)
-    try:
-        store.write(prefix + MARKER, served.to_bytes(), if_absent=True)
-    except PreconditionFailed:
-        return read_served(store, model.digest) or served
+    served = _of_model(store, model.digest, write_once(store, prefix + MARKER, served))
     log.info("model.materialised", directory=prefix, files=len(files))
     return served
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 from selfalign.errors import ConfigurationError
 from selfalign.serving.directory import (
     MARKER,
+    Form,
     ServedModel,
     directory_of,
     read_served,
@@ -26,13 +26,10 @@ from selfalign.serving.signing import SIGNATURE, read_signature, verify
 from selfalign.store.artifact import artifact_prefix, copy_files, download_file
 from selfalign.store.base import NotFound, Store
 from selfalign.store.documents import parse_document, read_document
-from selfalign.store.files import file_sha256, os_errors, replacing
+from selfalign.store.files import file_sha256, os_errors, write_whole
 from selfalign.store.manifest import FileEntry, Manifest
 from selfalign.store.open import open_store
 from selfalign.telemetry import Progress
-
-Form = Literal["merged", "adapter"]
-ADAPTER_FILES = "files/adapter/"
 
 
 def export(
@@ -79,15 +76,7 @@ def _source(
     """Where the files are, and the document that names them; `key` of each is relative to it."""
     if served is not None:
         return f"{directory_of(model.digest)}/", served
-    files = served_files(model)
-    if form == "adapter":
-        files = [
-            entry.model_copy(
-                update={"name": entry.name.removeprefix(ADAPTER_FILES), "key": entry.location}
-            )
-            for entry in model.files
-            if entry.name.startswith(ADAPTER_FILES)
-        ]
+    files = served_files(model, form)
     if not files:
         raise ConfigurationError(
             f"{model.artifact} {model.key}: has no {form} form; it was trained by "
@@ -119,10 +108,8 @@ def _into_directory(
         copy_files(store, prefix, [entry], "", directory)
         progress.advance()
     if signature is not None:
-        with replacing(directory / SIGNATURE) as file:
-            file.write(signature)
-    with replacing(marker) as file:
-        file.write(_standalone(exported).to_bytes())
+        write_whole(directory / SIGNATURE, signature)
+    write_whole(marker, _standalone(exported).to_bytes())
 
 
 def _into_bucket(

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from selfalign.errors import ConfigurationError
+from selfalign.errors import ConfigurationError, needing
 from selfalign.serving.bom import BOM_NAME
 from selfalign.serving.card import CARD_NAME
 from selfalign.serving.directory import ServedModel
@@ -49,12 +49,8 @@ def push(
 
     Raises ConfigurationError where the tag names something else, and the registry's errors.
     """
-    try:
+    with needing(f"{OCI} needs httpx2", "oci"):
         from selfalign.store.registry import Repository, parse_reference
-    except ImportError as error:
-        raise ConfigurationError(
-            f"{OCI} needs httpx2, which is not installed", remedy="pip install 'selfalign[oci]'"
-        ) from error
     named = parse_reference(to)
     tag = named.tag or _own_tag(exported)
     place = replace(named, tag=tag)

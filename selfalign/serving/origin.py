@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from selfalign.pipeline import PRODUCER
-from selfalign.store.artifact import read_manifest
+from selfalign.store.artifact import ArtifactWriter, read_manifest
 from selfalign.store.base import Store
 from selfalign.store.documents import StoredModel
-from selfalign.store.manifest import Parent
+from selfalign.store.manifest import Manifest
 
 _LONGEST_CARD = 1 << 20
 _LONGEST_NAME = 100
@@ -69,18 +67,11 @@ class Origin:
     ancestors: list[Ancestor] = field(default_factory=list)
 
 
-def origin(
-    store: Store,
-    artifact: str,
-    key: str,
-    identity: Mapping[str, Any],
-    parents: Mapping[str, Parent],
-    base: Base,
-) -> Origin:
+def origin(store: Store, model: Manifest | ArtifactWriter, base: Base) -> Origin:
     """Follow the parents' manifests to the seeds. Raises DataError for a corrupt one."""
-    seeds = {**identity.get("seeds", {})}
+    seeds = {**model.identity.get("seeds", {})}
     ancestors: dict[str, Ancestor] = {}
-    left = list(parents.items())
+    left = list(model.parents.items())
     while left:
         name, parent = left.pop(0)
         if name in ancestors or name not in PRODUCER:
@@ -92,10 +83,10 @@ def origin(
             seeds |= manifest.identity.get("seeds", {})
             left += manifest.parents.items()
     return Origin(
-        artifact=artifact,
-        key=key,
-        code_version=str(identity.get("code_version")),
-        method=str(identity.get("config", {}).get("method")),
+        artifact=model.artifact,
+        key=model.key,
+        code_version=str(model.identity.get("code_version")),
+        method=str(model.identity.get("config", {}).get("method")),
         base=base,
         seeds={str(name): str(sha) for name, sha in sorted(seeds.items())},
         ancestors=list(ancestors.values()),

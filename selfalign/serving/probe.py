@@ -215,7 +215,7 @@ def request(
     sent = {"Content-Type": "application/json", **(headers or {})}
     # a proxy that the environment names for the store knows no server of this machine
     own = [urllib.request.ProxyHandler({})] if parts.hostname in _THIS_MACHINE else []
-    opener = urllib.request.build_opener(*own)
+    opener = urllib.request.build_opener(_NoRedirects, *own)
     try:
         with opener.open(
             urllib.request.Request(url, data, sent), timeout=_TIMEOUT_SECONDS
@@ -228,6 +228,13 @@ def request(
         raise _failed(url, f"HTTP {error.code}: {said}") from error
     except (OSError, HTTPException) as error:
         raise _failed(url, f"{getattr(error, 'reason', error)}") from error
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows none: the headers, of which one may be a token, would go to another server too."""
+
+    def redirect_request(self, *args: object) -> None:
+        """No request, so that the redirect is an error."""
 
 
 def _failed(url: str, why: str) -> TemporaryError:

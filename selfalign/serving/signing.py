@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from selfalign.errors import ConfigurationError, DataError
+from selfalign.errors import ConfigurationError, DataError, needing
 from selfalign.serving.directory import MARKER, ServedModel, directory_of
 from selfalign.store.base import NotFound, PreconditionFailed, Store
 from selfalign.telemetry import log
@@ -140,13 +140,8 @@ class _Digests:
 def _library(module: str) -> Any:
     from importlib import import_module
 
-    try:
+    with needing("signatures need the package model-signing", "signing"):
         return import_module(f"model_signing.{module}")
-    except ImportError as error:
-        raise ConfigurationError(
-            "signatures need the package model-signing, which is not installed",
-            remedy="pip install 'selfalign[signing]'",
-        ) from error
 
 
 def _existing(path: Path, what: str) -> Path:

@@ -21,8 +21,8 @@ from selfalign.identity import identity_key
 from selfalign.inputs import SCHEME, read_input
 from selfalign.serving import alias
 from selfalign.serving.defaults import GENERATION_CONFIG
-from selfalign.serving.directory import directory_of, read_served
-from selfalign.serving.export import ADAPTER_FILES, export
+from selfalign.serving.directory import directory_of, read_served, served_files
+from selfalign.serving.export import export
 from selfalign.serving.probe import (
     PROBE_NAME,
     call,
@@ -36,7 +36,7 @@ from selfalign.stages.serving import model_dtype, read_json
 from selfalign.store.artifact import copy_files
 from selfalign.store.base import Store
 from selfalign.store.documents import StoredModel, parse_document
-from selfalign.store.files import file_sha256, replacing
+from selfalign.store.files import file_sha256, write_whole
 from selfalign.store.manifest import Manifest
 from selfalign.store.pointer import PromotedModel, promoted_manifest, read_pointer
 from selfalign.telemetry import log
@@ -96,9 +96,8 @@ def prepare(store: Store, model: Manifest, directory: Path, public_key: Path | N
         )
     (directory / alias.STATUS).unlink(missing_ok=True)
     if not (directory / alias.TOKEN).is_file():  # a server that runs has read it
-        _write(directory / alias.TOKEN, secrets.token_urlsafe(32).encode())
-        (directory / alias.TOKEN).chmod(0o600)
-    _write(directory / STARTUP, startup.to_bytes())
+        write_whole(directory / alias.TOKEN, secrets.token_urlsafe(32).encode(), mode=0o600)
+    write_whole(directory / STARTUP, startup.to_bytes())
     _point(directory, model.digest)
     return startup
 
@@ -117,7 +116,7 @@ def fetch_adapter(
     where = f"{model.artifact} {model.key}"
     if served is None:
         raise DataError(f"{where}: is not promoted", remedy="promote it, or serve another")
-    if not any(file.name.startswith(ADAPTER_FILES) for file in model.files):
+    if not served_files(model, "adapter"):
         raise ConfigurationError(
             f"{where}: has no adapter; it was trained by {model.details.get('method')}",
             remedy="set form: merged in charts/serving, or train with engrave.method and "
@@ -199,7 +198,7 @@ class Follower:
         status = Status(wanted=wanted, reason="Served", message="")
         if pointer is not None and wanted != here:
             status = self._take(pointer.pointer.model, wanted in loaded)
-        _write(self.directory / alias.STATUS, status.to_bytes())
+        write_whole(self.directory / alias.STATUS, status.to_bytes())
         self._drop(wanted)
         return status
 
@@ -299,8 +298,3 @@ def _point(directory: Path, digest: str) -> None:
     link.unlink(missing_ok=True)
     link.symlink_to(Path(alias.ADAPTERS) / digest)
     link.replace(directory / alias.CURRENT)
-
-
-def _write(path: Path, data: bytes) -> None:
-    with replacing(path) as file:
-        file.write(data)

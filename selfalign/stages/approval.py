@@ -19,7 +19,7 @@ from selfalign.records import digest, now
 from selfalign.stages.notice import VerdictNotice
 from selfalign.store.artifact import artifact_prefix, read_manifest
 from selfalign.store.base import PreconditionFailed, Store
-from selfalign.store.documents import StoredModel, StoredName, read_document
+from selfalign.store.documents import StoredModel, StoredName, read_document, write_once
 from selfalign.store.pointer import read_pointer, standing
 
 ApprovalState = Literal["awaited", "given"]
@@ -93,20 +93,22 @@ def read_decision(store: Store, promotion: str) -> Approval | None:
 
 
 def ask(store: Store, request: ApprovalRequest) -> Approval | None:
-    """Put up a request, unless an earlier attempt has; what was decided on the one that stands.
+    """Put up a request, unless an earlier attempt has; what is `decided` on the one that stands."""
+    write_once(store, _request_place(request.promotion), request)
+    return decided(store, request.promotion)
+
+
+def decided(store: Store, promotion: str) -> Approval | None:
+    """What a person decided on the request that stands, or None.
 
     Raises DataError for a decision on another request.
     """
-    place = _request_place(request.promotion)
-    try:
-        store.write(place, request.to_bytes(place), if_absent=True)
-    except PreconditionFailed:
-        request = read_request(store, request.promotion) or request
-    found = read_decision(store, request.promotion)
-    if found is not None and found.request != request.digest:
+    request, found = read_request(store, promotion), read_decision(store, promotion)
+    if request is None or found is None:
+        return None
+    if found.request != request.digest:
         raise DataError(
-            f"{store.url}/{_place(request.promotion)}: answers another request than "
-            f"{request.digest[:12]}",
+            f"{store.url}/{_place(promotion)}: answers another request than {request.digest[:12]}",
             remedy="it was copied, or made for one that gc has deleted: delete it and decide again",
         )
     return found

@@ -7,16 +7,15 @@ it is asked by the one that the seeds give, and the next turn's label ends its a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from selfalign.engines.base import Engine, GenerationRequest, Quarantined, Sampling
+from selfalign.engines.base import Completion, Engine, GenerationRequest, Quarantined
 from selfalign.errors import DataError
 from selfalign.prompts import stop_strings
 from selfalign.seeds import Seeds
 from selfalign.serving.directory import is_servable
 from selfalign.serving.form import ChatForm
-from selfalign.serving.template import ChatTemplate, Message, chat_template
+from selfalign.serving.template import ChatTemplate, chat_template
 from selfalign.store.artifact import artifact_prefix, read_file
 from selfalign.store.base import Store
 from selfalign.store.manifest import Manifest
@@ -34,15 +33,8 @@ class Asking:
         plain = self.template.render([{"role": "user", "content": text.replace("\0", "")}])
         return plain if "\0" not in text else f"{plain}\0"
 
-    def answer(
-        self, engine: Engine, messages: Sequence[Message], sampling: Sampling, *, seed: int
-    ) -> str:
-        """The model's next message. Raises DataError for a conversation it cannot be asked."""
-        prompt = self.template.render(messages)
-        return put(engine, GenerationRequest("chat", prompt, sampling, seed))
 
-
-def put(engine: Engine, request: GenerationRequest) -> str:
+def put(engine: Engine, request: GenerationRequest) -> Completion:
     """The answer to one request. Raises DataError where the engine sets it aside."""
     (answer,) = engine.generate([request])
     if isinstance(answer, Quarantined):
@@ -50,7 +42,7 @@ def put(engine: Engine, request: GenerationRequest) -> str:
             f"the question cannot be put to the model: {answer.explanation}",
             remedy="ask it in other words, or a shorter one",
         )
-    return answer.text.strip()
+    return answer
 
 
 def asking(store: Store, manifest: Manifest | None, seeds: Seeds) -> Asking:

@@ -9,7 +9,7 @@ items are set aside when they are scored, so they are a warning,
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,12 +79,19 @@ def check_long_items(config: RunConfig, seeds: Seeds) -> None:
     limit = _limit(config, config.evaluate.engine)
     if limit is None:
         return
+    files = config.evaluate
+    pairs = load_hhh(files.hhh) if files.hhh else ()
+    questions = load_truthfulqa(files.truthfulqa) if files.truthfulqa else ()
+    hhh, qa = hhh_template(files.hhh_template), truthfulqa_template(files.truthfulqa_template)
     for variant in ("base", "base_principled"):
         principled = variant == "base_principled"
+        rules = render_principles(seeds.principles) + "\n\n" if principled else ""
         tasks: dict[str, list[GenerationRequest] | list[ScoreRequest]] = {
             "heldout": list(_prompts(config, seeds, principled=principled)),
-            "hhh": list(_hhh(config, seeds, principled=principled)),
-            "truthfulqa": list(_truthfulqa(config, seeds, principled=principled)),
+            "hhh": _scored(rules, ((each.id, hhh_requests([each], hhh)) for each in pairs)),
+            "truthfulqa": _scored(
+                rules, ((each.id, truthfulqa_requests([each], qa)) for each in questions)
+            ),
         }
         for task, requests in tasks.items():
             # an item's requests count as one, in the order of the file
@@ -130,23 +137,10 @@ def _prompts(config: RunConfig, seeds: Seeds, *, principled: bool) -> Iterator[G
         yield GenerationRequest(item.id, render(seeds, item.prompt), sampling, 0)
 
 
-def _hhh(config: RunConfig, seeds: Seeds, *, principled: bool) -> Iterator[ScoreRequest]:
-    path = config.evaluate.hhh
-    template = hhh_template(config.evaluate.hhh_template)
-    rules = render_principles(seeds.principles) + "\n\n" if principled else ""
-    for pair in load_hhh(path) if path else ():
-        for request in hhh_requests([pair], template):
-            yield _named(request, pair.id, rules)
-
-
-def _truthfulqa(config: RunConfig, seeds: Seeds, *, principled: bool) -> Iterator[ScoreRequest]:
-    path = config.evaluate.truthfulqa
-    template = truthfulqa_template(config.evaluate.truthfulqa_template)
-    rules = render_principles(seeds.principles) + "\n\n" if principled else ""
-    for question in load_truthfulqa(path) if path else ():
-        for request in truthfulqa_requests([question], template):
-            yield _named(request, question.id, rules)
-
-
-def _named(request: ScoreRequest, item_id: str, rules: str) -> ScoreRequest:
-    return replace(request, id=f"{item_id}\t{request.id}", prompt=rules + request.prompt)
+def _scored(rules: str, asked: Iterable[tuple[str, Iterable[ScoreRequest]]]) -> list[ScoreRequest]:
+    """The requests of each item, named by it, with the rules before the prompt."""
+    return [
+        replace(request, id=f"{item_id}\t{request.id}", prompt=rules + request.prompt)
+        for item_id, requests in asked
+        for request in requests
+    ]

@@ -366,75 +366,80 @@ def generate_shard(
         finish: enters an item's completion into the outcome of its part.
         limit: of quarantined rows; raises DataError where it is passed.
     """
-    started, made = now(), _Throughput()
+    started, made = now(), _Generation(engine, request, finish, progress)
     if shard.finished:
         return
-    parts = commit_parts(
-        shard,
-        chunks,
-        lambda pending: _generated(engine, pending, request, finish, progress, made),
-        progress,
-        check=limit.add,
-    )
-    shard.finish(parts, provenance(started, engine.info, made.tokens_per_second))
+    parts = commit_parts(shard, chunks, made.outcomes, progress, check=limit.add)
+    shard.finish(parts.values(), provenance(started, engine.info, made.tokens_per_second))
     log.info("shard.finished", shard=shard.index, num_shards=shard.num_shards, parts=len(parts))
 
 
 @dataclass(slots=True)
-class _Throughput:
-    """What an engine has generated for this worker, without what an earlier attempt committed."""
+class _Generation(Generic[_Item]):
+    """Chunks whose items an engine answers; what it generates, without what was committed before.
 
+    The engine sees one stream of requests across chunks, so that it never runs dry between parts.
+    """
+
+    engine: EngineHandle
+    request: Callable[[_Item], GenerationRequest | Quarantined]
+    finish: Callable[[PartOutcome, _Item, Completion], None]
+    progress: Progress
     new_tokens: int = 0
     seconds: float = 0.0
+    # by request: its chunk, its place there; by chunk: the answers by place
+    places: dict[str, tuple[Chunk[_Item], int]] = field(default_factory=dict)
+    answers: dict[str, dict[int, Completion | Quarantined]] = field(default_factory=dict)
+    complete: deque[Chunk[_Item]] = field(default_factory=deque)
 
     @property
     def tokens_per_second(self) -> float | None:
         """None where nothing was generated."""
         return round(self.new_tokens / max(self.seconds, 1e-9), 2) if self.new_tokens else None
 
+    def outcomes(self, chunks: Iterator[Chunk[_Item]]) -> Iterator[tuple[str, PartOutcome]]:
+        """The outcome of each chunk as soon as all its items are answered.
 
-def _generated(
-    engine: EngineHandle,
-    chunks: Iterator[Chunk[_Item]],
-    request: Callable[[_Item], GenerationRequest | Quarantined],
-    finish: Callable[[PartOutcome, _Item, Completion], None],
-    progress: Progress,
-    made: _Throughput,
-) -> Iterator[tuple[str, PartOutcome]]:
-    """The outcome of each chunk as soon as all its items are answered.
+        The engine is opened only if there is a chunk.
+        """
+        first = next(chunks, None)
+        if first is None:
+            return
+        self.engine.get()  # its loading is no part of the throughput
+        began = time.monotonic()
+        for answer in self.engine.generate(self._requests(chain([first], chunks))):
+            self.seconds = time.monotonic() - began
+            if isinstance(answer, Completion):
+                self.new_tokens += answer.num_new_tokens
+            self._settle(*self.places.pop(answer.id), answer)
+            yield from self._completed()
+        yield from self._completed()
 
-    The engine sees one stream of requests across chunks, so that it never runs dry between parts.
-    It is opened only if there is a chunk.
-    """
-    places: dict[str, tuple[Chunk[_Item], int]] = {}  # by request: its chunk, its place there
-    answers: dict[str, dict[int, Completion | Quarantined]] = {}  # by chunk, by place
-    complete: deque[Chunk[_Item]] = deque()
-
-    def settle(chunk: Chunk[_Item], place: int, answer: Completion | Quarantined) -> None:
-        answers[chunk.name][place] = answer
-        progress.advance(1)
-        if len(answers[chunk.name]) == len(chunk.items):
-            complete.append(chunk)
-
-    def requests(chunks: Iterable[Chunk[_Item]]) -> Iterator[GenerationRequest]:
+    def _requests(self, chunks: Iterable[Chunk[_Item]]) -> Iterator[GenerationRequest]:
         for chunk in chunks:
-            answers[chunk.name] = {}
+            self.answers[chunk.name] = {}
             names: set[str] = set()
             for place, item in enumerate(chunk.items):
-                asked = request(item)
-                if asked.id in places or asked.id in names:
+                asked = self.request(item)
+                if asked.id in self.places or asked.id in names:
                     asked = Quarantined(asked.id, "duplicate_id", "another row has this id")
                 names.add(asked.id)
                 if isinstance(asked, Quarantined):
-                    settle(chunk, place, asked)
+                    self._settle(chunk, place, asked)
                     continue
-                places[asked.id] = (chunk, place)
+                self.places[asked.id] = (chunk, place)
                 yield asked
 
-    def outcomes() -> Iterator[tuple[str, PartOutcome]]:
-        while complete:
-            chunk = complete.popleft()
-            answered = answers.pop(chunk.name)
+    def _settle(self, chunk: Chunk[_Item], place: int, answer: Completion | Quarantined) -> None:
+        self.answers[chunk.name][place] = answer
+        self.progress.advance(1)
+        if len(self.answers[chunk.name]) == len(chunk.items):
+            self.complete.append(chunk)
+
+    def _completed(self) -> Iterator[tuple[str, PartOutcome]]:
+        while self.complete:
+            chunk = self.complete.popleft()
+            answered = self.answers.pop(chunk.name)
             outcome = PartOutcome()
             for place, item in enumerate(chunk.items):
                 answer = answered[place]
@@ -443,21 +448,8 @@ def _generated(
                 if isinstance(answer, Quarantined):
                     outcome.quarantine(answer)
                 else:
-                    finish(outcome, item, answer)
+                    self.finish(outcome, item, answer)
             yield chunk.name, outcome
-
-    first = next(chunks, None)
-    if first is None:
-        return
-    engine.get()  # its loading is no part of the throughput
-    began = time.monotonic()
-    for answer in engine.generate(requests(chain([first], chunks))):
-        made.seconds = time.monotonic() - began
-        if isinstance(answer, Completion):
-            made.new_tokens += answer.num_new_tokens
-        settle(*places.pop(answer.id), answer)
-        yield from outcomes()
-    yield from outcomes()
 
 
 def provenance(

@@ -47,7 +47,7 @@ def curate(context: StageContext) -> Manifest | None:
             limits = _limits(context.config.curate.max_prompts, candidates)
             curator = _Curator(context, shard, progress, screened, limits)
             parts = commit_parts(shard, chunks, curator.work, progress, curator.replay)
-        shard.finish(parts, provenance(started))
+        shard.finish(parts.values(), provenance(started))
     return writer.publish_when_complete(1)
 
 

@@ -8,25 +8,25 @@ files/summary.json. The parts are the truth: the summary can be computed from th
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
+
+from pydantic import RootModel
 
 from selfalign.engines.base import EngineInfo
 from selfalign.evaluation.anchor import anchor_confidence
 from selfalign.evaluation.datasets import load_heldout
 from selfalign.evaluation.explanations import judged as judged_in_words
-from selfalign.evaluation.harness import load_tasks
 from selfalign.evaluation.refusal_judge import LOW_AGREEMENT, disputed
-from selfalign.evaluation.scores import HARNESS
 from selfalign.evaluation.splits import choosing_split, scores_of
 from selfalign.evaluation.summary import EvaluationSummary, summarise
 from selfalign.evaluation.versions import describe_data
 from selfalign.records import canonical_json, now
 from selfalign.stages.contract import StageContext, provenance
 from selfalign.stages.judging import judge_answers, refuse_candidate
-from selfalign.stages.models import WEIGHTS, merged_model
 from selfalign.stages.scoring import publish_scores, score_variants, scores_in, tasks_of
-from selfalign.stages.serving import model_dtype
+from selfalign.stages.serving import stated_dtype
 from selfalign.stages.variants import model_manifest, variants
-from selfalign.store.artifact import ShardWriter
+from selfalign.store.artifact import ShardWriter, read_file_as
 from selfalign.store.manifest import Manifest, Part
 from selfalign.telemetry import log
 
@@ -60,7 +60,8 @@ def evaluate(context: StageContext) -> Manifest:
         details={
             "models": [variant.name for variant in chosen],
             "tasks": list(tasks),
-            "data": describe_data(context.config.evaluate) | _harness(context),
+            "data": describe_data(context.config.evaluate)
+            | {name: task.described for name, task in tasks.items() if task.described},
             **({"judge": judged_in_words(summary)} if judge else {}),
             **({"refusals": judge.refusals if judge else "wording"} if answers else {}),
         },
@@ -87,8 +88,8 @@ def _warn_of_precision(context: StageContext, engine: EngineInfo | None) -> None
     evaluated = engine.details.get("dtype") if engine else None
     if evaluated is None:
         return
-    model = merged_model(context.store, model_manifest(context, "final"), WEIGHTS)
-    served = model_dtype(model)
+    final, config = model_manifest(context, "final"), RootModel[dict[str, Any]]
+    served = stated_dtype(read_file_as(context.store, final, "merged/config.json", config).root)
     if served not in ("auto", evaluated):
         log.warning(
             "evaluation.other_precision",
@@ -96,12 +97,6 @@ def _warn_of_precision(context: StageContext, engine: EngineInfo | None) -> None
             served=served,
             remedy="leave evaluate.engine.dtype out: the engine then takes the weights' own",
         )
-
-
-def _harness(context: StageContext) -> dict[str, str]:
-    """What each task of lm-evaluation-harness is, for people."""
-    tasks = load_tasks(context.config.evaluate.harness)
-    return {f"{HARNESS}{name}": task.described() for name, task in tasks.items()}
 
 
 def _prompts(context: StageContext) -> dict[str, str]:

@@ -85,11 +85,12 @@ def refuse_candidate(context: StageContext, judge: JudgeConfig, judged: Sequence
     has, by the digest that it is served under. Of a hub id nothing is known: no run puts models
     there.
     """
-    asked = judge.engine.served_model if judge.engine else None
+    asked = (judge.engine and judge.engine.served_model) or judge.model.path
     for manifest in judged:
-        if asked == manifest.digest or _holds(context, judge.model.path, manifest):
+        served_under = manifest.digest, manifest.digest[:32]  # the last part of a path counts
+        if Path(asked).name in served_under or _holds(context, judge.model.path, manifest):
             raise ConfigurationError(
-                f"evaluate.judge.model: {asked or judge.model.path} is {manifest.artifact} "
+                f"evaluate.judge.model: {asked} is {manifest.artifact} "
                 f"{manifest.key}, whose answers are judged",
                 remedy="name a model that no run here made, or make evaluate.judge null",
             )

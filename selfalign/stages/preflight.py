@@ -49,6 +49,7 @@ from selfalign.pipeline import BY_NAME, STAGES
 from selfalign.seeds import Seeds
 from selfalign.serving.form import ChatForm
 from selfalign.stages.context_limits import check_long_items, check_prompts
+from selfalign.store.open import open_store
 from selfalign.telemetry import log
 from selfalign.training.model import BaseModel, check_base_model
 
@@ -162,7 +163,8 @@ def _check_judge(config: RunConfig) -> None:
         return
     pairwise_template(judge.template)
     refusal_template(judge.refusal_template)
-    if Path(judge.model.path).resolve().is_relative_to(Path(config.store).resolve()):
+    store = Path(open_store(config.store).url)  # of an S3 store nothing lies there
+    if Path(judge.model.path).resolve().is_relative_to(store.resolve()):
         raise ConfigurationError(
             f"evaluate.judge.model.path: {judge.model.path} lies in the store, whose models are "
             "judged",

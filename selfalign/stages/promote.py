@@ -14,7 +14,7 @@ from selfalign.evaluation.anchor import surpasses_anchor
 from selfalign.evaluation.gate import Verdict, judge
 from selfalign.evaluation.summary import EvaluationSummary
 from selfalign.records import now
-from selfalign.stages.approval import Approval, ApprovalRequest, ask
+from selfalign.stages.approval import Approval, ApprovalRequest, ask, decided
 from selfalign.stages.contract import StageContext, provenance
 from selfalign.stages.notice import NOTICE_NAME, VerdictNotice, verdict_notice
 from selfalign.stages.served import serve
@@ -37,12 +37,16 @@ def promote(context: StageContext) -> Manifest | None:
     verdict = judge(summary, context.config.promote)
     found = verdict_notice(context.store, evaluation, verdict)
     approval = None
-    if verdict.promote and _needs_approval(context, final):
-        approval = ask(context.store, _request(context, evaluation, final, verdict, found))
-        if approval is None:
+    if verdict.promote and context.config.promote.approval == "manual":
+        if needed := not _is_current(context, final):
+            approval = ask(context.store, _request(context, evaluation, final, verdict, found))
+        else:  # maybe by an earlier attempt of this very promotion, which a person had approved
+            approval = decided(context.store, context.key)
+        if approval is not None:
+            verdict = _as_decided(verdict, approval)
+        elif needed:
             log.info("approval.awaited", promotion=context.key, model=final.digest)
             return None
-        verdict = _as_decided(verdict, approval)
     if verdict.promote:
         _move(context, evaluation, final, summary)
     log.info("gate.judged", decision=verdict.decision, reasons=verdict.told())
@@ -65,12 +69,10 @@ def promote(context: StageContext) -> Manifest | None:
     )
 
 
-def _needs_approval(context: StageContext, final: Manifest) -> bool:
-    """Whether a person is asked: a model that is current already was promoted before."""
-    if context.config.promote.approval == "automatic":
-        return False
+def _is_current(context: StageContext, final: Manifest) -> bool:
+    """Whether the final model was promoted before: nobody is asked about it again."""
     current = read_pointer(context.store)
-    return current is None or current.pointer.model.digest != final.digest
+    return current is not None and current.pointer.model.digest == final.digest
 
 
 def _request(

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial, reduce
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from selfalign.engines.base import (
     Asked,
@@ -18,6 +18,7 @@ from selfalign.engines.base import (
     GenerationRequest,
     Quarantined,
     Sampling,
+    Score,
     ScoreRequest,
     blank,
 )
@@ -34,6 +35,7 @@ from selfalign.evaluation.multiple_choice import (
 )
 from selfalign.evaluation.scores import HARNESS, ItemScore
 from selfalign.evaluation.summary import EvaluationSummary
+from selfalign.evaluation.template import Template
 from selfalign.filters.responses import parse_thought
 from selfalign.prompts import render_align, render_principles, stop_strings
 from selfalign.records import EvaluationRecord, record_seed
@@ -46,14 +48,19 @@ from selfalign.store.artifact import ArtifactWriter, ShardWriter
 from selfalign.store.manifest import Counts, FileEntry, Manifest, Part, Provenance, Shard
 from selfalign.telemetry import Progress
 
+_Found = Iterator[ItemScore | Quarantined]
+_Item = TypeVar("_Item")
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What every variant is scored on: how many answers, how, and whether by log-likelihoods."""
+    """What every variant is scored on: how many answers, how, whether by log-likelihoods, and what
+    people are told of it."""
 
     num_items: int
-    scores: Callable[[Asked, Variant], Iterator[ItemScore | Quarantined]]
+    scores: Callable[[Asked, Variant], _Found]
     by_likelihood: bool = True
+    described: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,34 +180,40 @@ def tasks_of(context: StageContext) -> dict[str, Task]:
         later = config.judge is not None and config.judge.refusals == "judge"
         tasks["heldout"] = heldout_task(context, config.heldout, refusals_later=later)
     if config.hhh is not None:
-        hhh_items, hhh = load_hhh(config.hhh), hhh_template(config.hhh_template)
-        tasks["hhh"] = Task(
-            len(hhh_items),
-            lambda engine, variant: hhh_scores(
-                hhh_items, engine.score(_in_context(variant, hhh_requests(hhh_items, hhh)))
-            ),
-        )
+        pairs, template = load_hhh(config.hhh), hhh_template(config.hhh_template)
+        tasks["hhh"] = _choosing(pairs, template, hhh_requests, hhh_scores)
     if config.truthfulqa is not None:
-        qa_items = load_truthfulqa(config.truthfulqa)
-        qa = truthfulqa_template(config.truthfulqa_template)
-        tasks["truthfulqa"] = Task(
-            len(qa_items),
-            lambda engine, variant: truthfulqa_scores(
-                qa_items, engine.score(_in_context(variant, truthfulqa_requests(qa_items, qa)))
-            ),
-        )
+        questions = load_truthfulqa(config.truthfulqa)
+        template = truthfulqa_template(config.truthfulqa_template)
+        tasks["truthfulqa"] = _choosing(questions, template, truthfulqa_requests, truthfulqa_scores)
     for name, task in load_tasks(config.harness).items():
         tasks[f"{HARNESS}{name}"] = harness_task(context, task)
     return tasks
 
 
+def _choosing(
+    items: Sequence[_Item],
+    template: Template,
+    requests: Callable[[Sequence[_Item], Template], Iterator[ScoreRequest]],
+    scores: Callable[[Sequence[_Item], Iterator[Score | Quarantined]], _Found],
+) -> Task:
+    """A multiple-choice task; the principles stand before a question where the variant has them."""
+
+    def found(engine: Asked, variant: Variant) -> _Found:
+        rules = _rules(variant)
+        asked = (replace(r, prompt=rules + r.prompt) for r in requests(items, template))
+        return scores(items, engine.score(asked))
+
+    return Task(len(items), found)
+
+
 def harness_task(context: StageContext, task: HarnessTask) -> Task:
     """Answering a task of lm-evaluation-harness."""
 
-    def scores(engine: Asked, variant: Variant) -> Iterator[ItemScore | Quarantined]:
+    def scores(engine: Asked, variant: Variant) -> _Found:
         return harness_scores(task, engine, _rules(variant), context.config.seed)
 
-    return Task(task.num_items, scores, task.scores_continuations)
+    return Task(task.num_items, scores, task.scores_continuations, task.described())
 
 
 def heldout_task(context: StageContext, path: Path, *, refusals_later: bool = False) -> Task:
@@ -208,7 +221,7 @@ def heldout_task(context: StageContext, path: Path, *, refusals_later: bool = Fa
     items = load_heldout(path)
     config = context.config.evaluate
 
-    def scores(engine: Asked, variant: Variant) -> Iterator[ItemScore | Quarantined]:
+    def scores(engine: Asked, variant: Variant) -> _Found:
         chosen = (config.principled_sampling if variant.principled else None) or config.sampling
         render, stop = _prompts_of(context, variant)
         sampling = Sampling(**chosen.model_dump(), stop=stop)
@@ -263,19 +276,7 @@ def _answer(completion: Completion | Quarantined, variant: Variant) -> Completio
     text = completion.text
     if variant.principled:
         text = parse_thought(text, variant.seeds.labels).response_or_empty
-    return Completion(
-        completion.id,
-        text.strip(),
-        completion.finish_reason,
-        completion.num_prompt_tokens,
-        completion.num_new_tokens,
-    )
-
-
-def _in_context(variant: Variant, requests: Iterable[ScoreRequest]) -> Iterator[ScoreRequest]:
-    """Put the principles before a multiple-choice question where the variant has them."""
-    for request in requests:
-        yield replace(request, prompt=_rules(variant) + request.prompt)
+    return replace(completion, text=text.strip())
 
 
 def _rules(variant: Variant) -> str:

@@ -29,7 +29,7 @@ from selfalign.store.base import Store
 from selfalign.store.manifest import Manifest
 
 if TYPE_CHECKING:
-    from selfalign.training import TrainResult
+    from selfalign.training.base import TrainResult
 
 _TOLD = ("base", "engraved", "final", "promoted")  # models whose scores the card shows
 _PACKAGES = ("accelerate", "bitsandbytes", "deepspeed", "peft", "torch")
@@ -55,9 +55,7 @@ def base_model_facts(config: RunConfig, version: str, location: str, result: Tra
 
 def write_papers(context: StageContext, base: Base, merged: Path) -> None:
     """Write the model card and the bill of materials beside the weights."""
-    found = origin(
-        context.store, context.stage.writes, context.key, context.identity, context.parents, base
-    )
+    found = origin(context.store, context.writer(), base)
     (merged / CARD_NAME).write_bytes(model_card(found, None))
     (merged / BOM_NAME).write_bytes(bill_of_materials(found, None))
 
@@ -68,8 +66,7 @@ def serve(
     """Complete the directory of the final model; None for a model of 0.4.0 or before."""
     if not is_servable(final):
         return None
-    base = _base_of(final)
-    found = origin(context.store, final.artifact, final.key, final.identity, final.parents, base)
+    found = origin(context.store, final, _base_of(final))
     scores = _scores(evaluation.key, summary)
     stated = read_file(context.store, final, f"merged/{GENERATION_CONFIG}")
     engine = final.provenance.engine

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfalign.config import EngineConfig, SamplingConfig
-from selfalign.engines.base import Engine, GenerationRequest, Quarantined, Sampling
+from selfalign.engines.base import Engine, GenerationRequest, Sampling
 from selfalign.errors import DataError
 from selfalign.serving.alias import SERVED_NAME
-from selfalign.serving.chat_server import Ask, Reply
+from selfalign.serving.chat_server import ChatRequest, Reply
 from selfalign.serving.defaults import GENERATION_CONFIG
 from selfalign.serving.template import ChatTemplate
-from selfalign.stages.asking import Asking
+from selfalign.stages.asking import put
 from selfalign.store.documents import decode_json
 
 _Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -51,8 +51,12 @@ def vllm_arguments(
 
 
 def model_dtype(directory: Path) -> _Dtype:
-    """The precision that the model's config.json states; auto where it states none."""
-    config = read_json(directory / "config.json")
+    """As `stated_dtype`, of the model in a directory."""
+    return stated_dtype(read_json(directory / "config.json"))
+
+
+def stated_dtype(config: dict[str, Any]) -> _Dtype:
+    """The precision that the content of a config.json states; auto where it states none."""
     return _DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), "auto")
 
 
@@ -61,7 +65,7 @@ def engine_config(directory: Path) -> EngineConfig:
     return EngineConfig(kind="transformers", dtype=model_dtype(directory))
 
 
-def answering(directory: Path, engine: Engine) -> Callable[[Ask], Reply]:
+def answering(directory: Path, engine: Engine) -> Callable[[ChatRequest], Reply]:
     """How the small server answers: by the model's template and its default sampling.
 
     Raises DataError for a directory without them.
@@ -69,24 +73,19 @@ def answering(directory: Path, engine: Engine) -> Callable[[Ask], Reply]:
     template = ChatTemplate.read(
         lambda name: _bytes(directory / name), f"{directory.as_posix().rstrip('/')}/"
     )
-    asking, defaults = Asking(template, ()), _default_sampling(directory)
+    defaults = _default_sampling(directory)
 
-    def answer(ask: Ask) -> Reply:
+    def answer(asked: ChatRequest) -> Reply:
+        own = asked.max_completion_tokens or asked.max_tokens
         sampling = Sampling(
-            temperature=defaults.temperature if ask.temperature is None else ask.temperature,
-            top_p=ask.top_p or defaults.top_p,
-            max_new_tokens=ask.max_new_tokens or defaults.max_new_tokens,
+            temperature=defaults.temperature if asked.temperature is None else asked.temperature,
+            top_p=asked.top_p or defaults.top_p,
+            max_new_tokens=own or defaults.max_new_tokens,
             repetition_penalty=defaults.repetition_penalty,
-            stop=asking.stop,
+            stop=(),
         )
-        prompt = template.render(ask.messages)
-        request = GenerationRequest("chat", prompt, sampling, ask.seed)
-        (found,) = engine.generate([request])
-        if isinstance(found, Quarantined):
-            raise DataError(
-                f"the question cannot be put to the model: {found.explanation}",
-                remedy="ask it in other words, or a shorter one",
-            )
+        prompt = template.render([message.model_dump() for message in asked.messages])
+        found = put(engine, GenerationRequest("chat", prompt, sampling, asked.seed))
         return Reply(
             found.text.strip(), found.finish_reason, found.num_prompt_tokens, found.num_new_tokens
         )

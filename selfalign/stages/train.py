@@ -17,7 +17,6 @@ from selfalign.errors import DataError
 from selfalign.prompts import render_concise, render_standard
 from selfalign.records import AlignedResponse, VerboseResponse, now
 from selfalign.serving.form import ChatForm
-from selfalign.stages.checkpoints import StoreCheckpoints
 from selfalign.stages.contract import StageContext, provenance
 from selfalign.stages.models import model_location
 from selfalign.stages.served import base_model_facts, write_papers
@@ -25,7 +24,10 @@ from selfalign.store.artifact import read_records
 from selfalign.store.documents import StoredCount
 from selfalign.store.manifest import Counts, FileEntry, Manifest
 from selfalign.telemetry import Progress, log
-from selfalign.training import Example, TrainResult, is_main_process, train, wait_for_everyone
+from selfalign.training.base import Example, TrainResult
+from selfalign.training.finetune import train
+from selfalign.training.processes import is_main_process, wait_for_everyone
+from selfalign.training.stored import StoreCheckpoints
 
 
 def engrave(context: StageContext) -> Manifest | None:

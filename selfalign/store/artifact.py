@@ -15,11 +15,11 @@ decides, and no object of one worker ever takes the place of another's.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import heapq
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,8 +29,14 @@ from pydantic import BaseModel
 
 from selfalign.errors import DataError, TemporaryError
 from selfalign.records import Json, Record
-from selfalign.store.base import NotFound, PreconditionFailed, Store
-from selfalign.store.documents import decode_json, first_problem, parse_document, read_document
+from selfalign.store.base import NotFound, Store
+from selfalign.store.documents import (
+    decode_json,
+    first_problem,
+    parse_document,
+    read_document,
+    write_once,
+)
 from selfalign.store.files import COPY_BYTES, file_sha256, local_target
 from selfalign.store.manifest import (
     Counts,
@@ -92,32 +98,27 @@ def artifact_prefix(artifact: str, key: str) -> str:
     return f"artifacts/{artifact}/{key}/"
 
 
+@dataclass(frozen=True, slots=True)
 class ArtifactWriter:
     """Writes one artifact. Every method may be repeated; nothing committed is ever changed."""
 
-    def __init__(
-        self,
-        store: Store,
-        *,
-        artifact: str,
-        stage: str,
-        key: str,
-        identity: dict[str, Any],
-        parents: dict[str, Parent],
-    ) -> None:
-        self.store = store
-        self.artifact = artifact
-        self.stage = stage
-        self.key = key
-        self.identity = identity
-        self.parents = parents
-        self.prefix = artifact_prefix(artifact, key)
-        self._manifest = self.prefix + "manifest.json"
+    store: Store
+    _: KW_ONLY
+    artifact: str
+    stage: str
+    key: str
+    identity: dict[str, Any]
+    parents: dict[str, Parent]
+
+    @property
+    def prefix(self) -> str:
+        """Where its objects live, with a trailing slash."""
+        return artifact_prefix(self.artifact, self.key)
 
     @property
     def published(self) -> bool:
         """Whether the manifest is there."""
-        return self.store.exists(self._manifest)
+        return self.store.exists(self.prefix + "manifest.json")
 
     def shard(self, index: int, num_shards: int) -> ShardWriter:
         """The writer of one shard."""
@@ -164,15 +165,10 @@ class ArtifactWriter:
             provenance=provenance,
             digest=content_digest(shards, files),
         )
-        try:
-            self.store.write(self._manifest, manifest.to_bytes(self._manifest), if_absent=True)
-        except PreconditionFailed:
-            published = read_manifest(self.store, self.artifact, self.key)
-            if published is None:
-                raise
-            manifest = published
-        self._sweep(manifest)
-        return manifest
+        published = write_once(self.store, self.prefix + "manifest.json", manifest)
+        _check_manifest(self.store, self.artifact, self.key, published)
+        self._sweep(published)
+        return published
 
     def _require_all(self, entries: list[FileEntry]) -> None:
         """Raise TemporaryError unless what the manifest is going to name is there."""
@@ -279,38 +275,22 @@ class ShardWriter:
             content=content_sum(lines),
         )
         self._store.write(self._artifact.prefix + relative, data)
-        mark = f"{self._parts}{name}.json"
-        try:
-            self._store.write(mark, part.to_bytes(mark), if_absent=True)
-        except PreconditionFailed:
-            winner = read_document(self._store, mark, Part)
-            if winner is None:
-                raise
-            if winner.file.name != relative:
-                self._store.delete(self._artifact.prefix + relative)
-            return winner
-        return part
+        winner = write_once(self._store, f"{self._parts}{name}.json", part)
+        if winner.file.name != relative:
+            self._store.delete(self._artifact.prefix + relative)
+        return winner
 
     def read_part(self, part: Part, record_type: type[_AnyRecord]) -> Iterator[_AnyRecord]:
         """The records of a committed part."""
         parse = partial(_parse_record, record_type)
         yield from _read_part(self._store, self._artifact.prefix, part, parse)
 
-    def finish(self, part_names: Iterable[str], provenance: Provenance) -> None:
-        """Commit the shard. `part_names` gives the parts and their order; all must be done."""
-        committed = self.committed()
-        names = list(part_names)
-        missing = [name for name in names if name not in committed]
-        assert not missing, f"shard finished with parts uncommitted: {missing}"
+    def finish(self, parts: Iterable[Part], provenance: Provenance) -> None:
+        """Commit the shard: all its parts, which are committed, in their order."""
         shard = Shard(
-            index=self.index,
-            num_shards=self.num_shards,
-            parts=[committed[name] for name in names],
-            provenance=provenance,
+            index=self.index, num_shards=self.num_shards, parts=list(parts), provenance=provenance
         )
-        # Another worker may have finished the same shard with the same parts.
-        with contextlib.suppress(PreconditionFailed):
-            self._store.write(self._mark, shard.to_bytes(self._mark), if_absent=True)
+        write_once(self._store, self._mark, shard)  # another worker's has the same parts
 
 
 def artifact_keys(store: Store, artifact: str) -> list[str]:
@@ -329,11 +309,16 @@ def read_manifest(store: Store, artifact: str, key: str) -> Manifest | None:
 
     Raises DataError when the manifest is corrupt.
     """
+    manifest = read_document(store, artifact_prefix(artifact, key) + "manifest.json", Manifest)
+    if manifest is not None:
+        _check_manifest(store, artifact, key, manifest)
+    return manifest
+
+
+def _check_manifest(store: Store, artifact: str, key: str, manifest: Manifest) -> None:
+    """Raise DataError for a manifest of another artifact, or whose digest is wrong."""
     prefix = artifact_prefix(artifact, key)
     name = prefix + "manifest.json"
-    manifest = read_document(store, name, Manifest)
-    if manifest is None:
-        return None
     _require_place(store, name, (manifest.artifact, manifest.key), (artifact, key))
     if manifest.digest != (found := content_digest(manifest.shards, manifest.files)):
         raise DataError(
@@ -341,7 +326,6 @@ def read_manifest(store: Store, artifact: str, key: str) -> Manifest | None:
             f"content ({found[:12]})",
             remedy=f"the manifest was edited or damaged; delete {prefix} and run the stage again",
         )
-    return manifest
 
 
 def _require_place(store: Store, name: str, found: object, expected: object) -> None:

@@ -98,7 +98,7 @@ class Store(Protocol):
         ...
 
     def list(self, prefix: str) -> Iterator[str]:
-        """Keys that start with `prefix`, in lexicographic order."""
+        """Keys that start with `prefix` (a string, not a folder), in lexicographic order."""
         ...
 
     def entries(self, prefix: str) -> Iterator[Entry]:

@@ -12,9 +12,9 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from selfalign.errors import DataError
+from selfalign.errors import DataError, TemporaryError
 from selfalign.records import digest
-from selfalign.store.base import NotFound, Store
+from selfalign.store.base import NotFound, PreconditionFailed, Store
 from selfalign.store.keys import is_key
 from selfalign.store.signatures import SIGNATURE, require_signature, sign
 
@@ -24,6 +24,7 @@ _CHECKSUM = "checksum"
 _SEALS = (_CHECKSUM, SIGNATURE)
 
 _AnyModel = TypeVar("_AnyModel", bound=BaseModel)
+_AnyStored = TypeVar("_AnyStored", bound="StoredModel")
 
 
 def _check_name(name: str) -> str:
@@ -122,6 +123,24 @@ def read_document(store: Store, key: str, model: type[_AnyModel]) -> _AnyModel |
     except NotFound:
         return None
     return parse_document(f"{store.url}/{key}", data, model, key=key)
+
+
+def write_once(store: Store, key: str, document: _AnyStored) -> _AnyStored:
+    """Write a document unless one is there; the one that is there then.
+
+    Raises DataError for one that is damaged, TemporaryError for one that is deleted meanwhile.
+    """
+    try:
+        store.write(key, document.to_bytes(key), if_absent=True)
+    except PreconditionFailed as error:
+        stands = read_document(store, key, type(document))
+        if stands is None:
+            raise TemporaryError(
+                f"{store.url}/{key}: was deleted as soon as another worker had written it",
+                remedy="the next attempt writes it anew; let selfalign gc alone delete objects",
+            ) from error
+        return stands
+    return document
 
 
 def first_problem(error: Exception) -> str:

@@ -120,11 +120,14 @@ def _permissions(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def replacing(target: Path) -> Iterator[BinaryIO]:
+def replacing(target: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Yield a file that becomes `target` when the block ends well, and vanishes otherwise.
 
     Missing parents are made. The content is on disk before the name is. Raises OSError, and
     ConfigurationError where a pipe or a device has the name, such as /dev/null.
+
+    Args:
+        mode: of the file from its first moment on, less the umask.
     """
     if target.exists() and not (target.is_file() or target.is_dir()):
         raise ConfigurationError(
@@ -135,7 +138,8 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{uuid.uuid4().hex}.part")
     try:
-        with temporary.open("xb") as file:
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode)
+        with os.fdopen(descriptor, "wb") as file:
             yield file
             sync_file(file)
         temporary.replace(target)
@@ -143,6 +147,12 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(target.parent)
+
+
+def write_whole(target: Path, data: bytes, mode: int = 0o666) -> None:
+    """Write a file as `replacing` does."""
+    with replacing(target, mode) as file:
+        file.write(data)
 
 
 def read_regular(path: Path, limit: int) -> bytes:

@@ -73,7 +73,6 @@ class LocalStore:
         return str(self._root)
 
     def read(self, key: str) -> bytes:
-        """The whole object. Raises NotFound."""
         with self._open(key) as file, os_errors(self._where(key), "read"):
             data = file.read(MAX_READ_BYTES + 1)
         if len(data) > MAX_READ_BYTES:
@@ -92,11 +91,11 @@ class LocalStore:
         check_key(key)
         if if_absent and if_version is not None:
             raise ValueError("if_absent and if_version exclude each other")
-        with os_errors(self._where(key), "write"), self._temporary() as (path, file):
+        with (
+            os_errors(self._where(key), "write"),
+            self._committing(key, if_absent=if_absent, if_version=if_version) as file,
+        ):
             file.write(data)
-            sync_file(file)
-            with self._locked(key):
-                self._commit(path, key, if_absent=if_absent, if_version=if_version)
         return hashlib.sha256(data).hexdigest()
 
     def upload(self, source: Path, key: str) -> None:
@@ -105,15 +104,11 @@ class LocalStore:
         with (
             os_errors(self._where(key), f"upload {source}"),
             source.open("rb") as content,
-            self._temporary() as (path, file),
+            self._committing(key) as file,
         ):
             shutil.copyfileobj(content, file, COPY_BYTES)
-            sync_file(file)
-            with self._locked(key):
-                self._commit(path, key, if_absent=False, if_version=None)
 
     def download(self, key: str, target: Path) -> None:
-        """Copy the object to `target`, which appears whole or not at all. Raises NotFound."""
         with (
             self._open(key) as content,
             os_errors(self._where(key), f"download to {target}"),
@@ -132,20 +127,15 @@ class LocalStore:
         with os_errors(self._where(key), f"copy {source}"):
             if self._link(source, key):
                 return
-            with self._open(source) as content, self._temporary() as (path, file):
+            with self._open(source) as content, self._committing(key) as file:
                 shutil.copyfileobj(content, file, COPY_BYTES)
-                sync_file(file)
-                with self._locked(key):
-                    self._commit(path, key, if_absent=False, if_version=None)
 
     def exists(self, key: str) -> bool:
-        """Whether an object is there."""
         check_key(key)
         with os_errors(self._where(key), "look up"):
             return self._is_object(self._path(key))
 
     def list(self, prefix: str) -> Iterator[str]:
-        """Keys that start with `prefix` (a string, not a folder), in lexicographic order."""
         check_prefix(prefix)
         folder, slash, _ = prefix.rpartition("/")
         return self._walk(folder + slash, prefix)
@@ -200,6 +190,17 @@ class LocalStore:
                 yield from self._walk(key, prefix)
             elif is_key(key):
                 yield key
+
+    @contextlib.contextmanager
+    def _committing(
+        self, key: str, *, if_absent: bool = False, if_version: str | None = None
+    ) -> Iterator[BinaryIO]:
+        """Yield a file that gets the name of `key` when the block ends well."""
+        with self._temporary() as (path, file):
+            yield file
+            sync_file(file)
+            with self._locked(key):
+                self._commit(path, key, if_absent=if_absent, if_version=if_version)
 
     def _commit(
         self, temporary: Path, key: str, *, if_absent: bool, if_version: str | None

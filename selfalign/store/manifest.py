@@ -143,7 +143,7 @@ class Manifest(StoredModel):
     def _has_the_form_of_one(cls, identity: dict[str, Any]) -> dict[str, Any]:
         """Whoever reads an identity takes these parts for what `identity.py` makes of them."""
         for name in ("config", "data", "judge", "seeds"):
-            part = identity.get(name) or {}
+            part = identity.get(name, {})
             if not isinstance(part, dict):
                 raise ValueError(f"{name} is no mapping")
             digests = part.values() if name in ("data", "seeds") else ()

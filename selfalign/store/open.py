@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -13,28 +12,20 @@ from selfalign.store.local import LocalStore
 _FORMS = "write a path, file:///path or s3://bucket/prefix"
 
 
-def open_store(url: str, *, options: Mapping[str, str] | None = None) -> Store:
-    """The store at `url`: a path, `file:///path` or `s3://bucket/prefix`.
-
-    Args:
-        url: where; a relative path is relative to the working directory.
-        options: of the backend; they win over its environment variables. The local store has
-            none, for `s3://` see `selfalign.store.s3.S3Options`.
+def open_store(url: str) -> Store:
+    """The store at `url`: a path (maybe a relative one), `file:///path` or `s3://bucket/prefix`.
 
     Raises:
-        ConfigurationError: another scheme, credentials in the URL, a wrong option, or boto3
-            is not installed.
+        ConfigurationError: another scheme, credentials in the URL, a wrong setting of the S3 store
+            in the environment, or boto3 is not installed.
     """
     check_store_url(url)
-    scheme, separator, _ = url.partition("://")
+    scheme, separator, rest = url.partition("://")
     if separator and scheme == "s3":
-        return _open_s3(url, options)
-    if options:
-        raise ConfigurationError(
-            f"store {url.rpartition('@')[2]}: the local store takes no options, got "
-            f"{', '.join(sorted(options))}",
-            remedy="leave them out, or use an s3:// store",
-        )
+        from selfalign.store.s3 import S3Store
+
+        bucket, _, prefix = rest.partition("/")
+        return S3Store(bucket, prefix.strip("/"))
     if separator and scheme == "file":
         return LocalStore(_file_path(url))
     if separator:
@@ -70,11 +61,3 @@ def _file_path(url: str) -> Path:
             remedy="write file:///absolute/path, or the path alone",
         )
     return Path(unquote(parts.path))
-
-
-def _open_s3(url: str, options: Mapping[str, str] | None) -> Store:
-    from selfalign.store.s3 import S3Store
-    from selfalign.store.s3_options import load_options
-
-    bucket, _, prefix = url.removeprefix("s3://").partition("/")
-    return S3Store(bucket, prefix.strip("/"), options=load_options(options))

@@ -1,7 +1,7 @@
 """The store in an S3 bucket, or in anything that speaks S3 and honours conditional writes.
 
-Settings come from environment variables `SELFALIGN_S3_<FIELD>` (an empty one counts as unset)
-or from the options mapping under the field's name, which wins; see `S3Options`:
+Settings come from environment variables `SELFALIGN_S3_<FIELD>` (an empty one counts as unset); see
+`S3Options`:
 SELFALIGN_S3_ENDPOINT_URL, _REGION, _SSE_KMS_KEY_ID, _CHECKSUMS, _ADDRESSING_STYLE,
 _MAX_ATTEMPTS, _CONNECT_TIMEOUT_SECONDS, _READ_TIMEOUT_SECONDS, _PART_MIB, _TRANSFER_THREADS.
 The AWS SDK's own variables hold where a field is null or has none (AWS_ENDPOINT_URL_S3,
@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from selfalign._version import __version__
-from selfalign.errors import ConfigurationError, StoreUnavailable
+from selfalign.errors import ConfigurationError, StoreUnavailable, needing
 from selfalign.store import s3_errors
 from selfalign.store.base import MAX_READ_BYTES, Entry, NotFound, PreconditionFailed, too_large
 from selfalign.store.files import os_errors, replacing
@@ -66,7 +66,7 @@ class S3Store:
     Args:
         bucket: its name.
         prefix: "" or a key under which all keys of this store live, without a slash at its end.
-        options: see `load_options`.
+        options: None takes those of the environment.
     """
 
     def __init__(self, bucket: str, prefix: str = "", *, options: S3Options | None = None) -> None:
@@ -89,7 +89,7 @@ class S3Store:
         self._bucket_seen = False
         self._client = _make_client(self._options)
         self._failures = s3_errors.vendor_errors()
-        self._transfer = _make_transfer_config(self._client, self._options)
+        self._transfer = _transfer_config(self._client, self._options, self._options.part_mib)
 
     @property
     def url(self) -> str:
@@ -97,7 +97,6 @@ class S3Store:
         return self._url
 
     def read(self, key: str) -> bytes:
-        """The whole object. Raises NotFound."""
         return self.read_versioned(key)[0]
 
     def read_versioned(self, key: str) -> tuple[bytes, str]:
@@ -159,7 +158,6 @@ class S3Store:
                 raise self._error(error, key, "upload") from error
 
     def download(self, key: str, target: Path) -> None:
-        """Copy the object to `target`, which appears whole or not at all. Raises NotFound."""
         check_key(key)
         with os_errors(self._where(key), f"download to {target}"), replacing(target) as file:
             try:
@@ -183,13 +181,12 @@ class S3Store:
                 self._bucket,
                 self._prefix + key,
                 ExtraArgs=self._encryption,
-                Config=_copy_config(self._options),
+                Config=_transfer_config(self._client, self._options, COPY_PART_MIB),
             )
         except self._failures as error:
             raise self._error(error, source, f"copy to {key}") from error
 
     def exists(self, key: str) -> bool:
-        """Whether an object is there."""
         check_key(key)
         try:
             self._client.head_object(Bucket=self._bucket, Key=self._prefix + key)
@@ -201,16 +198,13 @@ class S3Store:
         return True
 
     def list(self, prefix: str) -> Iterator[str]:
-        """Keys that start with `prefix` (a string, not a folder), in lexicographic order."""
         return (entry.key for entry in self.entries(prefix))
 
     def entries(self, prefix: str) -> Iterator[Entry]:
-        """As `list`, with the size and age of each object."""
         check_prefix(prefix)
         return self._entries(prefix)
 
     def delete(self, key: str) -> None:
-        """Remove the object; no error when it is absent."""
         check_key(key)
         try:
             self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
@@ -317,15 +311,10 @@ class S3Store:
 
 
 def _make_client(options: S3Options) -> S3Client:
-    try:
+    with needing("an s3:// store needs the package boto3", "s3"):
         import boto3
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
-    except ImportError as error:
-        raise ConfigurationError(
-            "an s3:// store needs the package boto3, which is not installed",
-            remedy="pip install 'selfalign[s3]'",
-        ) from error
     config = Config(
         retries={"mode": "standard", "total_max_attempts": options.max_attempts},
         connect_timeout=options.connect_timeout_seconds,
@@ -347,22 +336,11 @@ def _make_client(options: S3Options) -> S3Client:
         ) from error
 
 
-def _copy_config(options: S3Options) -> TransferConfig:
-    from boto3.s3.transfer import TransferConfig
-
-    part_bytes = COPY_PART_MIB * 2**20
-    return TransferConfig(
-        multipart_threshold=part_bytes,
-        multipart_chunksize=part_bytes,
-        max_concurrency=options.transfer_threads,
-    )
-
-
-def _make_transfer_config(client: S3Client, options: S3Options) -> TransferConfig:
+def _transfer_config(client: S3Client, options: S3Options, part_mib: int) -> TransferConfig:
     from boto3.s3.transfer import TransferConfig
 
     host = urlsplit(client.meta.endpoint_url).hostname or ""
-    part_bytes = options.part_mib * 2**20
+    part_bytes = part_mib * 2**20
     return TransferConfig(
         multipart_threshold=part_bytes,
         multipart_chunksize=part_bytes,

@@ -1,9 +1,8 @@
-"""Settings of the S3 store, from the environment or a mapping. `selfalign.store.s3` lists them."""
+"""Settings of the S3 store, from the environment. `selfalign.store.s3` lists them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -51,14 +50,13 @@ class S3Options(BaseModel):
         return value
 
 
-def load_options(options: Mapping[str, str] | None = None) -> S3Options:
-    """Options from the environment, overridden by `options`. Raises ConfigurationError."""
+def load_options() -> S3Options:
+    """Options from the environment. Raises ConfigurationError."""
     values = {
         name: value
         for name in S3Options.model_fields
         if (value := os.environ.get(ENVIRONMENT_PREFIX + name.upper()))
     }
-    values.update(options or {})
     try:
         return S3Options.model_validate(values)
     except ValidationError as error:

@@ -16,7 +16,7 @@ import os
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from selfalign.errors import ConfigurationError
+from selfalign.errors import ConfigurationError, needing
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import (
@@ -105,11 +105,6 @@ def _raw(variable: str, text: str) -> bytes:
 
 
 def _ed25519() -> Any:
-    try:
+    with needing("signatures need the package cryptography", "store-signing"):
         from cryptography.hazmat.primitives.asymmetric import ed25519
-    except ImportError as error:
-        raise ConfigurationError(
-            "signatures need the package cryptography, which is not installed",
-            remedy="pip install 'selfalign[store-signing]'",
-        ) from error
     return ed25519

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
-
-from selfalign.store.manifest import FileEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,48 +23,9 @@ class Example:
     finished: bool = True
 
 
-class TrainingProgress(Protocol):
-    """Told after every optimiser step, in the main process alone."""
-
-    def __call__(
-        self, step: int, total_steps: int, loss: float, tokens_per_second: float
-    ) -> None: ...
-
-
-class CheckpointSink(Protocol):
-    """Where checkpoints outlive the worker.
-
-    A checkpoint exists when `publish` has returned; a worker that dies before leaves nothing that
-    `latest` returns.
-    """
-
-    def upload(self, step: int, directory: Path) -> list[FileEntry]:
-        """Keep a copy of this node's files of a checkpoint. Called in one process of every node."""
-        ...
-
-    def publish(self, step: int, files: list[FileEntry]) -> None:
-        """Make the uploaded files of all nodes the newest checkpoint. Called in the main process.
-
-        Args:
-            files: what `upload` returned on all nodes, each name once.
-        """
-        ...
-
-    def rehearse(self, directory: Path) -> None:
-        """Upload these files as `upload` does and remove the copies, also after a failure.
-
-        Called in the main process, which looks how long that takes.
-        """
-        ...
-
-    def latest(self, directory: Path) -> int | None:
-        """Fetch the newest checkpoint's files into `directory`; None if there is none.
-
-        Newest is the one saved last, whatever its step: one that an upgrade made useless must not
-        hide those written since. `directory` exists and is empty. Called in one process of every
-        node. Returns the step.
-        """
-        ...
+# Told after every optimiser step, in the main process alone: the step, how many there are, its
+# loss, tokens per second.
+TrainingProgress = Callable[[int, int, float, float], None]
 
 
 @dataclass(frozen=True, slots=True)

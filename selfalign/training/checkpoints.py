@@ -26,8 +26,8 @@ from selfalign.config import TrainConfig
 from selfalign.errors import DataError, EngineError, PermanentError, TemporaryError
 from selfalign.records import digest
 from selfalign.store.files import sync_file
-from selfalign.training.base import CheckpointSink
 from selfalign.training.processes import Ranks
+from selfalign.training.stored import StoreCheckpoints
 
 _log = structlog.get_logger(__name__)
 
@@ -130,7 +130,7 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints of one training. All methods but `bytes_per_second` are collective."""
 
-    sink: CheckpointSink
+    sink: StoreCheckpoints
     ranks: Ranks
     identity: str
 

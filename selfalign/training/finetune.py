@@ -21,7 +21,7 @@ from selfalign.errors import ConfigurationError
 from selfalign.serving.form import ChatForm
 from selfalign.training import outputs
 from selfalign.training.attention import pack_attention
-from selfalign.training.base import CheckpointSink, Example, TrainingProgress, TrainResult
+from selfalign.training.base import Example, TrainingProgress, TrainResult
 from selfalign.training.batches import MicroBatches
 from selfalign.training.chat import fit_form
 from selfalign.training.checkpoints import (
@@ -42,7 +42,13 @@ from selfalign.training.loop import (
     quiet_libraries,
     training_arguments,
 )
-from selfalign.training.memory import Estimate, checkpoint_bytes, fit_micro_batch, peak_memory
+from selfalign.training.memory import (
+    checkpoint_bytes,
+    estimate,
+    fit_micro_batch,
+    in_gib,
+    peak_memory,
+)
 from selfalign.training.model import (
     BaseModel,
     adapted_modules,
@@ -52,6 +58,7 @@ from selfalign.training.model import (
     load_tokenizer,
 )
 from selfalign.training.processes import Ranks, StopRequest
+from selfalign.training.stored import StoreCheckpoints
 from selfalign.training.watch import READ_SECONDS, CheckpointPace, StepWatch
 
 _log = structlog.get_logger(__name__)
@@ -85,7 +92,7 @@ def train(
     form: ChatForm,
     output: Path,
     work: Path,
-    checkpoints: CheckpointSink,
+    checkpoints: StoreCheckpoints,
     seed: int,
     on_progress: TrainingProgress,
 ) -> TrainResult:
@@ -319,7 +326,7 @@ def _prepare(plan: _Plan, arguments: Any, model: Any, ranks: Ranks) -> bool:
             micro_batches_per_step=plan.batches.accumulation,
             gradient_checkpointing=arguments.gradient_checkpointing,
             tokens_per_step=round(config.global_batch_size * float(plan.examples.lengths.mean())),
-            **Estimate.of(model, config).gib(),
+            **in_gib(estimate(model, config)),
             **peak,
         )
     return packed

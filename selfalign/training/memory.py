@@ -7,8 +7,7 @@ heaviest micro-batch goes through one forward and backward pass while the rest's
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from selfalign.config import TrainConfig
@@ -22,32 +21,22 @@ _MOMENTS = {"adamw": 8, "adamw_8bit": 2}
 _LARGEST_TOKENS = 16384  # per micro-batch; a GPU is busy with fewer
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """Bytes that a training takes in one process before any activation."""
+def estimate(model: Any, config: TrainConfig) -> dict[str, int]:
+    """Bytes that a training takes in one process before any activation.
 
-    weights: int
-    gradients: int
-    optimizer: int
+    Counts the model's parameters, without what DeepSpeed divides among processes.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return {
+        "weights": sum(p.numel() * p.element_size() for p in model.parameters()),
+        "gradients": sum(p.numel() * p.element_size() for p in trained),
+        "optimizer": sum(p.numel() for p in trained) * _MOMENTS[config.optimizer],
+    }
 
-    @classmethod
-    def of(cls, model: Any, config: TrainConfig) -> Estimate:
-        """Count the model's parameters; without what DeepSpeed divides among processes."""
-        trained = [p for p in model.parameters() if p.requires_grad]
-        return cls(
-            weights=sum(p.numel() * p.element_size() for p in model.parameters()),
-            gradients=sum(p.numel() * p.element_size() for p in trained),
-            optimizer=sum(p.numel() for p in trained) * _MOMENTS[config.optimizer],
-        )
 
-    def gib(self) -> dict[str, float]:
-        """For the log."""
-        parts = {
-            "weights_gib": self.weights,
-            "gradients_gib": self.gradients,
-            "optimizer_gib": self.optimizer,
-        }
-        return {name: round(size / _GIB, 2) for name, size in parts.items()}
+def in_gib(sizes: Mapping[str, int]) -> dict[str, float]:
+    """For the log."""
+    return {f"{name}_gib": round(size / _GIB, 2) for name, size in sizes.items()}
 
 
 def checkpoint_bytes(model: Any, config: TrainConfig, nodes: int) -> int:
@@ -82,7 +71,7 @@ def fit_micro_batch(
     """
     mean = max(1.0, float(examples.lengths.mean()))
     sizes = batches.possible_sizes(max(1, int(_LARGEST_TOKENS / mean)))
-    estimate = Estimate.of(model, config)
+    needed = estimate(model, config)
 
     def attempt(size: int) -> None:
         _forget_peak()
@@ -90,7 +79,7 @@ def fit_micro_batch(
         batch = collator([examples[i] for i in batches.heaviest()])
         # The optimiser's state comes with the first step, a second copy of the gradients with
         # torch's data parallelism, and memory in pieces of changing size is never used whole.
-        held = estimate.optimizer + estimate.gradients + _device_bytes() // 20
+        held = needed["optimizer"] + needed["gradients"] + _device_bytes() // 20
         try_step(model, batch, config, held_bytes=held)
 
     if not config.gradient_checkpointing:
@@ -104,7 +93,7 @@ def fit_micro_batch(
             return found, True
     raise OutOfMemory(
         f"training: one example of {int(examples.lengths.max())} tokens does not fit into memory "
-        f"beside the model: {estimate.gib()}",
+        f"beside the model: {in_gib(needed)}",
         remedy="lower max_length, leave gradient_checkpointing open, use lora or qlora, optimizer "
         "adamw_8bit, or shard with deepspeed",
     )
@@ -149,8 +138,7 @@ def peak_memory() -> dict[str, float]:
     """What was tried took of this GPU at its peak, and what the GPU has; for the log."""
     import torch
 
-    sizes = {"peak_gib": torch.cuda.max_memory_allocated(), "device_gib": _device_bytes()}
-    return {name: round(size / _GIB, 2) for name, size in sizes.items()}
+    return in_gib({"peak": torch.cuda.max_memory_allocated(), "device": _device_bytes()})
 
 
 def _forget_peak() -> None:

@@ -74,8 +74,8 @@ def publish(
     shards = []
     if records:
         shard = writer.shard(0, 1)
-        shard.commit("part", records, counts, {k: v[:3] for k, v in (dropped or {}).items()})
-        shard.finish(["part"], MADE)
+        samples = {k: v[:3] for k, v in (dropped or {}).items()}
+        shard.finish([shard.commit("part", records, counts, samples)], MADE)
         published = writer.publish_when_complete(1) if not added else None
         if published is not None:
             return published

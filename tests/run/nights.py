@@ -98,7 +98,7 @@ def work(
             shard.commit(part, [Prompt(id=part, source="self_instruct", text=text)], Counts())
     moment = clock().isoformat()
     when = Provenance(started_at=moment, finished_at=moment)
-    shard.finish(("one", "two"), when)
+    shard.finish(shard.committed().values(), when)
     if planned.stage.workload == "train":
         store.write(f"{writer.prefix}checkpoints/000000001/weights-0", b"saved")
     if stage == "promote" and promotes:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
 from selfalign.errors import ConfigurationError, DataError, TemporaryError
 from selfalign.identity import identity_key
 from selfalign.inputs import push
-from selfalign.serving.alias import CURRENT, LOAD_PATH, UNLOAD_PATH, current_digest
+from selfalign.serving.alias import CURRENT, LOAD_PATH, TOKEN_HEADER, UNLOAD_PATH, current_digest
 from selfalign.serving.defaults import GENERATION_CONFIG, ending
 from selfalign.serving.directory import directory_of, materialise
-from selfalign.serving.probe import PROBE_NAME, Probe, Question, call
+from selfalign.serving.probe import PROBE_NAME, Probe, Question, call, request
 from selfalign.serving.signing import sign
 from selfalign.serving.template import TEMPLATE_NAME
 from selfalign.stages.adapters import Follower, prepare, read_startup, vllm_arguments
@@ -142,6 +144,19 @@ def test_what_a_server_starts_with_is_the_base_with_the_models_own_defaults(worl
     assert f"{model.digest}={adapter}" in told
     assert told[-1] == "--x"
     assert (world.directory / CURRENT).resolve() == adapter
+
+
+def test_at_no_moment_may_others_read_the_token(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes = []
+
+    def synced(file: BinaryIO) -> None:
+        modes.append(os.fstat(file.fileno()).st_mode & 0o777)
+
+    monkeypatch.setattr("selfalign.store.files.sync_file", synced)
+    prepare(world.store, world.model("Take soap."), world.directory, None)
+    assert modes.count(0o600) == 1
 
 
 def test_a_promotion_takes_the_alias_and_the_old_adapter_stays_until_it_has_answered(
@@ -303,3 +318,23 @@ def test_what_does_not_ask_an_adapter_is_refused(
         assert refused.value.code == status
         assert json.load(refused.value)["error"]["message"]
     assert (surface.posted, surface.asked) == ([], [])
+
+
+def test_the_token_follows_no_redirect_to_another_server() -> None:
+    asked = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append((self.path, self.headers[TOKEN_HEADER]))
+            self.send_response(302)
+            self.send_header("Location", "/another")
+            self.end_headers()
+
+        do_GET = do_POST  # noqa: N815  http.server names it
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(TemporaryError, match="HTTP 302"):
+            request(f"http://127.0.0.1:{server.server_port}/", {}, {TOKEN_HEADER: "secret"})
+        server.shutdown()
+    assert asked == [("/", "secret")]

@@ -10,6 +10,7 @@ import pytest
 from selfalign.serving.bom import bill_of_materials
 from selfalign.serving.card import Score, Scores, model_card
 from selfalign.serving.origin import Ancestor, Base, Origin, origin, stated_license
+from selfalign.store.artifact import ArtifactWriter
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Counts, FileEntry, Manifest, Parent
 from tests.artifacts import publish
@@ -84,17 +85,18 @@ def test_the_origin_follows_parents_to_the_principles_and_bears_a_lost_one(tmp_p
     lost = made("prompts", {})
     engraved = made("engraved_model", {}, made("aligned_responses", {"principles.txt": SHA}, lost))
     store.delete("artifacts/prompts/k/manifest.json")  # it expired since
-    found = origin(
+    model = ArtifactWriter(
         store,
-        "final_model",
-        "k",
-        {"code_version": "1", "config": {"method": "full"}, "seeds": {"l.yaml": SHA}},
-        {
+        artifact="final_model",
+        stage="clone",
+        key="k",
+        identity={"code_version": "1", "config": {"method": "full"}, "seeds": {"l.yaml": SHA}},
+        parents={
             "engraved_model": Parent(key="k", digest=engraved.digest),
             "../../etc": Parent(key="k", digest=lost.digest),
         },
-        ORIGIN.base,
     )
+    found = origin(store, model, ORIGIN.base)
     assert found.seeds == {"l.yaml": SHA, "principles.txt": SHA}
     assert [(a.artifact, a.records) for a in found.ancestors] == [
         ("engraved_model", 7),

@@ -21,7 +21,7 @@ from selfalign.cli.main import cli
 from selfalign.engines.open import open_engine
 from selfalign.errors import ConfigurationError, DataError, TemporaryError
 from selfalign.load import load_config
-from selfalign.serving.chat_server import Ask, ChatServer, Reply
+from selfalign.serving.chat_server import ChatRequest, ChatServer, Reply
 from selfalign.serving.probe import Outcome, Question, check, compare, new_probe
 from selfalign.serving.probe import read_model_directory as read_directory
 from selfalign.stages.serving import answering, engine_config, vllm_arguments
@@ -212,10 +212,10 @@ def test_wrong_requests_are_refused_with_the_reason(url: str) -> None:
 def test_a_server_that_stops_answers_what_it_has_accepted() -> None:
     begun, go_on = threading.Event(), threading.Event()
 
-    def slow(ask: Ask) -> Reply:
+    def slow(asked: ChatRequest) -> Reply:
         begun.set()
         assert go_on.wait(60)
-        return Reply(f"{ask.messages[-1]['content']}!", "stop", 1, 1)
+        return Reply(f"{asked.messages[-1].content}!", "stop", 1, 1)
 
     server = ChatServer(["m"], slow, "127.0.0.1", 0)
     got: list[str] = []

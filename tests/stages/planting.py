@@ -86,5 +86,5 @@ def plant(
         return
     shard = writer.shard(0, 1)
     part = shard.commit("all", records, Counts(read=len(records), kept=len(records)))
-    shard.finish([part.name], Provenance(started_at=now(), finished_at=now()))
+    shard.finish([part], Provenance(started_at=now(), finished_at=now()))
     writer.publish_when_complete(1)

@@ -99,3 +99,16 @@ def test_a_model_that_is_current_needs_no_approval(nights: Nights) -> None:
     nights.promote(0, None)
     nights.store.delete("artifacts/promotion/p-0/manifest.json")
     assert nights.judge(0, approval="manual") is not None
+
+
+def test_an_attempt_that_was_evicted_after_the_move_leaves_who_approved_to_the_next(
+    nights: Nights,
+) -> None:
+    nights.judge(0, approval="manual")
+    decide(nights)
+    nights.judge(0, approval="manual")
+    nights.store.delete("artifacts/promotion/p-0/manifest.json")  # as if it had not come so far
+    published = nights.judge(0, approval="manual")
+    assert published is not None
+    assert published.details["approval"]["by"] == "anna"
+    assert "Approved by anna" in published.details["reasons"][0]

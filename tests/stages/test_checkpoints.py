@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from selfalign.errors import Interrupted, StoreDenied, StoreUnavailable
-from selfalign.stages.checkpoints import StoreCheckpoints
 from selfalign.store.artifact import ArtifactWriter
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Counts, Provenance
 from selfalign.training import checkpoints
 from selfalign.training.checkpoints import Checkpoints
 from selfalign.training.processes import Ranks
+from selfalign.training.stored import StoreCheckpoints
 from tests import artifacts
 
 

@@ -74,7 +74,7 @@ def context_of(tmp_path: Path) -> Callable[..., StageContext]:
 def write_candidates(store: LocalStore, general: Sequence[str], guided: Sequence[str]) -> Manifest:
     made = writer(store, "candidates", "c")
     shard = made.shard(0, 1)
-    names = []
+    parts = []
     for kind, source, texts in (
         ("general", "self_instruct", general),
         ("guided", "topic_guided", guided),
@@ -87,9 +87,8 @@ def write_candidates(store: LocalStore, general: Sequence[str], guided: Sequence
             outcome = PartOutcome()
             for record in chunk.items:
                 outcome.keep(record)
-            shard.commit(chunk.name, outcome.records, outcome.counts())
-            names.append(chunk.name)
-    shard.finish(names, provenance("2026-01-01T00:00:00+00:00"))
+            parts.append(shard.commit(chunk.name, outcome.records, outcome.counts()))
+    shard.finish(parts, provenance("2026-01-01T00:00:00+00:00"))
     manifest = made.publish_when_complete(1)
     assert manifest is not None
     return manifest

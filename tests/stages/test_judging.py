@@ -33,7 +33,7 @@ from selfalign.records import EvaluationRecord
 from selfalign.run.stage import run_stage
 from selfalign.seeds import load_seeds
 from selfalign.stages.preflight import check_run
-from selfalign.store.artifact import read_file_as, read_records
+from selfalign.store.artifact import artifact_keys, read_file_as, read_manifest, read_records
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Manifest
 from selfalign.store.pointer import Pointer, PromotedModel, move_pointer
@@ -336,6 +336,26 @@ def test_a_candidate_cannot_be_its_own_judge(night: Night, tmp_path: Path, copie
     # a stored one, too
     with pytest.raises(ConfigurationError, match=r"is final_model .*, whose answers are judged"):
         night.evaluate(localise(push_inputs(config, night.store), night.store))
+
+
+@pytest.mark.parametrize("digits", [32, 64])
+def test_a_server_s_judge_is_told_by_the_digest_that_it_is_served_under(
+    night: Night, digits: int
+) -> None:
+    (key,) = artifact_keys(night.store, "final_model")
+    final = read_manifest(night.store, "final_model", key)
+    assert final is not None
+    server = {"url": "http://localhost:9/v1"}
+    engine = {"kind": "openai", "served_model": final.digest[:digits], "server": server}
+    with pytest.raises(ConfigurationError, match=r"is final_model .*, whose answers are judged"):
+        night.evaluate(night.config(night.judge(engine=engine)))
+
+
+def test_a_judge_in_a_store_that_is_named_by_a_url_is_refused(night: Night) -> None:
+    judge = {"model": {"path": "store/models/0"}}
+    config = night.config(judge, f"store=file://{night.store.url}")
+    with pytest.raises(ConfigurationError, match="lies in the store"):
+        check_run(config, load_seeds(config.seeds), until="evaluate")
 
 
 def test_the_base_model_cannot_be_the_judge(night: Night, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from selfalign.records import Json
 from selfalign.report.tables import funnel, quarantined
 from selfalign.run.plan import Planned, plan_from_store
 from selfalign.run.stage import run_stage
-from selfalign.stages.topics import TopicRound
+from selfalign.stages.instruct import TopicRound
 from selfalign.store.artifact import read_file_as, read_rows
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Manifest

@@ -27,7 +27,7 @@ from selfalign.store.artifact import read_file, read_file_as, read_records
 from selfalign.store.files import file_sha256
 from selfalign.store.local import LocalStore
 from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
-from selfalign.training import Example
+from selfalign.training.base import Example
 from tests.pipeline_world import forget_after, run_stages, write_gemma3
 
 

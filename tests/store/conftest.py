@@ -9,11 +9,14 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from selfalign.store.base import Store
 from selfalign.store.open import open_store
+from selfalign.store.s3 import S3Store
+from selfalign.store.s3_options import load_options
 
 from .proxy import Proxy, running_proxy
 
@@ -60,6 +63,12 @@ def aws(moto_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("SELFALIGN_S3_REGION", "us-east-1")
     monkeypatch.setenv("SELFALIGN_S3_PART_MIB", "5")
     return moto_url
+
+
+def s3_store(url: str, **options: Any) -> S3Store:
+    """The store at an S3 URL with other options than the environment's."""
+    changed = load_options().model_copy(update=options)
+    return S3Store(BUCKET, url.rpartition("/")[2], options=changed)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from selfalign.errors import DataError
+from selfalign.errors import DataError, TemporaryError
 from selfalign.records import Prompt
 from selfalign.store.artifact import (
     ArtifactWriter,
@@ -48,7 +48,7 @@ def publish_two_shards(store: LocalStore, details: dict[str, object] | None = No
         a, b, c = prompts("a", "b", "c", shard=index)
         shard.commit("part-0", [a, b], Counts(read=3, kept=2, dropped={"x": 1}))
         shard.commit("part-1", [c], Counts(read=1, kept=1))
-        shard.finish(["part-0", "part-1"], WHEN)
+        shard.finish(shard.committed().values(), WHEN)
     manifest = artifact.publish_when_complete(2, details)
     assert manifest is not None
     return manifest
@@ -57,7 +57,7 @@ def publish_two_shards(store: LocalStore, details: dict[str, object] | None = No
 def test_an_artifact_without_a_manifest_does_not_exist(store: LocalStore) -> None:
     shard = writer(store).shard(0, 1)
     shard.commit("part-0", prompts("a"), Counts(read=1, kept=1))
-    shard.finish(["part-0"], WHEN)
+    shard.finish(shard.committed().values(), WHEN)
     assert read_manifest(store, "prompts", "abc") is None
 
 
@@ -65,7 +65,7 @@ def test_the_manifest_is_published_only_when_every_shard_is_finished(store: Loca
     artifact = writer(store)
     shard = artifact.shard(1, 2)
     shard.commit("part-0", prompts("a"), Counts(read=1, kept=1))
-    shard.finish(["part-0"], WHEN)
+    shard.finish(shard.committed().values(), WHEN)
     assert artifact.publish_when_complete(2) is None
     first = artifact.shard(0, 2)
     first.finish([], WHEN)
@@ -95,7 +95,7 @@ def test_the_digest_and_the_order_do_not_tell_how_records_were_shared(tmp_path: 
             for number, name in enumerate(names):
                 part = mine[number * size :][:size]
                 shard.commit(name, part, Counts(read=len(part), kept=len(part)))
-            shard.finish(names, WHEN)
+            shard.finish(shard.committed().values(), WHEN)
         manifest = writer(store).publish_when_complete(num_shards)
         assert manifest is not None
         assert list(read_records(store, manifest, Prompt)) == records, num_shards
@@ -109,7 +109,7 @@ def test_other_records_have_another_digest(tmp_path: Path) -> None:
         store = LocalStore(tmp_path / str(number))
         shard = writer(store).shard(0, 1)
         shard.commit("part-0", prompts(*texts), Counts())
-        shard.finish(["part-0"], WHEN)
+        shard.finish(shard.committed().values(), WHEN)
         manifest = writer(store).publish_when_complete(1)
         assert manifest is not None
         digests.add(manifest.digest)
@@ -144,7 +144,7 @@ def test_a_text_with_unusual_line_ends_survives(store: LocalStore) -> None:
     shard = artifact.shard(0, 1)
     odd = "one\u2028two\x85three\nfour"
     shard.commit("part-0", prompts(odd), Counts(read=1, kept=1))
-    shard.finish(["part-0"], WHEN)
+    shard.finish(shard.committed().values(), WHEN)
     manifest = artifact.publish_when_complete(1)
     assert manifest is not None
     assert [r.text for r in read_records(store, manifest, Prompt)] == [f"{odd}0"]
@@ -155,8 +155,8 @@ def test_the_first_of_two_workers_on_a_part_wins_and_nothing_mixes(store: LocalS
     first = one.commit("part-0", prompts("first"), Counts(read=1, kept=1))
     second = two.commit("part-0", prompts("second", "more"), Counts(read=2, kept=2))
     assert second == first
-    one.finish(["part-0"], WHEN)
-    two.finish(["part-0"], WHEN)
+    one.finish([first], WHEN)
+    two.finish([second], WHEN)
     manifest = writer(store).publish_when_complete(1)
     assert manifest is not None
     assert [r.text for r in read_records(store, manifest, Prompt)] == ["first0"]
@@ -221,6 +221,17 @@ def test_an_edited_manifest_is_refused(
     assert key in caught.value.message
 
 
+@pytest.mark.parametrize("name", ["config", "data", "judge", "seeds"])
+def test_a_manifest_whose_identity_holds_null_is_refused(store: LocalStore, name: str) -> None:
+    artifacts.publish(store, "prompts", identity={name: {}})
+    key = "artifacts/prompts/k/manifest.json"
+    value = json.loads(store.read(key)) | {"identity": {name: None}}
+    del value["checksum"]  # as in 0.2.0
+    store.write(key, json.dumps(value).encode())
+    with pytest.raises(DataError, match=f"{name} is no mapping"):
+        read_manifest(store, "prompts", "k")
+
+
 def test_a_truncated_manifest_is_refused(store: LocalStore) -> None:
     publish_two_shards(store)
     key = "artifacts/prompts/abc/manifest.json"
@@ -259,3 +270,38 @@ def test_a_file_under_its_plain_name_is_still_read(store: LocalStore) -> None:
     )
     assert read_file(store, manifest, "summary.json") == b"{}"
     assert verify(store, manifest) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["parts/00000-of-00001/part-0", "shards/00000-of-00001", "manifest"]
+)
+def test_a_document_that_gc_deletes_before_it_is_read_is_written_by_the_next_attempt(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def work() -> None:
+        artifact = writer(store)
+        shard = artifact.shard(0, 1)
+        shard.finish([shard.commit("part-0", prompts("a"), Counts(read=1, kept=1))], WHEN)
+        assert artifact.publish_when_complete(1) is not None
+
+    def deleted(key: str) -> bytes:
+        if key.endswith(f"{name}.json"):
+            store.delete(key)
+        return LocalStore.read(store, key)
+
+    work()
+    monkeypatch.setattr(store, "read", deleted)
+    with pytest.raises(TemporaryError, match=rf"{name}\.json: was deleted"):
+        work()
+    monkeypatch.undo()
+    work()
+
+
+def test_a_shard_is_finished_without_reading_the_marks_of_its_parts(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = writer(store).shard(0, 1)
+    parts = [shard.commit(f"part-{n}", prompts("a"), Counts(read=1, kept=1)) for n in range(3)]
+    monkeypatch.setattr(store, "read", None)
+    monkeypatch.setattr(store, "list", None)
+    shard.finish(parts, WHEN)

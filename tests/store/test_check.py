@@ -10,9 +10,9 @@ import pytest
 from selfalign.store.base import Store
 from selfalign.store.check import check_store
 from selfalign.store.local import LocalStore
-from selfalign.store.open import open_store
 from tests.memory_store import MemoryStore
 
+from .conftest import s3_store
 from .proxy import Fault, Proxy
 
 LARGE = 6 << 20  # two parts of 5 MiB and less
@@ -37,7 +37,7 @@ def test_the_store_in_memory_that_other_tests_use_passes() -> None:
 
 def test_a_server_that_ignores_conditions_is_caught(s3_url: str, proxy: Proxy) -> None:
     proxy.strip = ("if-match", "if-none-match")
-    store = open_store(s3_url, options={"endpoint_url": proxy.url})
+    store = s3_store(s3_url, endpoint_url=proxy.url)
     results = {result.name: result for result in check_store(store, large_bytes=LARGE)}
     assert {name for name, result in results.items() if not result.ok} == {
         *("if_absent", "if_absent, writers at once"),
@@ -54,7 +54,7 @@ def test_a_server_that_ignores_one_condition_is_caught(
     s3_url: str, proxy: Proxy, header: str, kind: str
 ) -> None:
     proxy.strip = (header,)
-    store = open_store(s3_url, options={"endpoint_url": proxy.url})
+    store = s3_store(s3_url, endpoint_url=proxy.url)
     assert failed(store) == {kind, f"{kind}, writers at once"}
 
 
@@ -128,7 +128,7 @@ def test_a_store_that_denies_is_reported_once_and_not_tried_again(
     proxy.faults = [
         Fault(method, "answer", 1000, 403, "AccessDenied") for method in ("GET", "PUT", "HEAD")
     ]
-    results = check_store(open_store(s3_url, options={"endpoint_url": proxy.url}))
+    results = check_store(s3_store(s3_url, endpoint_url=proxy.url))
     assert not any(result.ok for result in results)
     assert "AccessDenied" in results[0].detail
     assert {result.detail for result in results[1:-1]} == {"not tried: the store failed before"}

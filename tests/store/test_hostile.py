@@ -68,7 +68,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalStore:
     for name in ("one", "two"):
         records = [Prompt(id=f"{name}-{i}", source="self_instruct", text=name) for i in range(3)]
         shard.commit(name, records, Counts(read=4, kept=3, dropped={"x": 1}), {"x": ["dropped"]})
-    shard.finish(["one", "two"], WHEN)
+    shard.finish(shard.committed().values(), WHEN)
     records_writer(store).publish_when_complete(1)
     write_run(store, RunRecord(id="r", created_at="2026-01-01", code_version="1", config={"a": 1}))
     write_status(store, RunStatus(id="r", phase="Running", updated_at="2026-01-01"))

@@ -64,11 +64,6 @@ def test_a_path_that_is_no_utf_8_says_so() -> None:
         open_store(os.fsdecode(b"/srv/caf\xe9"))
 
 
-def test_options_of_a_local_store_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="takes no options, got region"):
-        open_store(str(tmp_path), options={"region": "eu-central-1"})
-
-
 def test_a_local_store_needs_no_boto3(tmp_path: Path) -> None:
     program = (
         "import sys; import selfalign.store.check; "

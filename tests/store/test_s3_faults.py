@@ -21,9 +21,8 @@ from selfalign.store import s3
 from selfalign.store.base import NotFound, PreconditionFailed
 from selfalign.store.s3 import S3Store
 from selfalign.store.s3_errors import redact
-from selfalign.store.s3_options import load_options
 
-from .conftest import BUCKET, SECRET_KEY, SESSION_TOKEN
+from .conftest import BUCKET, SECRET_KEY, SESSION_TOKEN, s3_store
 from .proxy import Fault, Proxy
 
 Use = Callable[[S3Store], object]
@@ -43,8 +42,7 @@ METHODS = ("GET", "PUT", "HEAD", "POST", "DELETE")
 @pytest.fixture
 def store(s3_url: str, proxy: Proxy) -> S3Store:
     """A store whose requests pass through the proxy, each sent twice at most."""
-    options = {"endpoint_url": proxy.url, "max_attempts": "2"}
-    return S3Store(BUCKET, s3_url.rpartition("/")[2], options=load_options(options))
+    return s3_store(s3_url, endpoint_url=proxy.url, max_attempts=2)
 
 
 @pytest.fixture
@@ -91,8 +89,7 @@ def test_a_refused_connection_is_unavailable(s3_url: str) -> None:
     with socket.socket() as bound:  # bound and never listening: every connection is refused
         bound.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
-        options = load_options({"endpoint_url": url, "max_attempts": "1"})
-        store = S3Store(BUCKET, "prefix", options=options)
+        store = s3_store(s3_url, endpoint_url=url, max_attempts=1)
         for use in USES:
             with pytest.raises(StoreUnavailable, match="Could not connect") as caught:
                 use(store)

@@ -13,13 +13,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from selfalign.errors import ConfigurationError, DataError
 from selfalign.records import Prompt, digest
-from selfalign.stages.checkpoints import StoreCheckpoints
 from selfalign.store.artifact import read_manifest
 from selfalign.store.documents import read_document
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Shard
 from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
 from selfalign.store.signatures import SIGNING_VARIABLE, VERIFY_VARIABLE
+from selfalign.training.stored import StoreCheckpoints
 from tests.artifacts import publish_records, writer
 
 MANIFEST = "artifacts/prompts/k/manifest.json"

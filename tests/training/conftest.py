@@ -10,7 +10,7 @@ import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # quiet in forked processes
 
-from selfalign.training import TrainResult
+from selfalign.training.base import TrainResult
 
 from .worlds import CONFIG, LORA, Attempt, build_base
 

@@ -10,7 +10,7 @@ import pytest
 
 from selfalign.config import TrainConfig
 from selfalign.errors import ConfigurationError, DataError, EngineError, OutOfMemory, StorageFull
-from selfalign.training import Example
+from selfalign.training.base import Example
 from selfalign.training.failures import engine_errors
 from selfalign.training.model import BaseModel, check_base_model
 

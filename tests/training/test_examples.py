@@ -11,7 +11,7 @@ from selfalign.errors import DataError
 from selfalign.prompts import render_concise, render_standard
 from selfalign.seeds import load_seeds
 from selfalign.serving.form import ChatForm
-from selfalign.training import Example
+from selfalign.training.base import Example
 from selfalign.training.batches import IGNORED, collate, collate_packed
 from selfalign.training.examples import EncodedExamples, encode
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from selfalign.errors import DataError
-from selfalign.training import Example, TrainResult
+from selfalign.training.base import Example, TrainResult
 from selfalign.training.chat import fit_form
 from selfalign.training.examples import encode
 

@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from selfalign.errors import DataError, Interrupted
-from selfalign.training import TrainResult
+from selfalign.training.base import TrainResult
 from selfalign.training.model import BaseModel, check_base_model, load_for_training
 from tests.pipeline_world import write_gemma3
 

@@ -13,8 +13,9 @@ import pytest
 
 from selfalign.config import TrainConfig
 from selfalign.errors import ConfigurationError
-from selfalign.training import TrainResult, is_main_process, launch_command, needs_launch
+from selfalign.training.base import TrainResult
 from selfalign.training.loop import deepspeed_config
+from selfalign.training.processes import is_main_process, launch_command, needs_launch
 
 from .worlds import CONFIG, LORA, Attempt, Failure, files, newest, start
 

@@ -16,11 +16,12 @@ from structlog.testing import capture_logs
 
 from selfalign.config import TrainConfig
 from selfalign.errors import DataError, Interrupted, StoreUnavailable
-from selfalign.stages.checkpoints import StoreCheckpoints
-from selfalign.training import TrainResult, watch
+from selfalign.training import watch
+from selfalign.training.base import TrainResult
 from selfalign.training.checkpoints import without_code
 from selfalign.training.memory import checkpoint_bytes
 from selfalign.training.model import BaseModel, load_for_training
+from selfalign.training.stored import StoreCheckpoints
 
 from . import worlds
 from .worlds import CONFIG, LORA, Attempt, MortalSink, files, newest, sink, start

@@ -18,10 +18,11 @@ from typing import Any
 from selfalign.config import TrainConfig
 from selfalign.seeds import Labels, Template
 from selfalign.serving.form import ChatForm
-from selfalign.stages.checkpoints import StoreCheckpoints
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import FileEntry
-from selfalign.training import Example, TrainResult, train
+from selfalign.training.base import Example, TrainResult
+from selfalign.training.finetune import train
+from selfalign.training.stored import StoreCheckpoints
 from tests.artifacts import writer
 from tests.forked import context
 from tests.pipeline_world import write_llama

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from selfalign.errors import ConfigurationError
+from selfalign.errors import ConfigurationError, needing
 from selfalign.run.executors.kubernetes import crd
 from selfalign.run.executors.kubernetes.cluster import (
     Change,
@@ -69,12 +69,8 @@ def connect(
     Raises:
         ConfigurationError: no kubeconfig, a broken one, or the client is not installed.
     """
-    try:
+    with needing("a cluster needs the package kubernetes", "cluster"):
         from kubernetes import client, config
-    except ImportError as error:
-        raise ConfigurationError(
-            "the Kubernetes client is not installed", remedy="pip install 'selfalign[cluster]'"
-        ) from error
     settings = client.Configuration()
     settings.keep_alive = True
     # A person in a pod who brings a kubeconfig means that one.

@@ -11,7 +11,7 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from selfalign.errors import ConfigurationError
+from selfalign.errors import needing
 from selfalign.run.executors.kubernetes.findings import VERDICTS, Findings
 from selfalign.run.executors.kubernetes.serving import Standing
 from selfalign.run.record import Attempt
@@ -32,13 +32,9 @@ class Metrics:
     """
 
     def __init__(self, phases: Callable[[], Counter[str]], depth: Callable[[], int]) -> None:
-        try:
+        with needing("metrics need the package prometheus-client", "cluster"):
             from prometheus_client import CollectorRegistry, Histogram
             from prometheus_client import Counter as Total
-        except ImportError as error:
-            raise ConfigurationError(
-                "prometheus-client is not installed", remedy="pip install 'selfalign[cluster]'"
-            ) from error
         self._phases, self._depth = phases, depth
         self.standing: Standing | None = None
         self.findings: Findings | None = None

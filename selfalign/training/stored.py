@@ -36,7 +36,11 @@ class SavedCheckpoints(StoredModel):
 
 
 class StoreCheckpoints:
-    """A `CheckpointSink` that keeps the checkpoints of one training under its artifact's prefix."""
+    """Keeps the checkpoints of one training under its artifact's prefix.
+
+    A checkpoint exists when `publish` has returned; a worker that dies before leaves nothing that
+    `latest` returns.
+    """
 
     def __init__(self, writer: ArtifactWriter) -> None:
         self._writer = writer
@@ -45,7 +49,7 @@ class StoreCheckpoints:
         self._index = f"{self._prefix}saved.json"
 
     def upload(self, step: int, directory: Path) -> list[FileEntry]:
-        """Upload one node's files of a checkpoint; returns their entries for `publish`."""
+        """Upload this node's files of a checkpoint. Called in one process of every node."""
         entries = []
         for path in sorted(p for p in directory.rglob("*") if p.is_file()):
             name, sha = path.relative_to(directory).as_posix(), file_sha256(path)
@@ -55,7 +59,8 @@ class StoreCheckpoints:
         return entries
 
     def publish(self, step: int, files: list[FileEntry]) -> None:
-        """Name the uploaded files as the newest checkpoint and remove the oldest ones.
+        """Name the files that all nodes uploaded, each once, as the newest checkpoint, and remove
+        the oldest ones. Called in the main process.
 
         Removes every checkpoint when another worker has published the model.
         """
@@ -75,7 +80,8 @@ class StoreCheckpoints:
             self.clear()
 
     def rehearse(self, directory: Path) -> None:
-        """Upload files as those of a checkpoint, and remove them; no index ever names them."""
+        """Upload files as those of a checkpoint, and remove them, also after a failure; no index
+        ever names them. Called in the main process, which looks how long that takes."""
         try:
             self.upload(_REHEARSAL, directory)
         finally:
@@ -83,7 +89,11 @@ class StoreCheckpoints:
                 self._store.delete(key)
 
     def latest(self, directory: Path) -> int | None:
-        """Fetch the checkpoint that was saved last into `directory`; None if there is none."""
+        """Fetch the checkpoint that was saved last, whatever its step, into an empty directory.
+
+        One that an upgrade made useless must not hide those written since. Called in one process of
+        every node. Returns the step; None if there is none.
+        """
         for checkpoint in self._saved():
             try:
                 copy_files(self._store, self._prefix, checkpoint.files, "", directory)
