@@ -201,6 +201,13 @@ REFUSALS: dict[str, dict[str, tuple[str, str, int, str]]] = {
             "a label that no other label begins with",
         ),
         "labels that are no YAML": ('user: "User:"', 'user: "User:', 2, "expected YAML"),
+        "an alias": (
+            'user: "User:"',
+            'user: &x "User:"\nmore: *x',
+            0,
+            "expected each label written out, found *x",
+        ),
+        "labels without an end": ('"Bot:"', f'"{"Bot" * 4000}"', 0, "expected three short labels"),
     },
 }
 
@@ -220,6 +227,14 @@ def test_refused(directory: Path, file: str, edit: tuple[str, str, int, str]) ->
     found = problems_of(directory)
     where = f"{directory}/{file}" + (f":{line}:" if line else ":")
     assert any(where in row and message in row for row in found.splitlines()), found
+
+
+def test_labels_may_hold_asterisks(directory: Path) -> None:
+    labels = directory / "templates" / "labels.yaml"
+    labels.write_text(labels.read_text().replace('"Bot:"', '"**Bot:**"'))
+    for file in (directory / "exemplars.txt", *(directory / "templates").glob("distil_*.txt")):
+        file.write_text(file.read_text().replace("Bot:", "**Bot:**"))
+    assert load(directory).labels.answer == "**Bot:**"
 
 
 def test_missing_file_is_refused_without_further_complaints_about_it(directory: Path) -> None:

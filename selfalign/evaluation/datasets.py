@@ -42,18 +42,26 @@ __all__ = [
 
 Kind = Literal["heldout", "hhh", "truthfulqa"]
 _Named = TypeVar("_Named", HeldoutItem, HHHItem, TruthfulQAItem)
-_SUFFIXES = (".jsonl", ".csv", ".parquet")
+_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+_OTHER_DATA = (".tsv", ".arrow", ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar")
 
 
 def load_heldout(path: Path) -> tuple[HeldoutItem, ...]:
     """Held-out items of a file, or of all files of a directory, in the order of names.
 
-    `default` is the set that comes with selfalign. Raises DataError.
+    A directory may hold a README or a licence too. `default` is the set that comes with selfalign.
+    Raises DataError.
     """
     path = data_path("heldout", path)
     files = [path]
     if path.is_dir():
-        files = [file for file in visible_files(path) if file.suffix.lower() in _SUFFIXES]
+        suffixes = {file: file.suffix.lower() for file in visible_files(path)}
+        files = [file for file, suffix in suffixes.items() if suffix in _SUFFIXES]
+        if other := [file for file, suffix in suffixes.items() if suffix in _OTHER_DATA]:
+            raise DataError(
+                f"{other[0]}: no such file is read, expected {', '.join(_SUFFIXES)}",
+                remedy="unpack or convert it, or move it out of the directory",
+            )
     return _checked(path, _heldout_rows(files))
 
 

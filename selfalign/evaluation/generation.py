@@ -131,14 +131,13 @@ def _found(pattern: Any, answer: str) -> bool:
 
 
 def refusal_scores(
-    item: HeldoutItem, answer: str, refusal: Refusal, sample: int
+    item: HeldoutItem, answer: str, refusal: Refusal, sample: int, samples: int
 ) -> Iterator[ItemScore | Quarantined]:
     """What `heldout_scores` left out of an answer to an item with `refusal`, by its class."""
     try:
         scores = judge_answer(item, answer, refusal)
     except PatternTooSlow as e:
-        name = f"{item.id}#{sample}" if sample else item.id
-        yield Quarantined(name, "never_ending", str(e))
+        yield Quarantined(answer_ids(item.id, samples)[sample], "never_ending", str(e))
         return
     yield from (replace(s, sample=sample) for s in scores if s.metric != LENGTH_WORDS)
 

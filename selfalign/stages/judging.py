@@ -75,6 +75,7 @@ class _Answer:
 
     item: HeldoutItem
     sample: int
+    samples: int  # that the model was asked for
     text: str
 
 
@@ -170,7 +171,7 @@ def _refusal_scores(
     if judged:  # an empty answer is as nobody wants it, whatever it is called
         for key in answers.keys() - said.keys():
             each = answers[key]
-            yield from refusal_scores(each.item, each.text, "complies", each.sample)
+            yield from refusal_scores(each.item, each.text, "complies", each.sample, each.samples)
     asked = (AnswerToJudge(key, each.item.prompt, each.text) for key, each in said.items())
     for found in judged_classes(engine, asked, template):
         if isinstance(found, Quarantined):
@@ -178,11 +179,12 @@ def _refusal_scores(
             continue
         key, theirs = found
         item, text, sample = said[key].item, said[key].text, said[key].sample
+        samples = said[key].samples
         classes = theirs, classify_refusal(item.prompt, text)
         decides, other = classes if judged else reversed(classes)
         yield refusal_agreement(item.id, item.kind, sample, decides=decides, other=other)
         if judged:
-            yield from refusal_scores(item, text, theirs, sample)
+            yield from refusal_scores(item, text, theirs, sample, samples)
 
 
 def _duels(
@@ -267,4 +269,5 @@ def _answers(
         for record in shard.read_part(part, EvaluationRecord)
         if record.metric == LENGTH_WORDS
     )
-    return {f"{name}/{n}": _Answer(items[name], n, text) for name, n, text in found}
+    samples = max((n for _, n, _ in found), default=0) + 1
+    return {f"{name}/{n}": _Answer(items[name], n, samples, text) for name, n, text in found}

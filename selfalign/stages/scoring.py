@@ -10,6 +10,7 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
+from selfalign.config import SamplingConfig
 from selfalign.engines.base import (
     Asked,
     Completion,
@@ -49,11 +50,13 @@ from selfalign.telemetry import Progress
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What every variant is scored on: how many answers, how, and whether by log-likelihoods."""
+    """What every variant is scored on: how many items, how, whether by log-likelihoods, and how
+    often a variant is asked each."""
 
     num_items: int
     scores: Callable[[Asked, Variant], Iterator[ItemScore | Quarantined]]
     by_likelihood: bool = True
+    samples: Callable[[Variant], int] = lambda _: 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,8 @@ def score_variants(
                     progress.advance(1)
 
     def check(part: Part) -> None:
-        items = tasks[evaluations[part.name][1]].num_items
+        variant, task = evaluations[part.name]
+        items = tasks[task].num_items * tasks[task].samples(variant)
         # An item beyond the context is no reason to lose the night: it is beyond it for each model.
         limit = context.quarantine_limit(items, f"{context.name}: {part.name}", ("too_long",))
         limit.add(part)
@@ -208,11 +212,16 @@ def heldout_task(context: StageContext, path: Path, *, refusals_later: bool = Fa
     items = load_heldout(path)
     config = context.config.evaluate
 
+    def sampling_of(variant: Variant) -> SamplingConfig:
+        return (config.principled_sampling if variant.principled else None) or config.sampling
+
+    def samples_of(variant: Variant) -> int:
+        return config.samples if sampling_of(variant).temperature > 0 else 1
+
     def scores(engine: Asked, variant: Variant) -> Iterator[ItemScore | Quarantined]:
-        chosen = (config.principled_sampling if variant.principled else None) or config.sampling
         render, stop = _prompts_of(context, variant)
-        sampling = Sampling(**chosen.model_dump(), stop=stop)
-        samples = config.samples if sampling.temperature > 0 else 1
+        sampling = Sampling(**sampling_of(variant).model_dump(), stop=stop)
+        samples = samples_of(variant)
         again = ("again",) if variant.again else ()
 
         named = [
@@ -237,7 +246,7 @@ def heldout_task(context: StageContext, path: Path, *, refusals_later: bool = Fa
         labels = context.seeds.labels.all
         return heldout_scores(items, answers, labels, samples, refusals_later=refusals_later)
 
-    return Task(len(items) * config.samples, scores, by_likelihood=False)
+    return Task(len(items), scores, by_likelihood=False, samples=samples_of)
 
 
 def _nth(sample: int) -> tuple[str, ...]:
