@@ -18,19 +18,13 @@ from pydantic import BaseModel, ValidationError
 
 from selfalign.config import RunConfig
 from selfalign.errors import ConfigurationError
+from selfalign.pipeline import BY_NAME
 from selfalign.store.files import replacing
 from selfalign.store.open import check_store_url
 
 _PATHS = (
     ("seeds", "directory"),
-    *(
-        ("evaluate", name)
-        for name in ("heldout", "hhh", "truthfulqa", "hhh_template", "truthfulqa_template")
-    ),
-    ("evaluate", "judge", "template"),
-    ("evaluate", "judge", "refusal_template"),
-    ("evaluate", "judge", "labelled"),
-    ("evaluate", "harness", "include_path"),
+    *(("evaluate", *field.split(".")) for field in BY_NAME["evaluate"].data),
 )
 _MODELS = (("base_model",), ("evaluate", "judge", "model"))
 

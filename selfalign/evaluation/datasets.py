@@ -1,13 +1,13 @@
 """Evaluation sets: files in, frozen items out, nothing malformed accepted.
 
-Three sets, each as JSON lines of the project's own, or as published: HHH and TruthfulQA
-(`published.py`), and sets of prompts for the held-out set (`prompt_sets.py`), in a file or several
-in a directory. Which layout a file has follows from its name and its fields (`rows.py`). Every
-error is a DataError that names the file and the line.
+Three sets, each as JSON lines of the project's own, or as published (`published.py`), in a file or
+several in a directory. Which layout a file has follows from its name and its fields (`rows.py`).
+Every error is a DataError that names the file and the line.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -23,8 +23,7 @@ from selfalign.evaluation.items import (
     TruthfulQAItem,
     validate,
 )
-from selfalign.evaluation.prompt_sets import as_heldout
-from selfalign.evaluation.published import Ids, is_published, read_hhh, read_truthfulqa
+from selfalign.evaluation.published import as_heldout, is_published, read_hhh, read_truthfulqa
 from selfalign.evaluation.rows import is_json_document, read_rows
 from selfalign.identity import data_path, visible_files
 
@@ -113,10 +112,10 @@ def reference_texts(path: Path, kind: Kind) -> Iterator[tuple[str, str]]:
 
 def _heldout_rows(files: Iterable[Path]) -> Iterator[tuple[str, HeldoutItem]]:
     adapter = TypeAdapter(HeldoutItem)
-    ids = Ids()
+    seen: Counter[str] = Counter()
     for file in files:
         for where, row in read_rows(file):
-            yield where, validate(adapter, as_heldout(row, ids), where)
+            yield where, validate(adapter, as_heldout(row, seen), where)
 
 
 def _holds_published(path: Path) -> bool:

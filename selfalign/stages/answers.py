@@ -14,7 +14,8 @@ from selfalign.engines.base import (
     Sampling,
     blank,
 )
-from selfalign.filters.responses import Dropped, Kept
+from selfalign.filters.responses import Kept
+from selfalign.filters.thoughts import Dropped
 from selfalign.prompts import stop_strings
 from selfalign.records import Prompt, Record
 from selfalign.stages.contract import (

@@ -17,13 +17,9 @@ from typing import TYPE_CHECKING
 from selfalign.config import EngineConfig, RunConfig
 from selfalign.engines.base import GenerationRequest, Sampling, ScoreRequest
 from selfalign.errors import ConfigurationError, DataError
-from selfalign.evaluation.datasets import load_heldout, load_hhh, load_truthfulqa
-from selfalign.evaluation.multiple_choice import (
-    hhh_requests,
-    hhh_template,
-    truthfulqa_requests,
-    truthfulqa_template,
-)
+from selfalign.evaluation.datasets import load_heldout
+from selfalign.evaluation.multiple_choice import SUITES
+from selfalign.evaluation.template import load_template
 from selfalign.prompts import (
     render_align,
     render_principles,
@@ -82,10 +78,10 @@ def check_long_items(config: RunConfig, seeds: Seeds) -> None:
     for variant in ("base", "base_principled"):
         principled = variant == "base_principled"
         tasks: dict[str, list[GenerationRequest] | list[ScoreRequest]] = {
-            "heldout": list(_prompts(config, seeds, principled=principled)),
-            "hhh": list(_hhh(config, seeds, principled=principled)),
-            "truthfulqa": list(_truthfulqa(config, seeds, principled=principled)),
+            "heldout": list(_prompts(config, seeds, principled=principled))
         }
+        for suite in SUITES:
+            tasks[suite] = list(_choices(suite, config, seeds, principled=principled))
         for task, requests in tasks.items():
             # an item's requests count as one, in the order of the file
             items = list(dict.fromkeys(name.split("\t")[0] for name in limit.too_long(requests)))
@@ -130,23 +126,12 @@ def _prompts(config: RunConfig, seeds: Seeds, *, principled: bool) -> Iterator[G
         yield GenerationRequest(item.id, render(seeds, item.prompt), sampling, 0)
 
 
-def _hhh(config: RunConfig, seeds: Seeds, *, principled: bool) -> Iterator[ScoreRequest]:
-    path = config.evaluate.hhh
-    template = hhh_template(config.evaluate.hhh_template)
+def _choices(
+    name: str, config: RunConfig, seeds: Seeds, *, principled: bool
+) -> Iterator[ScoreRequest]:
+    path = getattr(config.evaluate, name)
+    template = load_template(name, getattr(config.evaluate, f"{name}_template"))
     rules = render_principles(seeds.principles) + "\n\n" if principled else ""
-    for pair in load_hhh(path) if path else ():
-        for request in hhh_requests([pair], template):
-            yield _named(request, pair.id, rules)
-
-
-def _truthfulqa(config: RunConfig, seeds: Seeds, *, principled: bool) -> Iterator[ScoreRequest]:
-    path = config.evaluate.truthfulqa
-    template = truthfulqa_template(config.evaluate.truthfulqa_template)
-    rules = render_principles(seeds.principles) + "\n\n" if principled else ""
-    for question in load_truthfulqa(path) if path else ():
-        for request in truthfulqa_requests([question], template):
-            yield _named(request, question.id, rules)
-
-
-def _named(request: ScoreRequest, item_id: str, rules: str) -> ScoreRequest:
-    return replace(request, id=f"{item_id}\t{request.id}", prompt=rules + request.prompt)
+    for item in SUITES[name].load(path) if path else ():
+        for each in SUITES[name].requests([item], template):
+            yield replace(each, id=f"{item.id}\t{each.id}", prompt=rules + each.prompt)

@@ -24,16 +24,10 @@ from selfalign.evaluation.pairwise import (
     PairVerdict,
     agreement,
     pairwise_requests,
-    pairwise_template,
     pairwise_verdicts,
 )
 from selfalign.evaluation.refusal import classify_refusal
-from selfalign.evaluation.refusal_judge import (
-    AnswerToJudge,
-    judged_classes,
-    refusal_agreement,
-    refusal_template,
-)
+from selfalign.evaluation.refusal_judge import judged_classes, refusal_agreement
 from selfalign.evaluation.scores import (
     JUDGE,
     LENGTH_WORDS,
@@ -42,9 +36,10 @@ from selfalign.evaluation.scores import (
     WIN_RATE_SAME_LENGTH,
     ItemScore,
 )
-from selfalign.evaluation.template import Template
+from selfalign.evaluation.template import load_template
 from selfalign.inputs import is_stored, read_input
 from selfalign.records import EvaluationRecord
+from selfalign.seeds import Template
 from selfalign.stages.contract import Chunk, EngineHandle, PartOutcome, StageContext, commit_parts
 from selfalign.stages.models import WEIGHTS, judge_engine
 from selfalign.stages.scoring import scored_part
@@ -151,7 +146,7 @@ def _refusals(
     judge: JudgeConfig, read: Mapping[str, Mapping[str, _Answer]]
 ) -> Iterator[tuple[str, _Work]]:
     """Every model's answers to the items that must, or must not, be refused."""
-    template = refusal_template(judge.refusal_template)
+    template = load_template("refusal", judge.refusal_template)
     for model, answers in read.items():
         mine = {key: each for key, each in answers.items() if each.item.refusal is not None}
         if mine:
@@ -172,7 +167,7 @@ def _refusal_scores(
         for key in answers.keys() - said.keys():
             each = answers[key]
             yield from refusal_scores(each.item, each.text, "complies", each.sample, each.samples)
-    asked = (AnswerToJudge(key, each.item.prompt, each.text) for key, each in said.items())
+    asked = {key: (each.item.prompt, each.text) for key, each in said.items()}
     for found in judged_classes(engine, asked, template):
         if isinstance(found, Quarantined):
             yield found
@@ -220,7 +215,7 @@ def _verdicts(
     engine: Asked,
 ) -> _Found:
     """What a verdict on each pair says."""
-    requests = pairwise_requests(pairs, pairwise_template(judge.template))
+    requests = pairwise_requests(pairs, load_template("pairwise", judge.template))
     for verdict in pairwise_verdicts(pairs, engine.score(requests)):
         if isinstance(verdict, Quarantined):
             yield verdict

@@ -22,22 +22,17 @@ from selfalign.engines.base import (
     ScoreRequest,
     blank,
 )
-from selfalign.evaluation.datasets import load_heldout, load_hhh, load_truthfulqa
+from selfalign.evaluation.datasets import load_heldout
 from selfalign.evaluation.generation import answer_ids, heldout_scores
 from selfalign.evaluation.harness import HarnessTask, harness_scores, load_tasks
-from selfalign.evaluation.multiple_choice import (
-    hhh_requests,
-    hhh_scores,
-    hhh_template,
-    truthfulqa_requests,
-    truthfulqa_scores,
-    truthfulqa_template,
-)
+from selfalign.evaluation.multiple_choice import SUITES, Suite
 from selfalign.evaluation.scores import HARNESS, ItemScore
 from selfalign.evaluation.summary import EvaluationSummary
-from selfalign.filters.responses import parse_thought
+from selfalign.evaluation.template import load_template
+from selfalign.filters.thoughts import ParsedResponse, parse_thought
 from selfalign.prompts import render_align, render_principles, stop_strings
 from selfalign.records import EvaluationRecord, record_seed
+from selfalign.seeds import Template
 from selfalign.stages.asking import asking
 from selfalign.stages.contract import Chunk, EngineHandle, PartOutcome, StageContext, commit_parts
 from selfalign.stages.models import artifact_engine, base_engine
@@ -176,26 +171,21 @@ def tasks_of(context: StageContext) -> dict[str, Task]:
     if config.heldout is not None:
         later = config.judge is not None and config.judge.refusals == "judge"
         tasks["heldout"] = heldout_task(context, config.heldout, refusals_later=later)
-    if config.hhh is not None:
-        hhh_items, hhh = load_hhh(config.hhh), hhh_template(config.hhh_template)
-        tasks["hhh"] = Task(
-            len(hhh_items),
-            lambda engine, variant: hhh_scores(
-                hhh_items, engine.score(_in_context(variant, hhh_requests(hhh_items, hhh)))
-            ),
-        )
-    if config.truthfulqa is not None:
-        qa_items = load_truthfulqa(config.truthfulqa)
-        qa = truthfulqa_template(config.truthfulqa_template)
-        tasks["truthfulqa"] = Task(
-            len(qa_items),
-            lambda engine, variant: truthfulqa_scores(
-                qa_items, engine.score(_in_context(variant, truthfulqa_requests(qa_items, qa)))
-            ),
-        )
+    for name, suite in SUITES.items():
+        if (path := getattr(config, name)) is not None:
+            template = load_template(name, getattr(config, f"{name}_template"))
+            tasks[name] = _likelihood_task(suite, suite.load(path), template)
     for name, task in load_tasks(config.harness).items():
         tasks[f"{HARNESS}{name}"] = harness_task(context, task)
     return tasks
+
+
+def _likelihood_task(suite: Suite, items: Sequence[Any], template: Template) -> Task:
+    def scores(engine: Asked, variant: Variant) -> Iterator[ItemScore | Quarantined]:
+        requests = _in_context(variant, suite.requests(items, template))
+        return suite.scores(items, engine.score(requests))
+
+    return Task(len(items), scores)
 
 
 def harness_task(context: StageContext, task: HarnessTask) -> Task:
@@ -271,7 +261,8 @@ def _answer(completion: Completion | Quarantined, variant: Variant) -> Completio
         return completion
     text = completion.text
     if variant.principled:
-        text = parse_thought(text, variant.seeds.labels).response_or_empty
+        parsed = parse_thought(text, variant.seeds.labels)
+        text = parsed.response if isinstance(parsed, ParsedResponse) else ""
     return Completion(
         completion.id,
         text.strip(),

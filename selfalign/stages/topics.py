@@ -12,8 +12,7 @@ from collections.abc import Iterator
 
 from selfalign.engines.base import Completion, GenerationRequest, Quarantined, Sampling, unreadable
 from selfalign.errors import DataError
-from selfalign.filters.candidates import parse_topics
-from selfalign.filters.topics import balance_topics
+from selfalign.filters.candidates import balance_topics, parse_topics
 from selfalign.prompts import render_topics
 from selfalign.stages.contract import EngineHandle, StageContext
 from selfalign.store.artifact import artifact_prefix
