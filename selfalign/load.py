@@ -69,12 +69,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
-    """Load and validate. Raises ConfigurationError naming file, key, expectation and remedy.
-
-    Args:
-        path: a YAML file.
-        overrides: `dotted.key=value` strings; the value is read as YAML.
-    """
+    """Load and validate. Raises ConfigurationError naming file, key, expectation and remedy."""
     raw = _read_yaml(path)
     origins = dict.fromkeys(flatten(raw), "file")
     for override in overrides:

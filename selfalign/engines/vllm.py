@@ -91,10 +91,6 @@ class VllmEngine:
     `engine.options` goes to vLLM's EngineArgs (`engines.open.OPTIONS` lists what it may hold).
     Several threads may generate at once; their requests share the engine.
 
-    Args:
-        config: dtype, limits, parallelism and options.
-        directory: a checked model directory.
-
     Raises:
         ConfigurationError: vLLM does not know an option, or refuses the values.
         OutOfMemory, EngineError: loading failed otherwise.

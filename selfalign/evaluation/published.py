@@ -193,9 +193,6 @@ def _task_files(path: Path) -> list[Path]:
 def unique_id(seen: Counter[str], prefix: str, content: Any) -> str:
     """`prefix` and a digest of `content`; a repeated item gets a number, since the data is not ours
     to refuse.
-
-    Args:
-        seen: how often each was given.
     """
     name = f"{prefix}{digest(content)[:12]}"
     seen[name] += 1

@@ -23,11 +23,7 @@ MC1_MARGIN = 0.05  # of 817 or 790 items
 
 
 def rules_of(config: PromoteConfig, tasks: Sequence[str]) -> tuple[GateRule, ...]:
-    """Every rule of a gate, the guards' last; a rule for each kind is one rule still.
-
-    Args:
-        tasks: what the configuration gives data for: heldout, hhh, truthfulqa.
-    """
+    """Every rule of a gate, the guards' last; a rule for each kind is one rule still."""
     rules = tuple(config.rules) if config.rules is not None else tuple(_default(tasks))
     if config.guards is None or "heldout" not in tasks:
         return rules

@@ -22,11 +22,7 @@ PARTS = ("first,second:A", "first,second:B", "second,first:A", "second,first:B")
 def two_order_requests(
     item_id: str, template: Template, query: str, first: str, second: str, **more: str
 ) -> Iterator[ScoreRequest]:
-    """The four requests of one comparison; two and two share a prompt.
-
-    Args:
-        more: what fills further holes.
-    """
+    """The four requests of one comparison; two and two share a prompt."""
     prompts = (
         template.fill({"query": query, "a": first, "b": second, **more}),
         template.fill({"query": query, "a": second, "b": first, **more}),

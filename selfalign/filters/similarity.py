@@ -173,11 +173,7 @@ class _Growing:
 
 
 class SimilarityIndex:
-    """Sequences seen so far, to be searched for one that is like another.
-
-    Args:
-        criterion: when two sequences are alike.
-    """
+    """Sequences seen so far, to be searched for one that is like another."""
 
     def __init__(self, criterion: RougeL | Jaccard) -> None:
         self._criterion = criterion
