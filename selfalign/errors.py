@@ -73,7 +73,7 @@ _JSON_ESCAPES = {
 
 
 def json_text(value: Any, **options: Any) -> str:
-    """`value` as JSON that any stream takes and that steers no terminal; it reads back as it was."""
+    """`value` as JSON that any stream takes, steers no terminal and reads back as it was."""
     text = json.dumps(value, ensure_ascii=False, **options)
     return text.encode(errors="backslashreplace").decode().translate(_JSON_ESCAPES)
 

@@ -15,16 +15,9 @@ from typing import Literal, TypeVar
 from pydantic import TypeAdapter
 
 from selfalign.errors import DataError
-from selfalign.evaluation.items import (
-    HeldoutItem,
-    HHHItem,
-    Item,
-    LabelledPair,
-    TruthfulQAItem,
-    validate,
-)
-from selfalign.evaluation.published import as_heldout, is_published, read_hhh, read_truthfulqa
-from selfalign.evaluation.rows import is_json_document, read_rows
+from selfalign.evaluation.items import HeldoutItem, HHHItem, LabelledPair, TruthfulQAItem, validate
+from selfalign.evaluation.published import as_heldout, read_hhh, read_truthfulqa
+from selfalign.evaluation.rows import read_rows
 from selfalign.identity import data_path, visible_files
 
 __all__ = [
@@ -66,21 +59,18 @@ def load_heldout(path: Path) -> tuple[HeldoutItem, ...]:
 
 def load_hhh(path: Path) -> tuple[HHHItem, ...]:
     """HHH items of a file, or of a directory of published files. Raises DataError."""
-    if path.is_dir() or is_json_document(path) or _holds_published(path):
-        return _checked(path, read_hhh(path))
-    return _checked(path, _read_lines(path, HHHItem))
+    return _checked(path, read_hhh(path))
 
 
 def load_truthfulqa(path: Path) -> tuple[TruthfulQAItem, ...]:
     """TruthfulQA items of a file. Raises DataError."""
-    if is_json_document(path) or _holds_published(path):
-        return _checked(path, read_truthfulqa(path))
-    return _checked(path, _read_lines(path, TruthfulQAItem))
+    return _checked(path, read_truthfulqa(path))
 
 
 def load_labelled(path: Path) -> tuple[LabelledPair, ...]:
     """Pairs of answers that people judged, in JSON lines. Raises DataError."""
-    pairs = tuple(pair for _, pair in _read_lines(path, LabelledPair))
+    adapter = TypeAdapter(LabelledPair)
+    pairs = tuple(validate(adapter, row, where) for where, row in read_rows(path))
     if not pairs:
         raise DataError(
             f"{path}: expected at least one labelled pair, found none",
@@ -116,18 +106,6 @@ def _heldout_rows(files: Iterable[Path]) -> Iterator[tuple[str, HeldoutItem]]:
     for file in files:
         for where, row in read_rows(file):
             yield where, validate(adapter, as_heldout(row, seen), where)
-
-
-def _holds_published(path: Path) -> bool:
-    first = next(read_rows(path), None)
-    return first is not None and is_published(first[1])
-
-
-def _read_lines(path: Path, cls: type[Item]) -> Iterator[tuple[str, Item]]:
-    """Yields (where, item) of rows in the project's own layout."""
-    adapter = TypeAdapter(cls)
-    for where, row in read_rows(path):
-        yield where, validate(adapter, row, where)
 
 
 def _checked(path: Path, located: Iterable[tuple[str, _Named]]) -> tuple[_Named, ...]:

@@ -60,7 +60,10 @@ def read_hhh(path: Path) -> Iterator[tuple[str, HHHItem]]:
     for file in _task_files(path):
         if not is_json_document(file):
             for where, row in read_rows(file):
-                yield where, _hhh_item(row, {}, file, where, seen)
+                if {"targets", "target_scores"} & row.keys():
+                    yield where, _hhh_item(row, {}, file, where, seen)
+                else:  # this project's own layout
+                    yield where, validate(_HHH, row, where)
             continue
         task = read_json(file)
         if not isinstance(task, dict) or not isinstance(task.get("examples"), list):
@@ -84,6 +87,9 @@ def read_truthfulqa(path: Path) -> Iterator[tuple[str, TruthfulQAItem]]:
     seen: Counter[str] = Counter()
     empty = set_aside = 0
     for where, row in read_rows(path):
+        if not {"mc1_targets", "Question"} & row.keys():  # this project's own layout
+            yield where, validate(_TRUTHFULQA, row, where)
+            continue
         entry = _from_csv(row, where) if "Question" in row else row
         published = _targets(entry, "mc1_targets", where)
         targets = _with_text(published)
@@ -106,11 +112,6 @@ def read_truthfulqa(path: Path) -> Iterator[tuple[str, TruthfulQAItem]]:
         log.warning(
             "evaluation.candidates_without_text", file=str(path), candidates=empty, items=set_aside
         )
-
-
-def is_published(row: Json) -> bool:
-    """Whether a row has a layout of this module, and not the project's own."""
-    return bool({"targets", "target_scores", "mc1_targets", "Question"} & row.keys())
 
 
 def _from_csv(row: Json, where: str) -> Json:
