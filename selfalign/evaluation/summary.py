@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from selfalign.errors import ConfigurationError, DataError
+from selfalign.errors import DataError
 from selfalign.evaluation import statistics
 from selfalign.evaluation.pairwise import OrderBias, kappa, order_bias
 from selfalign.evaluation.scores import (
@@ -192,16 +192,9 @@ def summarise(
         refusals: who decided which answers refuse, where there is a judge.
         anchor_confidence: of intervals against the anchor; None is `confidence`.
 
-    Raises:
-        ConfigurationError: `confidence` is not between 0 and 1.
-        DataError: a model has two scores for one answer to an item, or two models disagree on an
-            item's kind.
+    Raises DataError where a model has two scores for one answer to an item, or two models disagree
+    on an item's kind.
     """
-    if not 0 < confidence < 1:
-        raise ConfigurationError(
-            f"evaluate.confidence: expected a number between 0 and 1, got {confidence}",
-            remedy="0.95 is usual; 1 would make every interval endless",
-        )
     fold = _Fold(confidence, anchor_confidence or confidence, bootstrap_samples, seed)
     models: dict[str, _Scored] = {}
     judged: dict[tuple[str, str], list[ItemScore]] = {}
