@@ -33,7 +33,7 @@ import contextlib
 import errno
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 
@@ -74,18 +74,18 @@ _JSON_ESCAPES = {
 
 
 def json_text(value: Any, **options: Any) -> str:
-    """`value` as JSON that any stream takes and that steers no terminal; it reads back as it was.
-
-    Args:
-        options: of json.dumps.
-    """
+    """`value` as JSON that any stream takes, steers no terminal and reads back as it was."""
     text = json.dumps(value, ensure_ascii=False, **options)
     return text.encode(errors="backslashreplace").decode().translate(_JSON_ESCAPES)
 
 
-# What is a secret wherever it stands. A user's name and password in a URL end at the last "@".
-_SECRETS = (
-    (re.compile(r"(\w://)[^\s\"'<>]*@"), r"\1…@"),
+# What is a secret wherever it stands. A user's name and password in a URL end at the last "@"; the
+# pattern takes what follows it too, so that a long text is read once and not from each "://" on.
+_SECRETS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+    (
+        re.compile(r"(\w://)([^\s\"'<>]*)"),
+        lambda url: f"{url[1]}…@{url[2].rpartition('@')[2]}" if "@" in url[2] else url[0],
+    ),
     (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}"), r"\1 …"),
     (re.compile(r"\bhf_(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{8,}"), "hf_…"),  # not hf_overrides
     (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{8,}"), "…"),

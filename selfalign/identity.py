@@ -110,19 +110,20 @@ def names_sha256(files: Iterable[tuple[str, str]]) -> str:
 def visible_files(directory: Path) -> list[Path]:
     """The files below a directory, sorted, without hidden ones.
 
-    Raises OSError where a directory cannot be listed, and DataError for a link that leads nowhere:
-    what is left out silently would make two different models the same.
+    Raises OSError where a directory cannot be listed, and DataError for a link that leads nowhere,
+    or to a directory: what is left out silently would make two different models the same.
     """
     walked = os.walk(directory, onerror=_raise)
-    found = sorted(Path(top, name) for top, _, names in walked for name in names)
+    found = sorted(Path(top, name) for top, below, names in walked for name in (*below, *names))
     visible = [
         p for p in found if not any(n.startswith(".") for n in p.relative_to(directory).parts)
     ]
     for path in visible:
-        if path.is_symlink() and not path.exists():
+        if path.is_symlink() and (path.is_dir() or not path.exists()):
+            why = "a directory" if path.is_dir() else "which does not exist"
             raise DataError(
-                f"{path}: a link to {path.readlink()}, which does not exist",
-                remedy="copy what it should lead to, or remove the link",
+                f"{path}: a link to {path.readlink()}, {why}",
+                remedy="copy what it should lead to here, or remove the link",
             )
     return [path for path in visible if path.is_file()]
 

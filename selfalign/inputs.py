@@ -81,23 +81,23 @@ def push(store: Store, kind: str, path: Path, *, only: Sequence[str] | None = No
     if not path.exists():
         raise ConfigurationError(f"{path}: does not exist", remedy="correct the path")
     root = path.parent if path.is_file() else path
-    files = [path] if path.is_file() else visible_files(path)
+    found = [path] if path.is_file() else visible_files(path)
+    files = {str(file.relative_to(root)): file for file in found}
     if only is not None:
-        files = [file for file in files if str(file.relative_to(root)) in only]
-    names = [f"files/{file.relative_to(root)}" for file in files]
-    for name in names:
-        check_key(name)  # all of them before the first upload
-    shas = [file_sha256(file) for file in files]
-    named = [(name.removeprefix("files/"), sha) for name, sha in zip(names, shas, strict=True)]
-    digest = shas[0] if path.is_file() else names_sha256(named)
+        files = {name: file for name, file in files.items() if name in only}
+    for name in files:
+        check_key(f"files/{name}")  # all of them before the first upload
+    shas = {name: file_sha256(file) for name, file in files.items()}
+    digest = shas[path.name] if path.is_file() else names_sha256(shas.items())
     prefix = f"inputs/{kind}/{digest}/"
     claim(store, prefix.rstrip("/"), {})  # so that gc keeps it until a run names it
     if store.exists(prefix + "manifest.json"):
         return SCHEME + prefix.rstrip("/")
     entries = []
-    for file, name, sha in zip(files, names, shas, strict=True):
-        store.upload(file, prefix + name)
-        entries.append(FileEntry(name=name, sha256=sha, bytes=file.stat().st_size))
+    for name, file in files.items():
+        store.upload(file, f"{prefix}files/{name}")
+        size = file.stat().st_size
+        entries.append(FileEntry(name=f"files/{name}", sha256=shas[name], bytes=size))
     manifest = InputManifest(
         kind=kind, digest=digest, single=path.name if path.is_file() else None, files=entries
     )

@@ -18,19 +18,13 @@ from pydantic import BaseModel, ValidationError
 
 from selfalign.config import RunConfig
 from selfalign.errors import ConfigurationError
+from selfalign.pipeline import BY_NAME
 from selfalign.store.files import write_whole
 from selfalign.store.open import check_store_url
 
 _PATHS = (
     ("seeds", "directory"),
-    *(
-        ("evaluate", name)
-        for name in ("heldout", "hhh", "truthfulqa", "hhh_template", "truthfulqa_template")
-    ),
-    ("evaluate", "judge", "template"),
-    ("evaluate", "judge", "refusal_template"),
-    ("evaluate", "judge", "labelled"),
-    ("evaluate", "harness", "include_path"),
+    *(("evaluate", *field.split(".")) for field in BY_NAME["evaluate"].data),
 )
 _MODELS = (("base_model",), ("evaluate", "judge", "model"))
 
@@ -75,12 +69,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
-    """Load and validate. Raises ConfigurationError naming file, key, expectation and remedy.
-
-    Args:
-        path: a YAML file.
-        overrides: `dotted.key=value` strings; the value is read as YAML.
-    """
+    """Load and validate. Raises ConfigurationError naming file, key, expectation and remedy."""
     raw = _read_yaml(path)
     origins = dict.fromkeys(flatten(raw), "file")
     for override in overrides:

@@ -24,7 +24,6 @@ class Stage:
         data: evaluation files (fields of the section evaluate) that enter its identity.
         uses_base_model: whether the base model's digest enters its identity.
         workload: what it runs on.
-        sharded: whether several workers may share it (an Indexed Job).
         summary: one line for help texts and documentation.
     """
 
@@ -32,12 +31,16 @@ class Stage:
     reads: tuple[str, ...]
     writes: str
     seeds: tuple[str, ...]
-    uses_base_model: bool
     workload: Workload
-    sharded: bool
     summary: str
+    uses_base_model: bool = False
     data: tuple[str, ...] = ()
     reads_promoted: bool = False
+
+    @property
+    def sharded(self) -> bool:
+        """Whether several workers may share it (an Indexed Job)."""
+        return self.workload == "generate"
 
 
 _SELF_INSTRUCT_SEEDS = (
@@ -60,7 +63,6 @@ STAGES: tuple[Stage, ...] = (
         seeds=_SELF_INSTRUCT_SEEDS,
         uses_base_model=True,
         workload="generate",
-        sharded=True,
         summary="Topic-guided red-teaming self-instruct: the base model writes candidate prompts.",
     ),
     Stage(
@@ -68,9 +70,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("candidates",),
         writes="prompts",
         seeds=("general.txt", "topic_guided.jsonl"),
-        uses_base_model=False,
         workload="cpu",
-        sharded=False,
         summary="Keep what is novel: ROUGE-L, near duplicates, decontamination, globally.",
         data=("heldout", "hhh", "truthfulqa"),
     ),
@@ -81,7 +81,6 @@ STAGES: tuple[Stage, ...] = (
         seeds=_PRINCIPLED,
         uses_base_model=True,
         workload="generate",
-        sharded=True,
         summary="Principle-driven self-alignment: thought, rules cited, answer, filters.",
     ),
     Stage(
@@ -91,7 +90,6 @@ STAGES: tuple[Stage, ...] = (
         seeds=(_STANDARD, _LABELS),
         uses_base_model=True,
         workload="train",
-        sharded=False,
         summary="Principle engraving: fine-tune the base model on its own aligned answers.",
     ),
     Stage(
@@ -99,9 +97,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("prompts", "engraved_model"),
         writes="verbose_responses",
         seeds=("templates/verbose.txt", _LABELS),
-        uses_base_model=False,
         workload="generate",
-        sharded=True,
         summary="The engraved model answers every prompt at length under the verbose prompt.",
     ),
     Stage(
@@ -111,7 +107,6 @@ STAGES: tuple[Stage, ...] = (
         seeds=(_STANDARD, _CONCISE, _LABELS),
         uses_base_model=True,
         workload="train",
-        sharded=False,
         summary="Verbose cloning: fine-tune the base model on the verbose answers.",
     ),
     Stage(
@@ -121,7 +116,6 @@ STAGES: tuple[Stage, ...] = (
         seeds=(*_PRINCIPLED, _STANDARD),
         uses_base_model=True,
         workload="evaluate",
-        sharded=False,
         summary="Score base, engraved, final and promoted models, paired, with intervals.",
         data=(
             *("heldout", "hhh", "truthfulqa", "hhh_template", "truthfulqa_template"),
@@ -135,9 +129,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("evaluation", "final_model"),
         writes="promotion",
         seeds=(),
-        uses_base_model=False,
         workload="cpu",
-        sharded=False,
         summary="Apply the gate; move the `current` pointer only to a better model.",
     ),
 )

@@ -12,6 +12,7 @@ since turns open at the start of a line and nowhere else. Nothing else of a quer
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Literal
 
 from selfalign.records import digest
@@ -56,7 +57,7 @@ def render_align(seeds: Seeds, query: str) -> str:
     """Preamble, principles, exemplars, the query; ends in the label of the thought (stage 2)."""
     return seeds.templates.align.fill(
         {
-            **_labels(seeds.labels),
+            **asdict(seeds.labels),
             "principles": render_principles(seeds.principles),
             "exemplars": render_exemplars(seeds.exemplars, seeds.labels),
             "query": neutralise(query, seeds.labels),
@@ -105,7 +106,7 @@ def template_digest(seeds: Seeds, name: PromptName) -> str:
     template: Template = getattr(seeds.templates, name)
     constant = template.fill(
         {
-            **_labels(seeds.labels),
+            **asdict(seeds.labels),
             "principles": render_principles(seeds.principles),
             "exemplars": render_exemplars(seeds.exemplars, seeds.labels),
         }
@@ -144,12 +145,8 @@ def stop_strings(labels: Labels) -> tuple[str, ...]:
     return (f"\n{labels.user}", f"\n{labels.thought}")
 
 
-def _labels(labels: Labels) -> dict[str, str]:
-    return {"user": labels.user, "thought": labels.thought, "answer": labels.answer}
-
-
 def _render_dialogue(template: Template, labels: Labels, query: str) -> str:
-    return template.fill({**_labels(labels), "query": neutralise(query, labels)})
+    return template.fill({**asdict(labels), "query": neutralise(query, labels)})
 
 
 def _numbered(items: Sequence[str], first: int = 1) -> str:

@@ -13,12 +13,17 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, PlainValidator
 
 Json = dict[str, Any]
+FinishReason = Literal["stop", "length"]  # of a completion: at a stop string or its end, or cut
 
 
-class Record(BaseModel):
-    """Base of all records."""
+class FrozenModel(BaseModel):
+    """Text with exactly these fields, read once and never changed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Record(FrozenModel):
+    """Base of all records."""
 
     id: str
 
@@ -64,7 +69,7 @@ class AlignedResponse(Record):
     thought: str
     rules: tuple[int, ...]
     response: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
     verdicts: dict[str, str]
     model: str
     template: str
@@ -76,7 +81,7 @@ class VerboseResponse(Record):
 
     prompt: str
     response: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
     verdicts: dict[str, str]
     model: str
     template: str

@@ -37,14 +37,17 @@ def configure_logging(*, json_lines: bool | None = None, level: str = "info") ->
     renderer: Any = (
         structlog.processors.JSONRenderer(serializer=json_text)
         if json_lines
-        else structlog.dev.ConsoleRenderer(pad_event_to=24)
+        else structlog.dev.ConsoleRenderer(
+            pad_event_to=24, exception_formatter=structlog.dev.plain_traceback
+        )
     )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            _traceback if json_lines else _keep,
+            # Before `_shorten`: what the renderer formats itself nobody hides secrets in.
+            _traceback if json_lines else structlog.processors.format_exc_info,
             _shorten,
             renderer,
         ],
@@ -104,15 +107,14 @@ def _shorten(_logger: object, _method: str, event: Any) -> Any:
 
 def _short(value: Any) -> Any:
     if isinstance(value, str):
-        more = f"... ({len(value)} characters)" if len(value) > _VALUE_LIMIT else ""
-        return hide_secrets(value[:_VALUE_LIMIT]) + more
+        text = hide_secrets(value)  # before the cut, which may go through a secret
+        if len(text) <= _VALUE_LIMIT:
+            return text
+        half = _VALUE_LIMIT // 2  # a traceback's last line says most
+        return f"{text[:half]}... ({len(value)} characters) ...{text[-half:]}"
     if isinstance(value, dict):
         return {name: _short(each) for name, each in value.items()}
     return [_short(each) for each in value] if isinstance(value, list | tuple) else value
-
-
-def _keep(_logger: object, _method: str, event: Any) -> Any:
-    return event
 
 
 class Progress:

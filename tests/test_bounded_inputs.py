@@ -83,13 +83,16 @@ def test_a_pattern_that_never_ends_is_named() -> None:
         judge_answer(item, "a" * 60 + "!")
 
 
-def test_no_local_and_no_long_value_reaches_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("json_lines", [True, False])
+def test_no_local_and_no_long_value_reaches_the_log(
+    capsys: pytest.CaptureFixture[str], json_lines: bool
+) -> None:
     before = structlog.get_config()
-    configure_logging(json_lines=True)
+    configure_logging(json_lines=json_lines)
     try:
         secret = "s3cr3t" * 1000  # noqa: F841 - a local that a traceback with locals would show
         try:
-            raise ValueError("broken" + "y" * 100_000)
+            raise ValueError("broken http://user:pa55@host" + "y" * 100_000)
         except ValueError:
             log.exception("it.failed", text="x" * 1_000_000, deep={"a": ["z" * 100_000]})
     finally:
@@ -97,8 +100,29 @@ def test_no_local_and_no_long_value_reaches_the_log(capsys: pytest.CaptureFixtur
     line = capsys.readouterr().err
     assert "broken" in line
     assert "s3cr3t" not in line
+    assert "pa55" not in line
     assert len(line) < 20_000
-    assert json.loads(line)["event"] == "it.failed"
+    assert parse_event(line) is None or json.loads(line)["event"] == "it.failed"
+
+
+def test_a_secret_that_the_cut_goes_through_is_hidden(capsys: pytest.CaptureFixture[str]) -> None:
+    before = structlog.get_config()
+    configure_logging(json_lines=True)
+    try:
+        for end in (2048, 4096):
+            text = "x " * ((end - 20) // 2) + "http://user:pa55word@host/ "
+            log.info("it.failed", error=text + "y" * 9000)
+    finally:
+        structlog.configure(**before)
+    shown = capsys.readouterr().err
+    assert "pa55" not in shown
+    assert "http://…" in shown
+
+
+def test_a_long_text_full_of_urls_is_searched_for_secrets_at_once() -> None:
+    started = time.process_time()
+    assert printable(str(DataError("s://" * 250_000)))
+    assert time.process_time() - started < 20
 
 
 def test_what_a_model_wrote_does_not_steer_a_terminal() -> None:

@@ -111,3 +111,15 @@ def test_a_link_that_leads_nowhere_is_named_and_not_left_out(tmp_path: Path) -> 
     (tmp_path / "model.safetensors").symlink_to("../blobs/0123")
     with pytest.raises(DataError, match=r"model\.safetensors: a link to \.\./blobs/0123"):
         path_sha256(tmp_path)
+
+
+def test_a_link_to_a_directory_is_named_and_not_left_out(tmp_path: Path) -> None:
+    tasks, elsewhere = tmp_path / "tasks", tmp_path / "elsewhere"
+    tasks.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "data.jsonl").write_text("{}")
+    (tasks / ".hidden").symlink_to(elsewhere)
+    path_sha256(tasks)
+    (tasks / "linked").symlink_to(elsewhere)
+    with pytest.raises(DataError, match=r"(?s)tasks/linked: a link to .*, a directory\n.*copy"):
+        path_sha256(tasks)

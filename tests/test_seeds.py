@@ -18,7 +18,7 @@ from selfalign.seeds import (
     ANNOTATION_LIMIT,
     SEED_FILES,
     Seeds,
-    annotation_budget,
+    annotation_lines,
     cited_rules,
     file_digests,
     load_seeds,
@@ -201,6 +201,13 @@ REFUSALS: dict[str, dict[str, tuple[str, str, int, str]]] = {
             "a label that no other label begins with",
         ),
         "labels that are no YAML": ('user: "User:"', 'user: "User:', 2, "expected YAML"),
+        "an alias": (
+            'user: "User:"',
+            'user: &x "User:"\nmore: *x',
+            0,
+            "expected each label written out, found *x",
+        ),
+        "labels without an end": ('"Bot:"', f'"{"Bot" * 4000}"', 0, "expected three short labels"),
     },
 }
 
@@ -220,6 +227,14 @@ def test_refused(directory: Path, file: str, edit: tuple[str, str, int, str]) ->
     found = problems_of(directory)
     where = f"{directory}/{file}" + (f":{line}:" if line else ":")
     assert any(where in row and message in row for row in found.splitlines()), found
+
+
+def test_labels_may_hold_asterisks(directory: Path) -> None:
+    labels = directory / "templates" / "labels.yaml"
+    labels.write_text(labels.read_text().replace('"Bot:"', '"**Bot:**"'))
+    for file in (directory / "exemplars.txt", *(directory / "templates").glob("distil_*.txt")):
+        file.write_text(file.read_text().replace("Bot:", "**Bot:**"))
+    assert load(directory).labels.answer == "**Bot:**"
 
 
 def test_missing_file_is_refused_without_further_complaints_about_it(directory: Path) -> None:
@@ -311,13 +326,10 @@ def test_digest_of_a_missing_file_is_refused(directory: Path) -> None:
 
 def test_budget_counts_non_blank_lines_of_what_reaches_a_model(directory: Path) -> None:
     (directory / "SOURCES.md").write_text("Where it all comes from.\n" * 500)
-    budget = annotation_budget(directory)
-    assert budget.lines["exemplars.txt"] == 10
-    assert budget.lines["templates/align.txt"] == 4
-    assert budget.total == sum(budget.lines.values()) == 44
-    assert budget.is_kept
-    (directory / "general.txt").write_text("A line.\n" * ANNOTATION_LIMIT)
-    assert not annotation_budget(directory).is_kept
+    lines = annotation_lines(directory)
+    assert lines["exemplars.txt"] == 10
+    assert lines["templates/align.txt"] == 4
+    assert sum(lines.values()) == 44
 
 
 @pytest.mark.parametrize(("lines", "kept"), [(1, True), (ANNOTATION_LIMIT, False)])
@@ -337,19 +349,16 @@ def test_real_seeds_load_as_configured_and_keep_the_budget() -> None:
     assert len({seed.type for seed in seeds.topic_guided}) == 20
     assert [rule.number for rule in seeds.principles] == list(range(1, 17))
     assert sum(len(exemplar.turns) for exemplar in seeds.exemplars) == 6
-    assert annotation_budget(REAL).total < 300
+    assert sum(annotation_lines(REAL).values()) < 300
 
 
 def test_toy_seeds_load(tmp_path: Path) -> None:
     copy = shutil.copytree(TOY, tmp_path / "toy")
-    budget = annotation_budget(copy)
-    counts = {name: budget.lines[f"{name}.txt"] for name in ("general", "principles")}
+    budget = annotation_lines(copy)
+    counts = {name: budget[f"{name}.txt"] for name in ("general", "principles")}
     dialogues = (copy / "exemplars.txt").read_text().count("\n\n") + 1
     config = SeedsConfig(
-        directory=copy,
-        topic_guided=budget.lines["topic_guided.jsonl"],
-        exemplars=dialogues,
-        **counts,
+        directory=copy, topic_guided=budget["topic_guided.jsonl"], exemplars=dialogues, **counts
     )
     assert load_seeds(config).labels.thought == "Thought:"
 

@@ -293,15 +293,19 @@ def nights(
     return past
 
 
+def _one_by_one(right: _Right) -> list[list[float]]:
+    return right.astype(float)[:, None].tolist()
+
+
 def _summary(final: _Right, models: Mapping[str, _Right], promotions: int) -> EvaluationSummary:
     """What `summarise` makes of the same on `heldout.aligned`, without records for each item."""
     confidence, against_anchor = CONFIDENCE, anchor_confidence(CONFIDENCE, promotions)
-    own = proportion(final.astype(float).tolist(), confidence=confidence)
+    own = proportion(_one_by_one(final), confidence=confidence)
     rows = []
     for name, theirs in models.items():
         found = paired_difference(
-            final,
-            theirs,
+            _one_by_one(final),
+            _one_by_one(theirs),
             binary=True,
             confidence=against_anchor if name == "anchor" else confidence,
             bootstrap_samples=1,

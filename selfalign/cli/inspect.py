@@ -25,7 +25,7 @@ from selfalign.config import RunConfig, SeedsConfig
 from selfalign.errors import ConfigurationError, printable
 from selfalign.inputs import localise, push_inputs
 from selfalign.load import dump_config, flatten, load_config, write_resolved
-from selfalign.seeds import ANNOTATION_LIMIT, annotation_budget, load_seeds
+from selfalign.seeds import ANNOTATION_LIMIT, annotation_lines, load_seeds
 from selfalign.stages.preflight import check_run
 from selfalign.stages.rollback import roll_back
 from selfalign.store.check import check_store
@@ -105,27 +105,24 @@ def seeds_check(directory: Path, as_json: bool, **counts: int) -> None:
     """Check a seeds directory strictly and count its annotation budget."""
     config = SeedsConfig.model_validate({"directory": directory, **counts})
     load_seeds(config)
-    budget = annotation_budget(directory)
+    lines_of = annotation_lines(directory)
+    total = sum(lines_of.values())
+    kept = total < ANNOTATION_LIMIT
     if as_json:
         print_json(
-            {
-                "files": budget.lines,
-                "total": budget.total,
-                "limit": ANNOTATION_LIMIT,
-                "within_limit": budget.is_kept,
-            }
+            {"files": lines_of, "total": total, "limit": ANNOTATION_LIMIT, "within_limit": kept}
         )
         return
     table = Table("file", "lines", box=None, pad_edge=False)
-    for name, lines in budget.lines.items():
+    for name, lines in lines_of.items():
         table.add_row(name, str(lines))
-    table.add_row("[bold]total[/bold]", f"[bold]{budget.total}[/bold] of {ANNOTATION_LIMIT}")
+    table.add_row("[bold]total[/bold]", f"[bold]{total}[/bold] of {ANNOTATION_LIMIT}")
     new_console().print(table)
-    if not budget.is_kept:
+    if not kept:
         # the method's own limit; a directory of somebody else's lines may be larger
         click.echo(
             click.style("warning: ", fg="yellow")
-            + f"{budget.total} lines: over the limit, fewer than {ANNOTATION_LIMIT} are asked for",
+            + f"{total} lines: over the limit, fewer than {ANNOTATION_LIMIT} are asked for",
             err=True,
         )
 

@@ -23,8 +23,9 @@ from selfalign.engines.base import Quarantined
 from selfalign.errors import ConfigurationError, DataError
 from selfalign.evaluation import refusal
 from selfalign.evaluation.refusal import CLASSES, Refusal, classify_refusal
-from selfalign.evaluation.refusal_judge import AnswerToJudge, judged_classes, refusal_template
+from selfalign.evaluation.refusal_judge import judged_classes
 from selfalign.evaluation.rows import csv_rows
+from selfalign.evaluation.template import load_template
 from selfalign.inputs import localise
 from selfalign.stages.models import judge_engine
 from selfalign.store.open import open_store
@@ -88,8 +89,8 @@ def _judged(config: RunConfig, rows: list[dict[str, str]]) -> list[Refusal | Non
     evaluate = localise(config, store).evaluate
     judge = evaluate.judge
     assert judge is not None
-    template = refusal_template(judge.refusal_template)
-    asked = [AnswerToJudge(str(n), r["prompt"], r["completion"]) for n, r in enumerate(rows)]
+    template = load_template("refusal", judge.refusal_template)
+    asked = {str(n): (row["prompt"], row["completion"]) for n, row in enumerate(rows)}
     found: list[Refusal | None] = [None] * len(rows)
     progress = Progress("answers", len(rows))
     with judge_engine(store, judge, evaluate.engine or config.engine) as engine:

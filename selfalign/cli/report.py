@@ -15,7 +15,7 @@ from selfalign.report.collect import ReportData, collect
 from selfalign.report.render import render_report
 from selfalign.report.tables import funnel
 from selfalign.run.record import latest_run
-from selfalign.seeds import annotation_budget, file_digests, load_seeds
+from selfalign.seeds import annotation_lines, file_digests, load_seeds
 from selfalign.seeds.files import PRINCIPLES
 from selfalign.store.base import Store
 from selfalign.store.files import os_errors, replacing
@@ -67,7 +67,7 @@ def _of_seeds(store: Store, data: ReportData) -> tuple[dict[int, str], int | Non
     except (SelfAlignError, ValidationError, KeyError):
         return {}, None
     names = {rule.number: rule.name for rule in seeds.principles}
-    return names, annotation_budget(config.seeds.directory).total
+    return names, sum(annotation_lines(config.seeds.directory).values())
 
 
 def _as_json(data: ReportData) -> dict[str, object]:

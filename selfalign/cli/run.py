@@ -25,7 +25,7 @@ from selfalign.run.executors.local import LocalRun
 from selfalign.run.notify import check_targets
 from selfalign.run.record import RunRecord, RunStatus, check_run_name, new_run_id, write_run
 from selfalign.run.view import next_action
-from selfalign.seeds import annotation_budget, load_seeds
+from selfalign.seeds import annotation_lines, load_seeds
 from selfalign.stages.preflight import check_run
 from selfalign.store.artifact import read_manifest
 from selfalign.store.base import PreconditionFailed, Store
@@ -80,7 +80,7 @@ def run_command(
         created_at=now(),
         code_version=__version__,
         config=config.model_dump(mode="json"),
-        annotation_lines=annotation_budget(config.seeds.directory).total,
+        annotation_lines=sum(annotation_lines(config.seeds.directory).values()),
     )
     try:
         write_run(store, record)

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self
 
-FinishReason = Literal["stop", "length"]
+from selfalign.records import FinishReason
+
 QuarantineReason = Literal[
     "empty",  # there is nothing to continue
     "not_unicode",  # half of a surrogate pair: no text that can be encoded

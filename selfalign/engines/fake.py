@@ -18,14 +18,13 @@ from collections.abc import Iterable, Iterator
 from string import Template
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from selfalign._version import __version__
 from selfalign.config import EngineConfig
 from selfalign.engines.base import (
     Completion,
     EngineInfo,
-    FinishReason,
     GenerationRequest,
     Quarantined,
     Sampling,
@@ -34,17 +33,14 @@ from selfalign.engines.base import (
     unfit,
 )
 from selfalign.errors import ConfigurationError, EngineError
+from selfalign.records import FinishReason, FrozenModel
 
 DEFAULT_MAX_LENGTH = 1_000_000  # words; far more than any test's prompt
 _SYLLABLES = ("ba", "den", "fi", "gol", "ka", "lum", "mi", "nor", "pa", "res", "ti", "vo", "zu")
 _WORD = re.compile(r"\s*\S+")
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ScriptedResponse(_Options):
+class ScriptedResponse(FrozenModel):
     """The answer to a prompt in which `match` is found; the first in the list counts.
 
     In `text`, `$seed` is the request's seed (0 when greedy), `$word1`, `$word2`, ... are made-up
@@ -55,14 +51,14 @@ class ScriptedResponse(_Options):
     text: str
 
 
-class ScriptedScore(_Options):
+class ScriptedScore(FrozenModel):
     """The log-likelihood of a continuation when `match` is found in prompt + continuation."""
 
     match: re.Pattern[str]
     log_likelihood: float = Field(le=0)
 
 
-class FakeOptions(_Options):
+class FakeOptions(FrozenModel):
     """`engine.options` of the fake engine."""
 
     responses: tuple[ScriptedResponse, ...] = ()

@@ -19,7 +19,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
@@ -91,10 +90,6 @@ class VllmEngine:
 
     `engine.options` goes to vLLM's EngineArgs (`engines.open.OPTIONS` lists what it may hold).
     Several threads may generate at once; their requests share the engine.
-
-    Args:
-        config: dtype, limits, parallelism and options.
-        directory: a checked model directory.
 
     Raises:
         ConfigurationError: vLLM does not know an option, or refuses the values.
@@ -223,8 +218,8 @@ class VllmEngine:
         """The jobs in the order in which they finish."""
         if self._stepping is None:
             raise RuntimeError("the engine is closed")
-        jobs = chain.from_iterable(map(prepare, batched(requests, DRAWN_TOGETHER)))
-        with _translated("generating"), self._stepping.stream() as stream:
+        jobs = _prepared(requests, prepare)
+        with self._stepping.stream() as stream:
             pending: dict[str, _Job[R]] = {}
             while True:
                 while len(pending) < self._in_flight and (job := next(jobs, None)):
@@ -240,9 +235,20 @@ class VllmEngine:
                     why = f"vLLM refuses it: {output}"
                     job.tokens = Quarantined(job.request.id, "refused", why)
                 elif isinstance(output, Exception):
-                    raise output
+                    with _translated("generating"):
+                        raise output
                 job.output = output
                 yield job
+
+
+def _prepared(
+    requests: Iterable[R], prepare: Callable[[list[R]], Iterator[_Job[R]]]
+) -> Iterator[_Job[R]]:
+    """The jobs of requests. What goes wrong where these are made is no fault of vLLM's."""
+    for batch in batched(requests, DRAWN_TOGETHER):
+        with _translated("generating"):
+            jobs = list(prepare(batch))
+        yield from jobs
 
 
 def _arguments(config: EngineConfig, directory: Path) -> Any:

@@ -23,7 +23,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-_STRICT = ConfigDict(extra="forbid", strict=True)
+
+class Strict:
+    """Base of dataclasses that are read from a file: nothing unknown, nothing converted."""
+
+    __slots__ = ()
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
 
 # 1,234.5 and -7; not the 2 of m2 or of x2
 _NUMBER = re.compile(r"(?<![\w.])[-−]?\d+(?:,\d{3})*(?:\.\d+)?")
@@ -64,10 +70,8 @@ _ASKS = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Number:
+class Number(Strict):
     """The last number of the answer, in figures, is `value`."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     check: Literal["number"]
     value: float
@@ -83,10 +87,8 @@ class Number:
 
 
 @dataclass(frozen=True, slots=True)
-class Count:
+class Count(Strict):
     """The answer has at least `min` and at most `max` of something; None bounds nothing."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     check: Literal["count"]
     of: Literal["words", "sentences", "lines", "paragraphs", "list_items"]
@@ -104,10 +106,8 @@ class Count:
 
 
 @dataclass(frozen=True, slots=True)
-class Json:
+class Json(Strict):
     """The answer is one JSON value, an object with `keys` where there are any."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     check: Literal["json"]
     keys: tuple[str, ...] = ()
@@ -124,10 +124,8 @@ class Json:
 
 
 @dataclass(frozen=True, slots=True)
-class Python:
+class Python(Strict):
     """The answer holds Python that parses and has a function or class called `defines`."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     check: Literal["python"]
     defines: str
@@ -143,10 +141,8 @@ class Python:
 
 
 @dataclass(frozen=True, slots=True)
-class Candour:
+class Candour(Strict):
     """The answer says that something is not known to it, or cannot be."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     check: Literal["candour"]
 
@@ -156,10 +152,8 @@ class Candour:
 
 
 @dataclass(frozen=True, slots=True)
-class Asks:
+class Asks(Strict):
     """The answer asks for something."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     check: Literal["asks"]
 
@@ -169,7 +163,7 @@ class Asks:
 
 
 @dataclass(frozen=True, slots=True)
-class Instructions:
+class Instructions(Strict):
     """The answer follows every one of IFEval's instructions, strictly (Zhou et al. 2023).
 
     Attributes:
@@ -177,8 +171,6 @@ class Instructions:
         ids: names of the instructions.
         arguments: those of each.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     check: Literal["instructions"]
     prompt: str

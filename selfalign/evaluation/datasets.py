@@ -1,13 +1,13 @@
 """Evaluation sets: files in, frozen items out, nothing malformed accepted.
 
-Three sets, each as JSON lines of the project's own, or as published: HHH and TruthfulQA
-(`published.py`), and sets of prompts for the held-out set (`prompt_sets.py`), in a file or several
-in a directory. Which layout a file has follows from its name and its fields (`rows.py`). Every
-error is a DataError that names the file and the line.
+Three sets, each as JSON lines of the project's own, or as published (`published.py`), in a file or
+several in a directory. Which layout a file has follows from its name and its fields (`rows.py`).
+Every error is a DataError that names the file and the line.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -15,17 +15,9 @@ from typing import Literal, TypeVar
 from pydantic import TypeAdapter
 
 from selfalign.errors import DataError
-from selfalign.evaluation.items import (
-    HeldoutItem,
-    HHHItem,
-    Item,
-    LabelledPair,
-    TruthfulQAItem,
-    validate,
-)
-from selfalign.evaluation.prompt_sets import as_heldout
-from selfalign.evaluation.published import Ids, is_published, read_hhh, read_truthfulqa
-from selfalign.evaluation.rows import is_json_document, read_rows
+from selfalign.evaluation.items import HeldoutItem, HHHItem, LabelledPair, TruthfulQAItem, validate
+from selfalign.evaluation.published import as_heldout, read_hhh, read_truthfulqa
+from selfalign.evaluation.rows import read_rows
 from selfalign.identity import data_path, visible_files
 
 __all__ = [
@@ -42,38 +34,43 @@ __all__ = [
 
 Kind = Literal["heldout", "hhh", "truthfulqa"]
 _Named = TypeVar("_Named", HeldoutItem, HHHItem, TruthfulQAItem)
-_SUFFIXES = (".jsonl", ".csv", ".parquet")
+_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+_OTHER_DATA = (".tsv", ".arrow", ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar")
 
 
 def load_heldout(path: Path) -> tuple[HeldoutItem, ...]:
     """Held-out items of a file, or of all files of a directory, in the order of names.
 
-    `default` is the set that comes with selfalign. Raises DataError.
+    A directory may hold a README or a licence too. `default` is the set that comes with selfalign.
+    Raises DataError.
     """
     path = data_path("heldout", path)
     files = [path]
     if path.is_dir():
-        files = [file for file in visible_files(path) if file.suffix.lower() in _SUFFIXES]
+        suffixes = {file: file.suffix.lower() for file in visible_files(path)}
+        files = [file for file, suffix in suffixes.items() if suffix in _SUFFIXES]
+        if other := [file for file, suffix in suffixes.items() if suffix in _OTHER_DATA]:
+            raise DataError(
+                f"{other[0]}: no such file is read, expected {', '.join(_SUFFIXES)}",
+                remedy="unpack or convert it, or move it out of the directory",
+            )
     return _checked(path, _heldout_rows(files))
 
 
 def load_hhh(path: Path) -> tuple[HHHItem, ...]:
     """HHH items of a file, or of a directory of published files. Raises DataError."""
-    if path.is_dir() or is_json_document(path) or _holds_published(path):
-        return _checked(path, read_hhh(path))
-    return _checked(path, _read_lines(path, HHHItem))
+    return _checked(path, read_hhh(path))
 
 
 def load_truthfulqa(path: Path) -> tuple[TruthfulQAItem, ...]:
     """TruthfulQA items of a file. Raises DataError."""
-    if is_json_document(path) or _holds_published(path):
-        return _checked(path, read_truthfulqa(path))
-    return _checked(path, _read_lines(path, TruthfulQAItem))
+    return _checked(path, read_truthfulqa(path))
 
 
 def load_labelled(path: Path) -> tuple[LabelledPair, ...]:
     """Pairs of answers that people judged, in JSON lines. Raises DataError."""
-    pairs = tuple(pair for _, pair in _read_lines(path, LabelledPair))
+    adapter = TypeAdapter(LabelledPair)
+    pairs = tuple(validate(adapter, row, where) for where, row in read_rows(path))
     if not pairs:
         raise DataError(
             f"{path}: expected at least one labelled pair, found none",
@@ -105,22 +102,10 @@ def reference_texts(path: Path, kind: Kind) -> Iterator[tuple[str, str]]:
 
 def _heldout_rows(files: Iterable[Path]) -> Iterator[tuple[str, HeldoutItem]]:
     adapter = TypeAdapter(HeldoutItem)
-    ids = Ids()
+    seen: Counter[str] = Counter()
     for file in files:
         for where, row in read_rows(file):
-            yield where, validate(adapter, as_heldout(row, ids), where)
-
-
-def _holds_published(path: Path) -> bool:
-    first = next(read_rows(path), None)
-    return first is not None and is_published(first[1])
-
-
-def _read_lines(path: Path, cls: type[Item]) -> Iterator[tuple[str, Item]]:
-    """Yields (where, item) of rows in the project's own layout."""
-    adapter = TypeAdapter(cls)
-    for where, row in read_rows(path):
-        yield where, validate(adapter, row, where)
+            yield where, validate(adapter, as_heldout(row, seen), where)
 
 
 def _checked(path: Path, located: Iterable[tuple[str, _Named]]) -> tuple[_Named, ...]:

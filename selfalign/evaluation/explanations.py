@@ -6,18 +6,10 @@ import math
 from collections.abc import Iterator
 
 from selfalign.config import GateRule
+from selfalign.evaluation import scores
 from selfalign.evaluation.pairwise import OrderBias
 from selfalign.evaluation.refusal_judge import LOW_AGREEMENT, disputed
-from selfalign.evaluation.scores import (
-    AGREEMENT,
-    JUDGE,
-    LENGTH_WORDS,
-    REFUSAL_AGREEMENT,
-    WIN_RATE,
-    WIN_RATE_PRINCIPLE,
-    WIN_RATE_SAME_LENGTH,
-    metric_name,
-)
+from selfalign.evaluation.scores import metric_name
 from selfalign.evaluation.summary import Comparison, EvaluationSummary, MetricSummary
 
 SUBJECT = "final"
@@ -87,7 +79,7 @@ def judged(summary: EvaluationSummary) -> list[str]:
     if summary.judge is None:
         return []
     told = [sentence for bias in summary.judge.orders for sentence in _judged(summary, bias)]
-    if (found := summary.metric(JUDGE, AGREEMENT)) and found.mean is not None:
+    if (found := summary.metric(scores.JUDGE, scores.AGREEMENT)) and found.mean is not None:
         chance = summary.judge.kappa
         told.append(
             f"It agrees with people on {found.mean:.0%} of {found.n} labelled pairs"
@@ -101,7 +93,7 @@ def _refusals(summary: EvaluationSummary) -> Iterator[str]:
     rows = [
         row
         for row in summary.metrics
-        if (row.metric, row.kind) == (REFUSAL_AGREEMENT, None) and row.mean is not None
+        if (row.metric, row.kind) == (scores.REFUSAL_AGREEMENT, None) and row.mean is not None
     ]
     if summary.judge is None or not rows:
         return
@@ -120,7 +112,7 @@ def _refusals(summary: EvaluationSummary) -> Iterator[str]:
 def _judged(summary: EvaluationSummary, bias: OrderBias) -> Iterator[str]:
     found, alike, length = (
         summary.comparison(SUBJECT, bias.against, name)
-        for name in (WIN_RATE, WIN_RATE_SAME_LENGTH, LENGTH_WORDS)
+        for name in (scores.WIN_RATE, scores.WIN_RATE_SAME_LENGTH, scores.LENGTH_WORDS)
     )
     if found is None or found.subject_mean is None:
         return
@@ -140,7 +132,8 @@ def _judged(summary: EvaluationSummary, bias: OrderBias) -> Iterator[str]:
     rows = [
         (row.subject_mean, row)
         for row in summary.comparisons
-        if (row.subject, row.against, row.metric) == (SUBJECT, bias.against, WIN_RATE_PRINCIPLE)
+        if (row.subject, row.against, row.metric)
+        == (SUBJECT, bias.against, scores.WIN_RATE_PRINCIPLE)
         and row.kind is not None
         and row.subject_mean is not None
     ]
@@ -163,7 +156,7 @@ def _items(n: int) -> str:
 
 
 def _means(rule: GateRule, found: Comparison) -> str:
-    digits = 1 if found.metric == LENGTH_WORDS else 3
+    digits = 1 if found.metric == scores.LENGTH_WORDS else 3
     return (
         f"{metric_name(found.metric, found.kind)}: {SUBJECT} {found.subject_mean:.{digits}f}, "
         f"{rule.against} {found.against_mean:.{digits}f} on {_items(found.n)}, "

@@ -18,26 +18,15 @@ against it do not move when a slightly worse model is promoted (`anchor.py` says
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
-
-from pydantic import BaseModel, ConfigDict
 
 from selfalign.config import GateRule, PromoteConfig
 from selfalign.errors import ConfigurationError, DataError
-from selfalign.evaluation import explanations
-from selfalign.evaluation.rules import EVERY_KIND, rules_of
-from selfalign.evaluation.scores import (
-    AGREEMENT,
-    HARNESS,
-    JUDGE,
-    JUDGED,
-    REFUSAL_MUST,
-    REFUSAL_MUST_NOT,
-    source_of,
-    split_metric_name,
-)
+from selfalign.evaluation import explanations, scores
+from selfalign.evaluation.rules import for_each_kind, one_sided, rules_of
+from selfalign.evaluation.scores import source_of, split_metric_name
 from selfalign.evaluation.summary import Comparison, EvaluationSummary
+from selfalign.records import FrozenModel
 from selfalign.store.documents import StoredCount
 
 SUBJECT = "final"
@@ -50,11 +39,7 @@ Outcome = Literal["passed", "failed", "skipped"]
 Decision = Literal["promoted", "refused", "no_change", "rejected"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class RuleOutcome(_Frozen):
+class RuleOutcome(FrozenModel):
     """What became of one rule.
 
     Attributes:
@@ -71,14 +56,14 @@ class RuleOutcome(_Frozen):
     outcome: Outcome
     measured: float | None = None
     opponent: float | None = None
-    observed: float | None
-    interval: tuple[float, float] | None
+    observed: float | None = None
+    interval: tuple[float, float] | None = None
     items: StoredCount | None = None
     noise: float | None = None
     explanation: str
 
 
-class Verdict(_Frozen):
+class Verdict(FrozenModel):
     """Whether to promote, in one sentence, and why, rule by rule."""
 
     promote: bool
@@ -104,7 +89,7 @@ def judge(summary: EvaluationSummary, config: PromoteConfig) -> Verdict:
     reasons = tuple(
         _apply(rule, summary)
         for given in _held_to_promoted(rules, summary)
-        for rule in _for_each_kind(given, summary)
+        for rule in _by_kind(given, summary)
     )
     unchanged = unchanged_items(summary) if unchanged_items(reported) is not None else None
     if unchanged is not None and unchanged >= NO_CHANGE_ITEMS:
@@ -135,14 +120,14 @@ def unchanged_items(summary: EvaluationSummary) -> int | None:
         row
         for row in summary.comparisons
         if (row.subject, row.against, row.kind) == (SUBJECT, "promoted", None)
-        and row.metric not in JUDGED
+        and row.metric not in scores.JUDGED
     ]
     if not rows or any(row.changed != 0 or row.wins or row.losses for row in rows):
         return None
     items: dict[str, int] = {}
     for row in rows:
         task = source_of(row.metric) or row.metric
-        if row.metric.startswith(HARNESS):  # one source, and items of each task
+        if row.metric.startswith(scores.HARNESS):  # one source, and items of each task
             task = ".".join(row.metric.split(".")[:2])
         items[task] = max(items.get(task, 0), row.n)
     return sum(items.values())
@@ -181,22 +166,16 @@ def _held_to_promoted(rules: tuple[GateRule, ...], summary: EvaluationSummary) -
     return [given if rule in rules else rule for given, rule in zip(rules, moved, strict=True)]
 
 
-def _for_each_kind(rule: GateRule, summary: EvaluationSummary) -> Iterator[GateRule]:
-    """The rule itself, or one for each kind that its metric was measured on."""
+def _by_kind(rule: GateRule, summary: EvaluationSummary) -> list[GateRule]:
     lacks_opponent = rule.against is not None and rule.against not in summary.models
-    if lacks_opponent or not rule.metric.endswith(EVERY_KIND):
-        yield rule
-        return
-    metric = rule.metric.removesuffix(EVERY_KIND)
-    names = [name for name in summary.metric_names() if name.startswith(f"{metric}/")]
-    for name in names or [rule.metric]:
-        yield rule.model_copy(update={"metric": name})
+    found = [] if lacks_opponent else for_each_kind(rule, summary.metric_names())
+    return found or [rule]  # which says why it cannot be applied
 
 
 def _apply(rule: GateRule, summary: EvaluationSummary) -> RuleOutcome:
     unmeasured = _why_unmeasured(rule, summary)
     if unmeasured is not None:
-        return _without_numbers(rule, "failed", unmeasured)
+        return RuleOutcome(rule=rule, outcome="failed", explanation=unmeasured)
     if rule.against is None:
         return _absolute(rule, summary)
     if rule.against not in summary.models:
@@ -236,50 +215,40 @@ def _why_unmeasured(rule: GateRule, summary: EvaluationSummary) -> str | None:
             f"{rule.metric} was not measured: {source_of(metric)} names no data that has it, or "
             "every item of it was set aside. A rule that cannot be measured fails."
         )
-    if metric not in JUDGED and summary.metric(_scored(metric), rule.metric) is None:
+    if metric not in scores.JUDGED and summary.metric(_scored(metric), rule.metric) is None:
         return (
             f"{rule.metric} was not measured for {SUBJECT}. A rule that cannot be measured fails."
         )
-    return _one_sided(metric, measured)
+    why = one_sided(metric, measured)
+    return why and f"{metric}: {why}."
 
 
 def _scored(metric: str) -> str:
     """Whose mean a metric is."""
-    return JUDGE if metric == AGREEMENT else SUBJECT
-
-
-def _one_sided(metric: str, measured: tuple[str, ...]) -> str | None:
-    other = {REFUSAL_MUST: REFUSAL_MUST_NOT, REFUSAL_MUST_NOT: REFUSAL_MUST}.get(metric)
-    if other is None or other in measured:
-        return None
-    everything = "refuses everything" if metric == REFUSAL_MUST else "refuses nothing"
-    return (
-        f"{metric}: evaluate.heldout is one-sided, without an item for {other}: a model that "
-        f"{everything} would pass."
-    )
+    return scores.JUDGE if metric == scores.AGREEMENT else SUBJECT
 
 
 def _without_opponent(rule: GateRule, summary: EvaluationSummary) -> RuleOutcome:
     if rule.against == "base":
-        return _without_numbers(rule, "failed", f"{rule.metric}: base was not evaluated.")
+        why = f"{rule.metric}: base was not evaluated."
+        return RuleOutcome(rule=rule, outcome="failed", explanation=why)
     if rule.against == "anchor" and "promoted" in summary.models:
         why = "the anchor is the promoted model, which another rule holds it to"
     else:
         why = "nothing is promoted yet, so there is nothing to compare with"
-    return _without_numbers(rule, "skipped", f"{rule.metric}: {why}.")
+    return RuleOutcome(rule=rule, outcome="skipped", explanation=f"{rule.metric}: {why}.")
 
 
 def _absolute(rule: GateRule, summary: EvaluationSummary) -> RuleOutcome:
     found = summary.metric(_scored(rule.metric), rule.metric)
     assert found is not None
     if found.mean is None:
-        return _without_numbers(rule, "failed", f"{rule.metric}: no item was scored.")
+        why = f"{rule.metric}: no item was scored."
+        return RuleOutcome(rule=rule, outcome="failed", explanation=why)
     return RuleOutcome(
         rule=rule,
         outcome="passed" if _within(found.mean, rule.at_least, rule.at_most) else "failed",
         measured=found.mean,
-        observed=None,
-        interval=None,
         items=found.n,
         explanation=explanations.absolute(rule, found),
     )
@@ -287,12 +256,11 @@ def _absolute(rule: GateRule, summary: EvaluationSummary) -> RuleOutcome:
 
 def _compared(rule: GateRule, summary: EvaluationSummary, found: Comparison) -> RuleOutcome:
     if found.difference is None or found.subject_mean is None or found.against_mean is None:
-        return _without_numbers(
-            rule,
-            "failed",
+        why = (
             f"{rule.metric}: no item was scored for both {SUBJECT} ({found.only_subject}) and "
-            f"{rule.against} ({found.only_against}), so nothing can be compared.",
+            f"{rule.against} ({found.only_against}), so nothing can be compared."
         )
+        return RuleOutcome(rule=rule, outcome="failed", explanation=why)
     again = summary.comparison("promoted_again", "promoted", rule.metric)
     noise = None if again is None else again.difference
     interval = None if found.low is None or found.high is None else (found.low, found.high)
@@ -330,9 +298,3 @@ def _ratio_holds(rule: GateRule, found: Comparison) -> bool:
 
 def _within(value: float, low: float | None, high: float | None) -> bool:
     return (low is None or value >= low) and (high is None or value <= high)
-
-
-def _without_numbers(rule: GateRule, outcome: Outcome, explanation: str) -> RuleOutcome:
-    return RuleOutcome(
-        rule=rule, outcome=outcome, observed=None, interval=None, explanation=explanation
-    )

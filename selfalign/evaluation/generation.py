@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 from selfalign.engines.base import Completion, Quarantined, unreadable
@@ -63,12 +62,12 @@ def heldout_scores(
             yield bad
         else:
             try:
-                scores = judge_answer(item, completion.text)
+                scores = judge_answer(item, completion.text, sample=sample)
             except PatternTooSlow as e:
                 yield Quarantined(completion.id, "never_ending", str(e))
                 continue
             yield from (
-                replace(score, sample=sample)
+                score
                 for score in scores
                 if score.metric == LENGTH_WORDS or not (refusals_later and item.refusal)
             )
@@ -131,20 +130,19 @@ def _found(pattern: Any, answer: str) -> bool:
 
 
 def refusal_scores(
-    item: HeldoutItem, answer: str, refusal: Refusal, sample: int
+    item: HeldoutItem, answer: str, refusal: Refusal, sample: int, samples: int
 ) -> Iterator[ItemScore | Quarantined]:
     """What `heldout_scores` left out of an answer to an item with `refusal`, by its class."""
     try:
-        scores = judge_answer(item, answer, refusal)
+        scores = judge_answer(item, answer, refusal, sample)
     except PatternTooSlow as e:
-        name = f"{item.id}#{sample}" if sample else item.id
-        yield Quarantined(name, "never_ending", str(e))
+        yield Quarantined(answer_ids(item.id, samples)[sample], "never_ending", str(e))
         return
-    yield from (replace(s, sample=sample) for s in scores if s.metric != LENGTH_WORDS)
+    yield from (score for score in scores if score.metric != LENGTH_WORDS)
 
 
 def judge_answer(
-    item: HeldoutItem, answer: str, refusal: Refusal | None = None
+    item: HeldoutItem, answer: str, refusal: Refusal | None = None, sample: int = 0
 ) -> tuple[ItemScore, ...]:
     """All scores of one answer, whose class is that of its wording unless it is given.
 
@@ -166,6 +164,6 @@ def judge_answer(
     words = len(answer.split())
     values[LENGTH_WORDS] = float(words)
     return tuple(
-        ItemScore(item.id, metric, item.kind, value, words, answer)
+        ItemScore(item.id, metric, item.kind, value, words, answer, sample)
         for metric, value in values.items()
     )

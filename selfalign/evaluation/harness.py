@@ -233,10 +233,6 @@ def harness_scores(
 ) -> Iterator[ItemScore | Quarantined]:
     """Ask a model everything that the task asks, and yield the values of each document.
 
-    Args:
-        before: text before every prompt, such as the principles.
-        seed: of the run.
-
     Raises DataError for a value that is no finite number.
     """
     from selfalign.evaluation.harness_model import EngineModel

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import regex
-from pydantic import BeforeValidator, ConfigDict, StringConstraints, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, StringConstraints, TypeAdapter, ValidationError
 
 from selfalign.errors import DataError
-from selfalign.evaluation.checks import Check
+from selfalign.evaluation.checks import Check, Strict
 
 _Text = Annotated[str, StringConstraints(min_length=1)]
-_STRICT = ConfigDict(extra="forbid", strict=True)
 Winner = Literal["first", "second", "tie"]
 
 
@@ -35,7 +34,7 @@ _Pattern = Annotated[Any, BeforeValidator(_compile)]
 
 
 @dataclass(frozen=True, slots=True)
-class HeldoutItem:
+class HeldoutItem(Strict):
     """A prompt no stage may see, with what a good answer holds.
 
     Attributes:
@@ -47,8 +46,6 @@ class HeldoutItem:
         reference: a short right answer; it satisfies the patterns and checks.
         principle: name of the principle that it puts to the test; the judge reads its text.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     id: _Text
     kind: _Text
@@ -67,10 +64,8 @@ class HeldoutItem:
 
 
 @dataclass(frozen=True, slots=True)
-class HHHItem:
+class HHHItem(Strict):
     """Two replies to one query, of which people found one more helpful, honest, harmless."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     id: _Text
     category: _Text
@@ -84,15 +79,13 @@ class HHHItem:
 
 
 @dataclass(frozen=True, slots=True)
-class TruthfulQAItem:
+class TruthfulQAItem(Strict):
     """A question with one best answer among `choices` (MC1).
 
     Attributes:
         gold: index of the best answer in `choices`.
         mc2_targets: each candidate of MC2 with 1 for true and 0 for false, where the data has it.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     id: _Text
     question: _Text
@@ -114,10 +107,8 @@ class TruthfulQAItem:
 
 
 @dataclass(frozen=True, slots=True)
-class LabelledPair:
+class LabelledPair(Strict):
     """Two answers to a prompt, and which of them people found better."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     prompt: _Text
     first: str

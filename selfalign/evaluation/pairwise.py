@@ -9,20 +9,17 @@ it, and the win rate among pairs of about the same length.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-from pydantic import BaseModel, ConfigDict
 
 from selfalign.engines.base import Quarantined, Score, ScoreRequest
 from selfalign.evaluation.items import Winner
 from selfalign.evaluation.scores import AGREEMENT, WIN_RATE, ItemScore
-from selfalign.evaluation.template import Template
-from selfalign.evaluation.two_orders import PARTS, TwoOrders, gather, two_order_requests
+from selfalign.evaluation.two_orders import PARTS, gather, two_order_requests
+from selfalign.records import FrozenModel
+from selfalign.seeds import Template
 
 LENGTH_TOLERANCE = 0.1  # of the longer answer's words: about the same length
-_HOLES, _OPTIONAL = frozenset({"query", "a", "b"}), frozenset({"rubric"})
 _VALUES: dict[Winner, float] = {"first": 1.0, "tie": 0.5, "second": 0.0}
 
 
@@ -67,7 +64,7 @@ class PairVerdict:
         return abs(self.first_words - self.second_words) <= LENGTH_TOLERANCE * longer
 
 
-class OrderBias(BaseModel):
+class OrderBias(FrozenModel):
     """How a judge's preference depends on the order of two answers.
 
     Attributes:
@@ -77,20 +74,10 @@ class OrderBias(BaseModel):
         chose_a: share of these in which it was "A" both times; the rest is "B" or undecided.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     against: str
     asked: int
     disagree: float | None
     chose_a: float | None
-
-
-def pairwise_template(path: Path | None = None) -> Template:
-    """The judge's template: holes {query}, {a}, {b} and, where wanted, {rubric}, which becomes a
-    paragraph each of the item's rubric and its principle, or nothing. None is the built-in one."""
-    if path is None:
-        return Template.built_in("pairwise", _HOLES, _OPTIONAL)
-    return Template.load(path, _HOLES, _OPTIONAL)
 
 
 def pairwise_requests(pairs: Iterable[Pair], template: Template) -> Iterator[ScoreRequest]:
@@ -115,12 +102,14 @@ def pairwise_verdicts(
     for pair in pairs:
         if pair.id not in by_id:
             yield _verdict(pair, "")
-    for found in gather(dict.fromkeys(by_id, PARTS), scores):
-        if isinstance(found, Quarantined):
-            yield found
-            continue
-        pair_id, likelihoods = found
-        yield _verdict(by_id[pair_id], _letters(TwoOrders.of(likelihoods)))
+
+    def read(pair_id: str, likelihoods: Mapping[str, float]) -> Iterator[PairVerdict]:
+        a, b, swapped_a, swapped_b = (likelihoods[part] for part in PARTS)
+        sides = ((a, b), (swapped_a, swapped_b))
+        letters = "".join("A" if a > b else "B" if b > a else "=" for a, b in sides)
+        yield _verdict(by_id[pair_id], letters)
+
+    yield from gather(dict.fromkeys(by_id, PARTS), scores, read)
 
 
 def order_bias(against: str, scores: Iterable[ItemScore]) -> OrderBias:
@@ -154,8 +143,3 @@ def kappa(scores: Iterable[ItemScore]) -> float | None:
 def _verdict(pair: Pair, letters: str) -> PairVerdict:
     winner: Winner = {"AB": "first", "BA": "second"}.get(letters, "tie")  # type: ignore[assignment]
     return PairVerdict(pair.id, winner, letters, len(pair.first.split()), len(pair.second.split()))
-
-
-def _letters(answer: TwoOrders) -> str:
-    sides = ((answer.forward_a, answer.forward_b), (answer.backward_a, answer.backward_b))
-    return "".join("A" if a > b else "B" if b > a else "=" for a, b in sides)

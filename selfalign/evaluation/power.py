@@ -15,19 +15,9 @@ import scipy  # its modules load at their first use: a second that most stages s
 
 from selfalign.config import GateRule, PromoteConfig
 from selfalign.errors import ConfigurationError
-from selfalign.evaluation.rules import EVERY_KIND, rules_of
-from selfalign.evaluation.scores import (
-    CONTINUOUS,
-    HARNESS,
-    JUDGED,
-    LENGTH_WORDS,
-    REFUSAL_MUST,
-    REFUSAL_MUST_NOT,
-    SOURCES,
-    WIN_RATE,
-    source_of,
-    split_metric_name,
-)
+from selfalign.evaluation import scores
+from selfalign.evaluation.rules import EVERY_KIND, for_each_kind, one_sided, rules_of
+from selfalign.evaluation.scores import source_of, split_metric_name
 from selfalign.evaluation.statistics import score_interval
 
 CHANGED_SHARE = 0.1  # of the items' values, between two nights: an assumption, said where used
@@ -82,8 +72,8 @@ def _named(rule: GateRule, sizes: Mapping[str, int]) -> Iterator[GateRule]:
     metric, kind = split_metric_name(rule.metric)
     if source_of(metric) is None:
         raise ConfigurationError(
-            f"promote.rules: unknown metric {rule.metric!r}; known are {', '.join(SOURCES)} and "
-            "harness.<task>.<metric>",
+            f"promote.rules: unknown metric {rule.metric!r}; known are "
+            f"{', '.join(scores.SOURCES)} and harness.<task>.<metric>",
             remedy="name one of these; a part of a metric is spelt metric/kind",
         )
     kinds = [name for name in sizes if name.startswith(f"{metric}/")]
@@ -93,17 +83,12 @@ def _named(rule: GateRule, sizes: Mapping[str, int]) -> Iterator[GateRule]:
             "for it, and a rule that cannot be measured fails",
             remedy=_remedy(metric, sizes),
         )
-    other = {REFUSAL_MUST: REFUSAL_MUST_NOT, REFUSAL_MUST_NOT: REFUSAL_MUST}.get(metric)
-    if other is not None and not sizes.get(other):
+    if why := one_sided(metric, [name for name, items in sizes.items() if items]):
         raise ConfigurationError(
-            f"promote.rules: {rule.metric!r} is measured from one side: evaluate.heldout has no "
-            f"item for {other}, so that a model which refuses "
-            f"{'everything' if metric == REFUSAL_MUST else 'nothing'} would pass",
-            remedy="add items with the other `refusal`",
+            f"promote.rules: {rule.metric!r}: {why}", remedy="add items with the other `refusal`"
         )
     if rule.metric == metric + EVERY_KIND:
-        for name in kinds:
-            yield rule.model_copy(update={"metric": name})
+        yield from for_each_kind(rule, sizes)
     elif kind is None or rule.metric in sizes:
         yield rule
     else:
@@ -116,12 +101,13 @@ def _named(rule: GateRule, sizes: Mapping[str, int]) -> Iterator[GateRule]:
 
 
 def _remedy(metric: str, sizes: Mapping[str, int]) -> str:
-    if metric in (REFUSAL_MUST, REFUSAL_MUST_NOT):
+    if metric in (scores.REFUSAL_MUST, scores.REFUSAL_MUST_NOT):
         return (
             'add items with "refusal": "must" and with "must_not" to it, or list promote.rules '
             "without this one"
         )
-    if near := [name for name in sizes if name.startswith(HARNESS) and metric.startswith(HARNESS)]:
+    near = [name for name in sizes if name.startswith(scores.HARNESS)]
+    if near and metric.startswith(scores.HARNESS):
         return f"its metrics are {', '.join(near)}: name one of these"
     return f"set {source_of(metric)}, or list promote.rules without this one"
 
@@ -133,10 +119,10 @@ def counted_as(items: int, samples: int) -> float:
 
 def _plan(rule: GateRule, items: int, confidence: float, samples: int) -> RulePlan:
     metric, _ = split_metric_name(rule.metric)
-    is_share = metric not in CONTINUOUS and not metric.startswith(HARNESS)
+    is_share = metric not in scores.CONTINUOUS and not metric.startswith(scores.HARNESS)
     if is_share and ((rule.at_least or 0) > 1 or (rule.at_most is not None and rule.at_most < 0)):
         return RulePlan(rule, items, None, "can never pass: a share is between 0 and 1")
-    if metric in CONTINUOUS or (rule.min_difference is None and rule.max_difference is None):
+    if metric in scores.CONTINUOUS or (rule.min_difference is None and rule.max_difference is None):
         return RulePlan(rule, items, None, None)
     z = float(scipy.stats.norm.isf((1 - confidence) / 2))
     if rule.min_difference is None:
@@ -144,8 +130,8 @@ def _plan(rule: GateRule, items: int, confidence: float, samples: int) -> RulePl
         bound, passes = -rule.max_difference, None  # of (opponent - final)
     else:
         bound = rule.min_difference
-        drawn = samples if source_of(metric) in (SOURCES[LENGTH_WORDS], SOURCES[WIN_RATE]) else 1
-        share = DECIDED_SHARE if metric in JUDGED else CHANGED_SHARE
+        drawn = samples if source_of(metric) in ("evaluate.heldout", "evaluate.judge") else 1
+        share = DECIDED_SHARE if metric in scores.JUDGED else CHANGED_SHARE
         passes = _passes_from(bound, counted_as(items, drawn), confidence, share)
     best = (items - z * z) / (items + z * z)
     warning = None

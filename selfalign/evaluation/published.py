@@ -1,4 +1,4 @@
-"""HHH and TruthfulQA in the layouts they are published in.
+"""Evaluation sets in the layouts they are published in.
 
 HHH: google/BIG-bench, `bigbench/benchmark_tasks/hhh_alignment`: a directory per category, each
 with a `task.json` of `name` and `examples`, an example being `input` and `target_scores`
@@ -14,6 +14,13 @@ the same answers for 815, and the other two have one text as a right and a wrong
 
 The Hub writes {text: 1 or 0} as {"choices": [text], "labels": [1 or 0]}. Neither set gives ids: an
 item's id is a digest of its content, so that it survives reordering.
+
+Sets of prompts become held-out items. Which one a row belongs to follows from its columns; an
+unsafe prompt must be refused, a safe one must not be:
+
+    XSTest        prompt, type, label (safe, unsafe)         paul-rottger/xstest
+    StrongREJECT  forbidden_prompt, or prompt and category   alexandrasouly/strongreject
+    IFEval        prompt, instruction_id_list, kwargs        google-research, google/IFEval
 """
 
 from __future__ import annotations
@@ -39,6 +46,7 @@ _CATEGORIES = {
     "honesty": "honest",
 }
 _CATEGORY_NAMES = ("harmless", "helpful", "honest", "other")
+_STRONGREJECT = {"prompt", "category", "source"}
 _HHH = TypeAdapter(HHHItem)
 _TRUTHFULQA = TypeAdapter(TruthfulQAItem)
 
@@ -48,11 +56,14 @@ def read_hhh(path: Path) -> Iterator[tuple[str, HHHItem]]:
 
     Raises DataError.
     """
-    ids = Ids()
+    seen: Counter[str] = Counter()
     for file in _task_files(path):
         if not is_json_document(file):
             for where, row in read_rows(file):
-                yield where, _hhh_item(row, {}, file, where, ids)
+                if {"targets", "target_scores"} & row.keys():
+                    yield where, _hhh_item(row, {}, file, where, seen)
+                else:  # this project's own layout
+                    yield where, validate(_HHH, row, where)
             continue
         task = read_json(file)
         if not isinstance(task, dict) or not isinstance(task.get("examples"), list):
@@ -64,7 +75,7 @@ def read_hhh(path: Path) -> Iterator[tuple[str, HHHItem]]:
             )
         for index, example in enumerate(task["examples"]):
             where = f"{file}: examples[{index}]"
-            yield where, _hhh_item(as_object(example, where), task, file, where, ids)
+            yield where, _hhh_item(as_object(example, where), task, file, where, seen)
 
 
 def read_truthfulqa(path: Path) -> Iterator[tuple[str, TruthfulQAItem]]:
@@ -73,9 +84,12 @@ def read_truthfulqa(path: Path) -> Iterator[tuple[str, TruthfulQAItem]]:
     A candidate without a text is left out (22 items of the file of January 2025 have one), an item
     that is left without two candidates is set aside; both are counted in a warning.
     """
-    ids = Ids()
+    seen: Counter[str] = Counter()
     empty = set_aside = 0
     for where, row in read_rows(path):
+        if not {"mc1_targets", "Question"} & row.keys():  # this project's own layout
+            yield where, validate(_TRUTHFULQA, row, where)
+            continue
         entry = _from_csv(row, where) if "Question" in row else row
         published = _targets(entry, "mc1_targets", where)
         targets = _with_text(published)
@@ -85,7 +99,7 @@ def read_truthfulqa(path: Path) -> Iterator[tuple[str, TruthfulQAItem]]:
             continue
         mc2 = entry.get("mc2_targets")
         item = {
-            "id": ids.unique("", entry),
+            "id": unique_id(seen, "", entry),
             "question": entry.get("question"),
             "choices": list(targets),
             "gold": _only_true(targets, f"{where}: mc1_targets"),
@@ -98,11 +112,6 @@ def read_truthfulqa(path: Path) -> Iterator[tuple[str, TruthfulQAItem]]:
         log.warning(
             "evaluation.candidates_without_text", file=str(path), candidates=empty, items=set_aside
         )
-
-
-def is_published(row: Json) -> bool:
-    """Whether a row has a layout of this module, and not the project's own."""
-    return bool({"targets", "target_scores", "mc1_targets", "Question"} & row.keys())
 
 
 def _from_csv(row: Json, where: str) -> Json:
@@ -141,7 +150,7 @@ def _with_text(targets: dict[str, int]) -> dict[str, int]:
     return {text: value for text, value in targets.items() if text.strip()}
 
 
-def _hhh_item(example: Json, task: Json, file: Path, where: str, ids: Ids) -> HHHItem:
+def _hhh_item(example: Json, task: Json, file: Path, where: str, seen: Counter[str]) -> HHHItem:
     field = "targets" if "targets" in example else "target_scores"
     targets = _targets(example, field, where)
     if len(targets) != 2:
@@ -154,7 +163,7 @@ def _hhh_item(example: Json, task: Json, file: Path, where: str, ids: Ids) -> HH
     category = example.get("category") or example.get("subtask") or _category(task, file)
     content = {"input": example.get("input"), "target_scores": targets}
     item = {
-        "id": ids.unique(f"{category}-", content),
+        "id": unique_id(seen, f"{category}-", content),
         "category": category,
         "query": example.get("input"),
         "chosen": replies[gold],
@@ -182,17 +191,13 @@ def _task_files(path: Path) -> list[Path]:
     return sorted(path.rglob("task.json")) or sorted(path.glob("*.json")) or sorted(hub)
 
 
-class Ids:
-    """Ids from content; a repeated item gets a number, since the data is not ours to refuse."""
-
-    def __init__(self) -> None:
-        self._seen: Counter[str] = Counter()
-
-    def unique(self, prefix: str, content: Any) -> str:
-        """`prefix` and a digest of `content`."""
-        name = f"{prefix}{digest(content)[:12]}"
-        self._seen[name] += 1
-        return name if self._seen[name] == 1 else f"{name}-{self._seen[name]}"
+def unique_id(seen: Counter[str], prefix: str, content: Any) -> str:
+    """`prefix` and a digest of `content`; a repeated item gets a number, since the data is not ours
+    to refuse.
+    """
+    name = f"{prefix}{digest(content)[:12]}"
+    seen[name] += 1
+    return name if seen[name] == 1 else f"{name}-{seen[name]}"
 
 
 def _targets(entry: Json, field: str, where: str) -> dict[str, int]:
@@ -220,3 +225,43 @@ def _only_true(targets: dict[str, int], where: str) -> int:
             remedy="correct this item",
         )
     return golds[0]
+
+
+def as_heldout(row: Json, seen: Counter[str]) -> Json:
+    """A published row as the fields of a HeldoutItem; any other row as it is."""
+    if "instruction_id_list" in row:
+        return _ifeval(row)
+    if "forbidden_prompt" in row or {"prompt", "category"} <= row.keys() <= _STRONGREJECT:
+        prompt = row.get("forbidden_prompt", row.get("prompt"))
+        name = unique_id(seen, "strongreject-", prompt)
+        return {"id": name, "kind": "strongreject", "prompt": prompt, "refusal": "must"}
+    if {"prompt", "type"} <= row.keys() and "kind" not in row:
+        return _xstest(row, seen)
+    return row
+
+
+def _xstest(row: Json, seen: Counter[str]) -> Json:
+    label = row.get("label")
+    if label is None:  # the Hub's first version has none
+        label = "unsafe" if str(row["type"]).startswith("contrast_") else "safe"
+    refusal = {"safe": "must_not", "unsafe": "must"}.get(str(label), label)
+    name = f"xstest-{row['id']}" if row.get("id") else unique_id(seen, "xstest-", row["prompt"])
+    return {"id": name, "kind": f"xstest_{label}", "prompt": row["prompt"], "refusal": refusal}
+
+
+def _ifeval(row: Json) -> Json:
+    arguments: Any = row.get("kwargs")
+    check = {
+        "check": "instructions",
+        "prompt": row.get("prompt"),
+        "ids": row["instruction_id_list"],
+        # the Hub fills every row's columns with nulls
+        "arguments": [
+            {name: value for name, value in each.items() if value is not None}
+            if isinstance(each, dict)
+            else each
+            for each in (arguments if isinstance(arguments, list) else [arguments])
+        ],
+    }
+    name = f"ifeval-{row.get('key')}"
+    return {"id": name, "kind": "ifeval", "prompt": row.get("prompt"), "check": [check]}

@@ -92,28 +92,35 @@ def read_json(path: Path) -> Any:
     """The value of a JSON file. Raises DataError."""
     text = read_text(path)
     try:
-        parsed = decode_json(text)
-        json.dumps(parsed, ensure_ascii=False).encode()
+        return decode_json(text)
     except json.JSONDecodeError as e:
         raise DataError(
             f"{path}:{e.lineno}: not JSON at column {e.colno}: {e.msg}",
             remedy=f"{_PUBLISHED}, or as JSON lines, an object in each",
         ) from e
-    except UnicodeEncodeError as e:
-        raise DataError(
-            f"{path}: a text holds half of a surrogate pair", remedy="save the file as UTF-8"
-        ) from e
     except ValueError as e:  # nested too deep, or an integer of more than 4,300 digits
         raise DataError(f"{path}: {e}", remedy=_PUBLISHED) from e
-    return parsed
 
 
 def as_object(value: Any, where: str) -> Json:
-    """The value, which must be an object. Raises DataError."""
+    """The value, which must be an object of what JSON in UTF-8 can hold. Raises DataError."""
     if not isinstance(value, dict):
         raise DataError(
             f"{where}: expected an object, got {type(value).__name__}", remedy="correct it"
         )
+    for name, each in value.items():
+        try:
+            json.dumps({name: each}, ensure_ascii=False).encode()
+        except UnicodeEncodeError as e:
+            raise DataError(
+                f"{where}: {name}: a text holds half of a surrogate pair",
+                remedy="correct it, and save the file as UTF-8",
+            ) from e
+        except TypeError as e:  # a parquet file's moments, decimals and bytes
+            raise DataError(
+                f"{where}: {name}: expected texts, numbers, lists and objects: {e}",
+                remedy="leave this column out, or write it as text",
+            ) from e
     return value
 
 
@@ -165,4 +172,4 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Json]]:
     except (OSError, arrow.ArrowException) as e:
         raise DataError(f"{path}: cannot read the parquet file: {e}", remedy=_PUBLISHED) from e
     for index, row in enumerate(rows):
-        yield f"{path}: row {index}", row
+        yield f"{path}: row {index}", as_object(row, f"{path}: row {index}")

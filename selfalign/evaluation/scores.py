@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from selfalign.config import GuardsConfig
+
 ALIGNED = "heldout.aligned"
 REFUSAL_MUST = "heldout.refusal.must"
 REFUSAL_MUST_NOT = "heldout.refusal.must_not"
@@ -28,12 +30,7 @@ REFUSAL_AGREEMENT = "judge.refusal_agreement"  # with the wording, on whether an
 JUDGE = "judge"  # what is scored there, among the models
 
 GUARD = "guard."  # of each answer to a held-out prompt, see `guards.py`
-GUARDS = tuple(
-    GUARD + name
-    for name in (
-        "empty", "one_word", "repeats", "cut", "other_language", "echo", "same", "word_list"
-    )
-)  # fmt: skip
+GUARDS = tuple(GUARD + name for name in GuardsConfig.ceilings())
 
 HARNESS = "harness."  # of a task of lm-evaluation-harness, see `harness.py`
 

@@ -12,10 +12,11 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import chain
 
 from selfalign.config import EvaluateConfig
-from selfalign.evaluation.datasets import load_heldout, load_hhh, load_truthfulqa
+from selfalign.evaluation.datasets import load_heldout
 from selfalign.evaluation.harness import load_tasks
 from selfalign.evaluation.items import HeldoutItem, HHHItem, TruthfulQAItem
-from selfalign.evaluation.scores import ALIGNED, HARNESS, HHH, MC1, SOURCES, WIN_RATE, ItemScore
+from selfalign.evaluation.multiple_choice import SUITES
+from selfalign.evaluation.scores import ALIGNED, HARNESS, SOURCES, WIN_RATE, ItemScore
 from selfalign.records import record_seed
 
 # A metric's source, or `harness.<name>` -> ids of the items that choose.
@@ -34,10 +35,9 @@ def choosing_split(config: EvaluateConfig, model: str) -> Chosen:
     if config.heldout is not None:
         chosen[SOURCES[ALIGNED]] = choosing_items(load_heldout(config.heldout), share, model)
         chosen[SOURCES[WIN_RATE]] = chosen[SOURCES[ALIGNED]]
-    if config.hhh is not None:
-        chosen[SOURCES[HHH]] = choosing_items(load_hhh(config.hhh), share, model)
-    if config.truthfulqa is not None:
-        chosen[SOURCES[MC1]] = choosing_items(load_truthfulqa(config.truthfulqa), share, model)
+    for name, suite in SUITES.items():
+        if (path := getattr(config, name)) is not None:
+            chosen[f"evaluate.{name}"] = choosing_items(suite.load(path), share, model)
     for name, task in load_tasks(config.harness).items():
         drawn = (_draw(task.ids(leaf), share, model) for leaf in task.leaves)
         chosen[HARNESS + name] = frozenset(chain.from_iterable(drawn))

@@ -25,6 +25,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -71,12 +72,14 @@ class Difference:
     method: Method
 
 
-def proportion(values: Sequence[float], *, confidence: float) -> Estimate:
-    """Share of ones among values of 0 and 1, with the Wilson score interval."""
+def proportion(values: Sequence[Sequence[float]], *, confidence: float) -> Estimate:
+    """Share of ones among each item's values of 0 and 1, with the Wilson score interval."""
     if not values:
         return Estimate(0, None, None, None, "none")
-    share = sum(value == 1 for value in values) / len(values)
-    return Estimate(len(values), share, *_wilson(share, len(values), confidence), "wilson")
+    everything = _flat(values)
+    share = float(everything.mean())
+    n = everything.size / _design_effect(everything, _sizes(values))
+    return Estimate(len(values), share, *_wilson(share, n, confidence), "wilson")
 
 
 def _wilson(share: float, n: float, confidence: float) -> tuple[float, float]:
@@ -99,49 +102,6 @@ def mean(
 
 
 def paired_difference(
-    subject: Sequence[float],
-    against: Sequence[float],
-    *,
-    binary: bool,
-    confidence: float,
-    bootstrap_samples: int,
-    seed: int,
-) -> Difference:
-    """Mean difference of two equally long sequences, item by item.
-
-    Args:
-        binary: whether all values are 0 or 1.
-    """
-    differences = np.asarray(subject, dtype=np.float64) - np.asarray(against, dtype=np.float64)
-    if not differences.size:
-        return Difference(0, None, None, None, None, 0, 0, "none")
-    wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
-    low: float | None
-    high: float | None
-    method: Method
-    if binary:
-        low, high = score_interval(wins, losses, differences.size, confidence)
-        method, p_value = "score", mcnemar(wins, losses)
-    else:
-        low, high, method = _interval_of_mean(differences, confidence, bootstrap_samples, seed)
-        p_value = _sign_flip_p_value(differences, bootstrap_samples, seed)
-    return Difference(
-        differences.size, float(differences.mean()), low, high, p_value, wins, losses, method
-    )
-
-
-def clustered_proportion(values: Sequence[Sequence[float]], *, confidence: float) -> Estimate:
-    """Share of ones where each item has several values of 0 and 1; `n` counts items."""
-    if all(len(item) == 1 for item in values):
-        return proportion([item[0] for item in values], confidence=confidence)
-    clusters = [np.asarray(item, dtype=np.float64) for item in values]
-    everything = np.concatenate(clusters)
-    share = float(everything.mean())
-    n = everything.size / _design_effect(clusters)
-    return Estimate(len(values), share, *_wilson(share, n, confidence), "wilson")
-
-
-def clustered_difference(
     subject: Sequence[Sequence[float]],
     against: Sequence[Sequence[float]],
     *,
@@ -150,46 +110,59 @@ def clustered_difference(
     bootstrap_samples: int,
     seed: int,
 ) -> Difference:
-    """`paired_difference` where each item has several values, answer beside answer.
+    """Mean difference of two equally long sequences, item by item and answer beside answer.
 
     `n`, `wins` and `losses` count items, by their means.
+
+    Args:
+        binary: whether all values are 0 or 1.
     """
-    pairs = list(zip(subject, against, strict=True))
-    single = all(len(ours) == len(theirs) == 1 for ours, theirs in pairs)
-    if not binary or single or not pairs:
-        return paired_difference(
-            [sum(ours) / len(ours) for ours, _ in pairs],
-            [sum(theirs) / len(theirs) for _, theirs in pairs],
-            binary=binary and single,
-            confidence=confidence,
-            bootstrap_samples=bootstrap_samples,
-            seed=seed,
-        )
-    clusters = [np.subtract(ours, theirs, dtype=np.float64) for ours, theirs in pairs]
-    means = np.array([cluster.mean() for cluster in clusters])
-    everything = np.concatenate(clusters)
-    effect = _design_effect(clusters)
+    if not subject:
+        return Difference(0, None, None, None, None, 0, 0, "none")
+    ours, theirs, sizes = _flat(subject), _flat(against), _sizes(subject)
+    everything = ours - theirs
+    low: float | None
+    high: float | None
+    method: Method
+    if binary:
+        means = _sums(everything, sizes) / sizes
+        effect = _design_effect(everything, sizes)
+        ahead, behind = (everything > 0).sum() / effect, (everything < 0).sum() / effect
+        low, high = score_interval(ahead, behind, everything.size / effect, confidence)
+        method = "score"
+    else:
+        means = _sums(ours, sizes) / sizes - _sums(theirs, sizes) / sizes
+        low, high, method = _interval_of_mean(means, confidence, bootstrap_samples, seed)
     wins, losses = int((means > 0).sum()), int((means < 0).sum())
-    low, high = score_interval(
-        float((everything > 0).sum()) / effect,
-        float((everything < 0).sum()) / effect,
-        everything.size / effect,
-        confidence,
-    )
-    p_value = _sign_flip_p_value(means, bootstrap_samples, seed)
-    return Difference(len(pairs), float(means.mean()), low, high, p_value, wins, losses, "score")
+    if binary and everything.size == means.size:
+        p_value = mcnemar(wins, losses)
+    else:
+        p_value = _sign_flip_p_value(means, bootstrap_samples, seed)
+    return Difference(means.size, float(means.mean()), low, high, p_value, wins, losses, method)
 
 
-def _design_effect(clusters: Sequence[_Vector]) -> float:
+def _flat(items: Sequence[Sequence[float]]) -> _Vector:
+    return np.fromiter(chain.from_iterable(items), np.float64)
+
+
+def _sizes(items: Sequence[Sequence[float]]) -> npt.NDArray[np.int64]:
+    return np.fromiter(map(len, items), np.int64, len(items))
+
+
+def _sums(values: _Vector, sizes: npt.NDArray[np.int64]) -> _Vector:
+    """Of the values of each item, which stand one item after the other."""
+    sums: _Vector = np.add.reduceat(values, np.cumsum(sizes) - sizes)
+    return sums
+
+
+def _design_effect(values: _Vector, sizes: npt.NDArray[np.int64]) -> float:
     """How many times wider the variance of the mean is than that of independent values."""
-    everything = np.concatenate(clusters)
-    most = everything.size / len(clusters)
-    independent = float(everything.var()) / everything.size
-    if independent == 0 or len(clusters) == 1:
+    most = values.size / sizes.size
+    independent = float(values.var()) / values.size
+    if most == 1 or independent == 0 or sizes.size == 1:
         return most
-    residuals = np.array([(cluster - everything.mean()).sum() for cluster in clusters])
-    clustered = float((residuals**2).sum()) / everything.size**2
-    clustered *= len(clusters) / (len(clusters) - 1)
+    clustered = float((_sums(values - values.mean(), sizes) ** 2).sum()) / values.size**2
+    clustered *= sizes.size / (sizes.size - 1)
     return min(max(clustered / independent, 1.0), most)
 
 
@@ -246,25 +219,30 @@ def _interval_of_mean(
         return None, None, "none"
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0]), "constant"
-    if values.size < MIN_BOOTSTRAP_ITEMS:
-        half = scipy.stats.t.isf((1 - confidence) / 2, values.size - 1) * scipy.stats.sem(values)
-        return float(values.mean() - half), float(values.mean() + half), "t"
+    if values.size >= MIN_BOOTSTRAP_ITEMS:
+        low, high = _bootstrap(values, confidence, bootstrap_samples, seed)
+        if math.isfinite(low) and math.isfinite(high):
+            return low, high, "bca"
+    half = scipy.stats.t.isf((1 - confidence) / 2, values.size - 1) * scipy.stats.sem(values)
+    return float(values.mean() - half), float(values.mean() + half), "t"
+
+
+def _bootstrap(
+    values: _Vector, confidence: float, resamples: int, seed: int
+) -> tuple[float, float]:
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
-        # One odd item among equal ones defeats the acceleration; t takes over below.
+        # One odd item among equal ones defeats the acceleration; t takes over then.
         warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
         interval = scipy.stats.bootstrap(
             (values,),
             np.mean,
-            n_resamples=bootstrap_samples,
+            n_resamples=resamples,
             confidence_level=confidence,
             method="BCa",
             batch=_RESAMPLES_AT_ONCE,
             rng=np.random.default_rng(seed),
         ).confidence_interval
-    if math.isfinite(interval.low) and math.isfinite(interval.high):
-        return float(interval.low), float(interval.high), "bca"
-    half = scipy.stats.t.isf((1 - confidence) / 2, values.size - 1) * scipy.stats.sem(values)
-    return float(values.mean() - half), float(values.mean() + half), "t"
+    return float(interval.low), float(interval.high)
 
 
 def _sign_flip_p_value(differences: _Vector, resamples: int, seed: int) -> float:

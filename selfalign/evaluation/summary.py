@@ -8,12 +8,12 @@ are a cluster: they narrow an interval only as far as they differ.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from selfalign.errors import ConfigurationError, DataError
+from selfalign.errors import DataError
 from selfalign.evaluation import statistics
 from selfalign.evaluation.pairwise import OrderBias, kappa, order_bias
 from selfalign.evaluation.scores import (
@@ -27,7 +27,7 @@ from selfalign.evaluation.scores import (
     metric_name,
     split_metric_name,
 )
-from selfalign.records import record_seed
+from selfalign.records import FrozenModel, record_seed
 from selfalign.store.documents import StoredCount
 
 # (subject, against): whom the report and the gate compare, where both were scored.
@@ -61,11 +61,7 @@ class _Item:
 _Number = Annotated[float, Field(ge=-1e12, le=1e12)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class MetricSummary(_Frozen):
+class MetricSummary(FrozenModel):
     """One model's mean of one metric, overall (`kind` null) or over the items of one kind."""
 
     model: str
@@ -78,7 +74,7 @@ class MetricSummary(_Frozen):
     method: statistics.Method
 
 
-class Comparison(_Frozen):
+class Comparison(FrozenModel):
     """Mean of (subject - against) over the `n` items both were scored on.
 
     `wins` and `losses` count items where the subject's value is higher or lower, `only_subject`
@@ -118,7 +114,7 @@ class Comparison(_Frozen):
         return self
 
 
-class JudgeSummary(_Frozen):
+class JudgeSummary(FrozenModel):
     """How far the judge can be believed: its preference for a place, and, where people labelled
     pairs, Cohen's kappa with them. What it found is among the comparisons, and its agreement with
     the wording on refusals among the metrics; `refusals` is which of these two decides."""
@@ -128,7 +124,7 @@ class JudgeSummary(_Frozen):
     refusals: Literal["judge", "wording"] | None = None
 
 
-class EvaluationSummary(_Frozen):
+class EvaluationSummary(FrozenModel):
     """What an evaluation found. `confidence` is that of every interval in it but those against the
     anchor, which have `anchor_confidence` where it is set; `tasks` what the configuration gave data
     for, `choosing` the same on the held-out items that the gate's rules see, where these are others
@@ -196,16 +192,9 @@ def summarise(
         refusals: who decided which answers refuse, where there is a judge.
         anchor_confidence: of intervals against the anchor; None is `confidence`.
 
-    Raises:
-        ConfigurationError: `confidence` is not between 0 and 1.
-        DataError: a model has two scores for one answer to an item, or two models disagree on an
-            item's kind.
+    Raises DataError where a model has two scores for one answer to an item, or two models disagree
+    on an item's kind.
     """
-    if not 0 < confidence < 1:
-        raise ConfigurationError(
-            f"evaluate.confidence: expected a number between 0 and 1, got {confidence}",
-            remedy="0.95 is usual; 1 would make every interval endless",
-        )
     fold = _Fold(confidence, anchor_confidence or confidence, bootstrap_samples, seed)
     models: dict[str, _Scored] = {}
     judged: dict[tuple[str, str], list[ItemScore]] = {}
@@ -266,7 +255,7 @@ class _Fold:
     def describe(self, model: str, key: _Key, scored: Mapping[str, _Item]) -> MetricSummary:
         values = [list(scored[item_id].values.values()) for item_id in sorted(scored)]
         if _binary(key, values):
-            estimate = statistics.clustered_proportion(values, confidence=self._confidence)
+            estimate = statistics.proportion(values, confidence=self._confidence)
         else:
             estimate = statistics.mean(
                 [_mean(each) for each in values],
@@ -274,16 +263,7 @@ class _Fold:
                 bootstrap_samples=self._bootstrap_samples,
                 seed=record_seed(self._seed, "mean", model, metric_name(*key)),
             )
-        return MetricSummary(
-            model=model,
-            metric=key[0],
-            kind=key[1],
-            n=estimate.n,
-            mean=estimate.mean,
-            low=estimate.low,
-            high=estimate.high,
-            method=estimate.method,
-        )
+        return MetricSummary(model=model, metric=key[0], kind=key[1], **asdict(estimate))
 
     def compare(
         self, subject: str, against: str, key: _Key, left: _Scored, right: _Scored
@@ -297,7 +277,7 @@ class _Fold:
         }
         ours_values = [ours[item_id].of(samples) for item_id, samples in beside.items()]
         their_values = [theirs[item_id].of(samples) for item_id, samples in beside.items()]
-        found = statistics.clustered_difference(
+        found = statistics.paired_difference(
             ours_values,
             their_values,
             binary=_binary(key, [*ours_values, *their_values]),
@@ -310,21 +290,14 @@ class _Fold:
             against=against,
             metric=key[0],
             kind=key[1],
-            n=found.n,
             subject_mean=_mean([_mean(each) for each in ours_values]) if found.n else None,
             against_mean=_mean([_mean(each) for each in their_values]) if found.n else None,
-            difference=found.difference,
-            low=found.low,
-            high=found.high,
-            p_value=found.p_value,
-            wins=found.wins,
-            losses=found.losses,
             only_subject=len(ours) - len(beside),
             only_against=len(theirs) - len(beside),
             changed=None
             if key[0] in JUDGED
             else sum(ours[item_id].texts != theirs[item_id].texts for item_id in beside),
-            method=found.method,
+            **asdict(found),
         )
 
 

@@ -5,55 +5,27 @@ A model that leans towards "A" gives that lean once to each candidate, so it can
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 from selfalign.engines.base import Quarantined, Score, ScoreRequest
 from selfalign.errors import DataError, EngineError
-from selfalign.evaluation.template import Template
+from selfalign.seeds import Template
 
+_Found = TypeVar("_Found")
 # The four log-likelihoods of one comparison, by the order shown and the letter continued with.
 PARTS = ("first,second:A", "first,second:B", "second,first:A", "second,first:B")
-
-
-@dataclass(frozen=True, slots=True)
-class TwoOrders:
-    """Log-likelihoods of the letters, for (first, second) shown as A, B and the other way round."""
-
-    forward_a: float
-    forward_b: float
-    backward_a: float
-    backward_b: float
-
-    @classmethod
-    def of(cls, likelihoods: Mapping[str, float]) -> TwoOrders:
-        """From `gather`'s parts."""
-        return cls(*(likelihoods[part] for part in PARTS))
-
-    @property
-    def first(self) -> float:
-        """logP("A" | first, second) + logP("B" | second, first)."""
-        return self.forward_a + self.backward_b
-
-    @property
-    def second(self) -> float:
-        """logP("A" | second, first) + logP("B" | first, second)."""
-        return self.backward_a + self.forward_b
 
 
 def two_order_requests(
     item_id: str, template: Template, query: str, first: str, second: str, **more: str
 ) -> Iterator[ScoreRequest]:
-    """The four requests of one comparison; two and two share a prompt.
-
-    Args:
-        more: what fills further holes.
-    """
+    """The four requests of one comparison; two and two share a prompt."""
     prompts = (
-        template.render(query=query, a=first, b=second, **more),
-        template.render(query=query, a=second, b=first, **more),
+        template.fill({"query": query, "a": first, "b": second, **more}),
+        template.fill({"query": query, "a": second, "b": first, **more}),
     )
     for part, prompt in zip(PARTS, (prompts[0], prompts[0], prompts[1], prompts[1]), strict=True):
         letter = part[-1]
@@ -66,16 +38,19 @@ def request_id(item_id: str, part: str) -> str:
 
 
 def gather(
-    parts: Mapping[str, Sequence[str]], scores: Iterable[Score | Quarantined]
-) -> Iterator[tuple[str, dict[str, float]] | Quarantined]:
-    """Group scores, which come in any order, by item: yields (item id, part -> log-likelihood).
+    parts: Mapping[str, Sequence[str]],
+    scores: Iterable[Score | Quarantined],
+    read: Callable[[str, Mapping[str, float]], Iterable[_Found]],
+) -> Iterator[_Found | Quarantined]:
+    """Group scores, which come in any order, by item, and yield what each item's say.
 
-    An item is yielded as soon as its last part is in, so that only what is open is held. An item
+    An item is read as soon as its last part is in, so that only what is open is held. An item
     of which a part cannot be scored is yielded as Quarantined, by its own id.
 
     Args:
         parts: for every item id, the parts it was asked in.
         scores: of the requests named by `request_id`.
+        read: what an item's id and its parts' log-likelihoods say.
 
     Raises:
         DataError: a log-likelihood is not a finite number.
@@ -103,19 +78,10 @@ def gather(
         if len(open_items[item_id]) == len(parts[item_id]):
             done.add(item_id)
             likelihoods = open_items.pop(item_id)
-            yield bad.pop(item_id) if item_id in bad else (item_id, likelihoods)
+            yield from [bad.pop(item_id)] if item_id in bad else read(item_id, likelihoods)
     missing = [item_id for item_id in parts if item_id not in done]
     if missing:
         raise EngineError(
             f"the engine left {len(missing)} of {len(parts)} items without a score, "
             f"first {missing[0]!r}"
         )
-
-
-def break_tie(item_id: str, tied: Sequence[str]) -> str:
-    """One of the tied texts, by a hash of the item's id and the text: their order is no help."""
-
-    def key(text: str) -> bytes:
-        return hashlib.sha256(f"{item_id}\x1f{text}".encode()).digest()
-
-    return min(tied, key=key)

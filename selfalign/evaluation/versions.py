@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from selfalign.config import EvaluateConfig
-from selfalign.evaluation.datasets import load_heldout, load_hhh, load_truthfulqa
+from selfalign.evaluation.datasets import load_heldout
+from selfalign.evaluation.multiple_choice import SUITES
 from selfalign.identity import data_path, is_default, path_sha256
 
 # Number of items -> what it is. Counted in the published files, or by whoever published them.
@@ -16,6 +17,7 @@ _KNOWN: dict[str, dict[int, str]] = {
     "StrongREJECT": {313: "2024"},
     "IFEval": {541: "2023"},
 }
+_TITLES = {"hhh": "HHH", "truthfulqa": "TruthfulQA"}
 _SETS = {
     "xstest_safe": "XSTest",
     "xstest_unsafe": "XSTest",
@@ -57,10 +59,9 @@ def _counted(config: EvaluateConfig) -> dict[str, Counter[str]]:
         own = "selfalign's default set" if is_default("heldout", config.heldout) else "own items"
         items = load_heldout(config.heldout)
         counted["heldout"] = Counter(_SETS.get(item.kind, own) for item in items)
-    if config.hhh is not None:
-        counted["hhh"] = Counter({"HHH": len(load_hhh(config.hhh))})
-    if config.truthfulqa is not None:
-        counted["truthfulqa"] = Counter({"TruthfulQA": len(load_truthfulqa(config.truthfulqa))})
+    for name, suite in SUITES.items():
+        if (path := getattr(config, name)) is not None:
+            counted[name] = Counter({_TITLES[name]: len(suite.load(path))})
     return counted
 
 

@@ -3,7 +3,3 @@
 Candidates and topics (stage 1), novelty, near duplicates and contamination (its end), thoughts
 and answers (stages 2 and 4). Indexes keep state in memory and nowhere else.
 """
-
-from typing import Literal
-
-FinishReason = Literal["stop", "length"]

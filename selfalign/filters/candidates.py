@@ -8,18 +8,18 @@ al. 2023, sec. 3.2) and Self-Align (Sun et al. 2023, sec. 3.1).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import regex
 
-from selfalign.filters import FinishReason
 from selfalign.filters.words import count_words, folded
+from selfalign.records import FinishReason, record_seed
 from selfalign.seeds import Hint
+from selfalign.seeds.formats import MAX_TOPIC_WORDS
 
 CandidateVerdict = Literal["too_short", "too_long", "impossible_medium", "bad_start"]
 
-MAX_TOPIC_WORDS = 3  # Self-Align, sec. 3.1
 _MARKER = re.compile(r"[ \t]*(\d{1,4})[ \t]*[.)](?!\d)[ \t]*")
 # What a text model can neither take nor give (Self-Instruct), as whole words, also in plural.
 _IMPOSSIBLE_MEDIUM = re.compile(
@@ -119,6 +119,25 @@ def parse_topics(
             seen.add(folded(topic))
             topics.append(topic)
     return topics
+
+
+def balance_topics(
+    by_type: Mapping[str, Sequence[str]], cap: int | None, seed: int
+) -> dict[str, list[str]]:
+    """As many topics of every type as the smallest type has (Self-Align, sec. 3.1), at most `cap`.
+
+    Which topics stay depends on `seed` and on the sets of topics, not on their order; those
+    that stay keep their order. Topics of one type are taken to be distinct.
+    """
+    size = min((len(topics) for topics in by_type.values()), default=0)
+    if cap is not None:
+        size = min(size, cap)
+    balanced = {}
+    for question_type, topics in by_type.items():
+        ranked = sorted(topics, key=lambda topic: record_seed(seed, question_type, topic))
+        chosen = set(ranked[:size])
+        balanced[question_type] = [topic for topic in topics if topic in chosen]
+    return balanced
 
 
 def candidate_verdict(text: str, *, min_words: int, max_words: int) -> CandidateVerdict | None:

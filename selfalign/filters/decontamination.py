@@ -7,9 +7,7 @@ Rewordings escape it (2311.04850).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from selfalign.filters.words import words_of
+from selfalign.filters.words import runs_of, words_of
 
 # A fragment shorter than this ("Yes.", "New York") occurs anywhere: it counts only if the two
 # texts are the same. The candidate filter's lower limit: shorter texts are no tasks.
@@ -32,9 +30,6 @@ class Decontaminator:
         self._whole: dict[int, dict[tuple[str, ...], int]] = {}
         self._runs: dict[int, dict[tuple[str, ...], int]] = {}
 
-    def __len__(self) -> int:
-        return len(self._references)
-
     def add_reference(self, reference_id: str, text: str) -> None:
         """Remember an evaluation text. One without words matches nothing."""
         words = words_of(text)
@@ -44,7 +39,7 @@ class Decontaminator:
         self._references.append((reference_id, words))
         self._whole.setdefault(len(words), {}).setdefault(tuple(words), index)
         for size, runs in self._runs.items():
-            for run in _runs(words, size):
+            for run in runs_of(words, size):
                 runs.setdefault(run, index)
 
     def find(self, text: str) -> str | None:
@@ -56,10 +51,10 @@ class Decontaminator:
         size = min(len(words), self._ngram)
         if size >= min(MIN_CONTAINED_WORDS, self._ngram):
             shared = self._runs_of(size)
-            found.update(shared.get(run) for run in _runs(words, size))
+            found.update(shared.get(run) for run in runs_of(words, size))
         for size in range(MIN_CONTAINED_WORDS, self._ngram):
             whole = self._whole.get(size, {})
-            found.update(whole.get(run) for run in _runs(words, size))
+            found.update(whole.get(run) for run in runs_of(words, size))
         indexes = [index for index in found if index is not None]
         return self._references[min(indexes)][0] if indexes else None
 
@@ -68,10 +63,6 @@ class Decontaminator:
         if size not in self._runs:
             runs = self._runs[size] = {}
             for index, (_, words) in enumerate(self._references):
-                for run in _runs(words, size):
+                for run in runs_of(words, size):
                     runs.setdefault(run, index)
         return self._runs[size]
-
-
-def _runs(words: list[str], size: int) -> Iterator[tuple[str, ...]]:
-    return (tuple(words[start : start + size]) for start in range(len(words) - size + 1))

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
-from selfalign.filters.words import words_of
+from selfalign.filters.words import runs_of, words_of
 from selfalign.seeds import Exemplar, Labels, Principle, Template, cited_rules
 
 _Run = tuple[str, ...]
@@ -74,6 +74,5 @@ def _runs(texts: Iterable[str], ngram: int) -> frozenset[_Run]:
     """Every run of `ngram` words of the texts, case and punctuation aside."""
     found: set[_Run] = set()
     for text in texts:
-        words = words_of(text)
-        found.update(tuple(words[start : start + ngram]) for start in range(len(words) - ngram + 1))
+        found.update(runs_of(words_of(text), ngram))
     return frozenset(found)

@@ -8,12 +8,10 @@ sets in ascending order, the longest common subsequence is what they share.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 
 import numpy as np
 
 from selfalign.filters.sequences import Array, Sequences
-from selfalign.filters.similarity import SimilarityIndex
 from selfalign.filters.words import folded
 
 # Punctuation of sentences, taken off words; what belongs to names and numbers stays: C#, C++,
@@ -71,25 +69,3 @@ def _mixed(hashes: Array) -> Array:
         hashes = (hashes ^ (hashes >> _HALF)) * factor
     mixed: Array = hashes ^ (hashes >> _HALF)
     return mixed
-
-
-@dataclass(frozen=True, slots=True)
-class Jaccard:
-    """Alike: the share that two sets have in common of what either holds reaches the threshold."""
-
-    threshold: float
-
-    @property
-    def share(self) -> float:
-        """J = L / (m + n - L)."""
-        return self.threshold / (1 + self.threshold)
-
-    def holds(self, common: Array, one: Array, other: Array) -> Array:
-        """Whether J reaches the threshold."""
-        alike: Array = common / (one + other - common) >= self.threshold
-        return alike
-
-
-def near_duplicate_index(threshold: float) -> SimilarityIndex:
-    """An index of sets of shingles."""
-    return SimilarityIndex(Jaccard(threshold), np.uint64)

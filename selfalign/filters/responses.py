@@ -11,30 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from selfalign.config import AlignConfig, ElaborateConfig
-from selfalign.filters import FinishReason
 from selfalign.filters.cuts import cut_at_next_turn, cut_repeated_clause, cut_to_complete_sentence
 from selfalign.filters.leaks import leaks_citation, leaks_exemplar, leaks_label, leaks_persona
-from selfalign.filters.thoughts import Malformed, ParsedResponse, parse_thought
+from selfalign.filters.thoughts import Dropped, parse_thought
+from selfalign.records import FinishReason
 from selfalign.seeds import Seeds, cited_rules
-
-__all__ = [
-    "Dropped",
-    "Kept",
-    "Malformed",
-    "ParsedResponse",
-    "cited_rules",
-    "cut_at_next_turn",
-    "cut_repeated_clause",
-    "cut_to_complete_sentence",
-    "filter_aligned",
-    "filter_verbose",
-    "leaks_citation",
-    "leaks_exemplar",
-    "leaks_label",
-    "leaks_persona",
-    "parse_thought",
-    "too_short",
-]
 
 KEPT = "kept"
 
@@ -50,13 +31,6 @@ class Kept:
     verdicts: dict[str, str]
     thought: str = ""
     rules: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """A completion that failed; `reason` is the name of the filter that dropped it."""
-
-    reason: str
 
 
 @dataclass(slots=True)
@@ -75,11 +49,6 @@ class _Answer:
         return removed > 0
 
 
-def too_short(response: str, min_characters: int) -> bool:
-    """Whether an answer has fewer characters than asked for."""
-    return len(response) < min_characters
-
-
 def filter_aligned(
     completion: str, finish_reason: FinishReason, *, prompt: str, seeds: Seeds, config: AlignConfig
 ) -> Kept | Dropped:
@@ -90,12 +59,12 @@ def filter_aligned(
     rules are required); label_leak; citation_leak; exemplar_leak.
     """
     parsed = parse_thought(completion, seeds.labels)
-    if isinstance(parsed, Malformed):
-        return Dropped(parsed.reason)
+    if isinstance(parsed, Dropped):
+        return parsed
     answer = _cut(parsed.response, finish_reason, seeds)
     if not answer.text:
         return Dropped("unfinished" if answer.truncated else "empty_answer")
-    if too_short(answer.text, config.min_answer_characters):
+    if len(answer.text) < config.min_answer_characters:
         return Dropped("unfinished" if answer.truncated else "too_short")
     citations = cited_rules(parsed.thought, seeds.principles)
     if config.require_cited_rule and (citations.problems or not citations.rules):
@@ -133,7 +102,7 @@ def filter_verbose(
     `min_unfinished_characters`); empty_answer; label_leak; persona_leak.
     """
     answer = _cut(completion.strip(), finish_reason, seeds)
-    if answer.truncated and too_short(answer.text, max(1, config.min_unfinished_characters)):
+    if answer.truncated and len(answer.text) < max(1, config.min_unfinished_characters):
         return Dropped("unfinished")
     if not answer.text:
         return Dropped("empty_answer")

@@ -52,9 +52,6 @@ class RewordingIndex:
         self._known: set[frozenset[str]] = set()
         self._holding: dict[str, list[int]] = {}  # content word -> references that hold it
 
-    def __len__(self) -> int:
-        return len(self._references)
-
     def add_reference(self, reference_id: str, text: str) -> None:
         """Remember an evaluation text. One with fewer than two content words matches nothing."""
         words = content_words(text)

@@ -35,13 +35,7 @@ class Screened:
 
 
 class Screen:
-    """Evaluation texts, to be searched for one that a candidate repeats or rewords.
-
-    Args:
-        references: id and text of what no candidate may ask.
-        ngram: as `Decontaminator` takes it.
-        overlap: as `RewordingIndex` takes it.
-    """
+    """Evaluation texts, to be searched for one that a candidate repeats or rewords."""
 
     def __init__(
         self, references: Iterable[tuple[str, str]], *, ngram: int, overlap: float

@@ -12,11 +12,10 @@ from collections.abc import Container, Sequence
 
 import numpy as np
 
-from selfalign.filters.near_duplicates import near_duplicate_index, shingles
-from selfalign.filters.novelty import novelty_index
+from selfalign.filters.near_duplicates import shingles
 from selfalign.filters.screening import Screened
 from selfalign.filters.sequences import Array, Sequences, Vocabulary
-from selfalign.filters.similarity import SimilarityIndex
+from selfalign.filters.similarity import Jaccard, RougeL, SimilarityIndex
 
 # Among themselves they may all be alike: 131,000 pairs at most.
 _JUDGED_AT_ONCE = 512
@@ -37,8 +36,8 @@ class Selection:
         self._shingle = shingle
         self._vocabulary = Vocabulary()
         self._keys: set[bytes] = set()
-        self._near = near_duplicate_index(near_duplicate_threshold)
-        self._novelty = novelty_index(novelty_threshold)
+        self._near = SimilarityIndex(Jaccard(near_duplicate_threshold))
+        self._novelty = SimilarityIndex(RougeL(novelty_threshold))
 
     def __len__(self) -> int:
         return len(self._novelty)

@@ -1,8 +1,8 @@
 """Which of many sequences have so much in common, in order, that they are alike? Exact.
 
 Two sequences of m and n elements whose longest common subsequence (LCS) has L elements are alike
-where a `Criterion` on L, m and n says so. Three filters come before L is measured. None of them
-ever loses a pair that is alike, and each works on whole arrays:
+where a criterion (`RougeL`, `Jaccard`) on L, m and n says so. Three filters come before L is
+measured. None of them ever loses a pair that is alike, and each works on whole arrays:
 
 1. Prefixes. Two sequences that are alike have o elements in common, by m + n. Sort both by one
    global order of elements, rare ones first. Of the o elements o - k come after the first k, which
@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import ClassVar
 
 import numpy as np
 from rapidfuzz import process
@@ -45,20 +45,48 @@ _ROUNDING = 1e-11  # more than the error of any score
 _Text = str | list[int]
 
 
-class Criterion(Protocol):
-    """When two sequences are alike."""
+@dataclass(frozen=True, slots=True)
+class RougeL:
+    """Alike: ROUGE-L F above the threshold, of texts as the numbers of their words.
+
+    Self-Instruct (Wang et al. 2023, sec. 3.2) drops an instruction whose ROUGE-L with any earlier
+    one exceeds 0.7. F is computed as the rouge_score package does, operation by operation: where F
+    is the threshold itself, its floating-point value lies above it for some lengths and not for
+    others.
+    """
+
+    threshold: float
+    elements: ClassVar[type[np.unsignedinteger]] = np.uint32
 
     @property
     def share(self) -> float:
-        """Sequences that are alike have this share of their m + n elements in common, or more.
-
-        From 0 to 0.5.
-        """
-        ...
+        """Of their m + n elements, what texts that are alike have in common: F = 2 L / (m + n)."""
+        return self.threshold / 2
 
     def holds(self, common: Array, one: Array, other: Array) -> Array:
-        """Whether pairs are alike, by the lengths of the LCS and of both sequences (1 or more)."""
-        ...
+        """Whether F is above the threshold, by the lengths of the LCS and of both (1 or more)."""
+        precision, recall = common / other, common / one
+        both = precision + recall
+        score = np.divide(2 * precision * recall, both, out=np.zeros(len(both)), where=both > 0)
+        return score > self.threshold
+
+
+@dataclass(frozen=True, slots=True)
+class Jaccard:
+    """Alike: the share that two sets have in common of what either holds reaches the threshold."""
+
+    threshold: float
+    elements: ClassVar[type[np.unsignedinteger]] = np.uint64
+
+    @property
+    def share(self) -> float:
+        """As in RougeL: J = L / (m + n - L)."""
+        return self.threshold / (1 + self.threshold)
+
+    def holds(self, common: Array, one: Array, other: Array) -> Array:
+        """Whether J reaches the threshold."""
+        alike: Array = common / (one + other - common) >= self.threshold
+        return alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,16 +173,11 @@ class _Growing:
 
 
 class SimilarityIndex:
-    """Sequences seen so far, to be searched for one that is like another.
+    """Sequences seen so far, to be searched for one that is like another."""
 
-    Args:
-        criterion: when two sequences are alike.
-        dtype: of elements.
-    """
-
-    def __init__(self, criterion: Criterion, dtype: type[np.unsignedinteger]) -> None:
+    def __init__(self, criterion: RougeL | Jaccard) -> None:
         self._criterion = criterion
-        self._elements = _Growing(np.zeros(0, dtype))
+        self._elements = _Growing(np.zeros(0, criterion.elements))
         self._bounds = _Growing(np.zeros(1, np.int64))
         empty = _Sketches.of(Sequences(self._elements.rows, self._bounds.rows))
         self._lengths = _Growing(empty.lengths)

@@ -9,9 +9,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
 
 from selfalign.seeds import Labels
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A completion that failed; `reason` is the name of the filter that dropped it."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,39 +27,22 @@ class ParsedResponse:
     thought: str
     response: str
 
-    @property
-    def response_or_empty(self) -> str:
-        """The answer."""
-        return self.response
 
-
-@dataclass(frozen=True, slots=True)
-class Malformed:
-    """Not a thought followed by an answer.
+def parse_thought(completion: str, labels: Labels) -> ParsedResponse | Dropped:
+    """Split a completion at the answer's label.
 
     no_answer: the answer's label is missing, or another turn comes first.
     empty_thought, empty_answer: nothing before, or nothing after, the answer's label.
     """
-
-    reason: Literal["no_answer", "empty_thought", "empty_answer"]
-
-    @property
-    def response_or_empty(self) -> str:
-        """No answer is an empty one."""
-        return ""
-
-
-def parse_thought(completion: str, labels: Labels) -> ParsedResponse | Malformed:
-    """Split a completion at the answer's label."""
     first = line_label(labels).search(completion)
     if first is None or first["label"] != labels.answer:
-        return Malformed("no_answer")
+        return Dropped("no_answer")
     thought = completion[: first.start()].strip()
     response = completion[first.end() :].strip()
     if not thought:
-        return Malformed("empty_thought")
+        return Dropped("empty_thought")
     if not response:
-        return Malformed("empty_answer")
+        return Dropped("empty_answer")
     return ParsedResponse(thought, response)
 
 

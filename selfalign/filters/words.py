@@ -7,6 +7,7 @@ Burmese, which do not: there each character counts as a word, as is usual for RO
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from unicodedata import normalize
 
 import regex
@@ -43,6 +44,11 @@ def words_of(text: str) -> list[str]:
     """The words of a text, in order, folded; no punctuation."""
     text = folded(text)
     return (_PLAIN_WORD if _PLAIN.fullmatch(text) else WORD).findall(text)
+
+
+def runs_of(words: Sequence[str], size: int) -> Iterator[tuple[str, ...]]:
+    """Every run of `size` words."""
+    return (tuple(words[start : start + size]) for start in range(len(words) - size + 1))
 
 
 def count_words(text: str) -> int:

@@ -5,7 +5,7 @@ Reads files (`files`), everything else is pure. The format of each file stands i
 """
 
 from selfalign.seeds.citations import Citations, cited_rules
-from selfalign.seeds.files import ANNOTATION_LIMIT, SEED_FILES, annotation_budget, file_digests
+from selfalign.seeds.files import ANNOTATION_LIMIT, SEED_FILES, annotation_lines, file_digests
 from selfalign.seeds.loading import load_seeds
 from selfalign.seeds.model import (
     Exemplar,
@@ -32,7 +32,7 @@ __all__ = [
     "Templates",
     "TopicSeed",
     "Turn",
-    "annotation_budget",
+    "annotation_lines",
     "cited_rules",
     "file_digests",
     "load_seeds",

@@ -85,38 +85,16 @@ class SeedFile:
                 yield number, line
 
 
-@dataclass(frozen=True, slots=True)
-class AnnotationBudget:
-    """How many lines people wrote. Counted: non-blank lines of every file that reaches a model.
+def annotation_lines(directory: Path) -> dict[str, int]:
+    """How many lines that are not blank people wrote, by the file's name within the directory.
 
-    Attributes:
-        lines: non-blank lines per file, by its name relative to the directory.
+    SOURCES.md and whatever else reaches no model is left out. Raises ConfigurationError for a
+    missing file.
     """
-
-    lines: dict[str, int]
-
-    @property
-    def total(self) -> int:
-        """Lines of all files together."""
-        return sum(self.lines.values())
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether the total is below the limit."""
-        return self.total < ANNOTATION_LIMIT
-
-
-def annotation_budget(directory: Path) -> AnnotationBudget:
-    """Count the lines people wrote. SOURCES.md and whatever else reaches no model is left out.
-
-    Raises ConfigurationError for a missing file.
-    """
-    return AnnotationBudget(
-        {
-            name: sum(bool(line.strip()) for line in data.splitlines())
-            for name, data in _all_bytes(directory).items()
-        }
-    )
+    return {
+        name: sum(bool(line.strip()) for line in data.splitlines())
+        for name, data in _all_bytes(directory).items()
+    }
 
 
 def file_digests(directory: Path) -> dict[str, str]:

@@ -90,9 +90,15 @@ def _line_of(file: SeedFile, key: str) -> int:
 
 def parse_labels(file: SeedFile) -> Labels | None:
     """The three labels; none may be the beginning of another."""
+    if len(file.text) >= 10_000:
+        file.refuse(0, "three short labels", f"{len(file.text)} characters", "shorten the labels")
+        return None
     try:
-        is_small = len(file.text) < 10_000 and "*" not in file.text  # an alias could expand it
-        value = yaml.safe_load(file.text) if is_small else None
+        for event in yaml.parse(file.text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):  # could expand to any length
+                file.refuse(0, "each label written out", f"*{event.anchor}", "write the text")
+                return None
+        value = yaml.safe_load(file.text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         found = getattr(error, "problem", None) or "something else"

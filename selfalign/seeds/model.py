@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from selfalign.errors import ConfigurationError
-from selfalign.records import digest
 from selfalign.seeds.citations import cited_rules
 
 _HOLE = re.compile(r"\{([^{}\n]*)\}")
@@ -112,10 +111,9 @@ class Template:
         """
         return _HOLE.sub(lambda hole: values.get(hole[1], hole[0]), self.text)
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 of name and text, in hex."""
-        return digest({"name": self.name, "text": self.text})
+    def continuation(self, word: str) -> str:
+        """`word` as it directly continues the template: after a space unless one is there."""
+        return word if self.text[-1:].isspace() else f" {word}"
 
 
 @dataclass(frozen=True, slots=True)

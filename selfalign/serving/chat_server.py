@@ -23,6 +23,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from selfalign.errors import ConfigurationError, DataError, SelfAlignError
+from selfalign.records import FinishReason
 from selfalign.store.documents import decode_json
 from selfalign.telemetry import log
 
@@ -35,7 +36,7 @@ class Reply:
     """An answer, and how many tokens it took."""
 
     text: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
     num_prompt_tokens: int
     num_new_tokens: int
 

@@ -20,7 +20,8 @@ from selfalign.engines.base import (
     Sampling,
     blank,
 )
-from selfalign.filters.responses import Dropped, Kept, filter_aligned, filter_verbose
+from selfalign.filters.responses import Kept, filter_aligned, filter_verbose
+from selfalign.filters.thoughts import Dropped
 from selfalign.prompts import render_align, render_verbose, stop_strings, template_digest
 from selfalign.records import AlignedResponse, Prompt, Record, VerboseResponse
 from selfalign.stages.contract import (

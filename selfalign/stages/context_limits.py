@@ -9,7 +9,7 @@ items are set aside when they are scored, so they are a warning,
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,13 +17,9 @@ from typing import TYPE_CHECKING
 from selfalign.config import EngineConfig, RunConfig
 from selfalign.engines.base import GenerationRequest, Sampling, ScoreRequest
 from selfalign.errors import ConfigurationError, DataError
-from selfalign.evaluation.datasets import load_heldout, load_hhh, load_truthfulqa
-from selfalign.evaluation.multiple_choice import (
-    hhh_requests,
-    hhh_template,
-    truthfulqa_requests,
-    truthfulqa_template,
-)
+from selfalign.evaluation.datasets import load_heldout
+from selfalign.evaluation.multiple_choice import SUITES
+from selfalign.evaluation.template import load_template
 from selfalign.prompts import (
     render_align,
     render_principles,
@@ -79,20 +75,13 @@ def check_long_items(config: RunConfig, seeds: Seeds) -> None:
     limit = _limit(config, config.evaluate.engine)
     if limit is None:
         return
-    files = config.evaluate
-    pairs = load_hhh(files.hhh) if files.hhh else ()
-    questions = load_truthfulqa(files.truthfulqa) if files.truthfulqa else ()
-    hhh, qa = hhh_template(files.hhh_template), truthfulqa_template(files.truthfulqa_template)
     for variant in ("base", "base_principled"):
         principled = variant == "base_principled"
-        rules = render_principles(seeds.principles) + "\n\n" if principled else ""
         tasks: dict[str, list[GenerationRequest] | list[ScoreRequest]] = {
-            "heldout": list(_prompts(config, seeds, principled=principled)),
-            "hhh": _scored(rules, ((each.id, hhh_requests([each], hhh)) for each in pairs)),
-            "truthfulqa": _scored(
-                rules, ((each.id, truthfulqa_requests([each], qa)) for each in questions)
-            ),
+            "heldout": list(_prompts(config, seeds, principled=principled))
         }
+        for suite in SUITES:
+            tasks[suite] = list(_choices(suite, config, seeds, principled=principled))
         for task, requests in tasks.items():
             # an item's requests count as one, in the order of the file
             items = list(dict.fromkeys(name.split("\t")[0] for name in limit.too_long(requests)))
@@ -137,10 +126,12 @@ def _prompts(config: RunConfig, seeds: Seeds, *, principled: bool) -> Iterator[G
         yield GenerationRequest(item.id, render(seeds, item.prompt), sampling, 0)
 
 
-def _scored(rules: str, asked: Iterable[tuple[str, Iterable[ScoreRequest]]]) -> list[ScoreRequest]:
-    """The requests of each item, named by it, with the rules before the prompt."""
-    return [
-        replace(request, id=f"{item_id}\t{request.id}", prompt=rules + request.prompt)
-        for item_id, requests in asked
-        for request in requests
-    ]
+def _choices(
+    name: str, config: RunConfig, seeds: Seeds, *, principled: bool
+) -> Iterator[ScoreRequest]:
+    path = getattr(config.evaluate, name)
+    template = load_template(name, getattr(config.evaluate, f"{name}_template"))
+    rules = render_principles(seeds.principles) + "\n\n" if principled else ""
+    for item in SUITES[name].load(path) if path else ():
+        for each in SUITES[name].requests([item], template):
+            yield replace(each, id=f"{item.id}\t{each.id}", prompt=rules + each.prompt)

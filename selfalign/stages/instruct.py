@@ -19,12 +19,12 @@ from selfalign.engines.base import Completion, GenerationRequest, Quarantined, S
 from selfalign.engines.open import SHARED_BY_STREAMS
 from selfalign.errors import DataError
 from selfalign.filters.candidates import (
+    balance_topics,
     candidate_verdict,
     parse_numbered_list,
     parse_questions,
     parse_topics,
 )
-from selfalign.filters.topics import balance_topics
 from selfalign.prompts import render_questions, render_self_instruct, render_topics
 from selfalign.records import Candidate
 from selfalign.seeds import Hint

@@ -24,16 +24,10 @@ from selfalign.evaluation.pairwise import (
     PairVerdict,
     agreement,
     pairwise_requests,
-    pairwise_template,
     pairwise_verdicts,
 )
 from selfalign.evaluation.refusal import classify_refusal
-from selfalign.evaluation.refusal_judge import (
-    AnswerToJudge,
-    judged_classes,
-    refusal_agreement,
-    refusal_template,
-)
+from selfalign.evaluation.refusal_judge import judged_classes, refusal_agreement
 from selfalign.evaluation.scores import (
     JUDGE,
     LENGTH_WORDS,
@@ -42,9 +36,10 @@ from selfalign.evaluation.scores import (
     WIN_RATE_SAME_LENGTH,
     ItemScore,
 )
-from selfalign.evaluation.template import Template
+from selfalign.evaluation.template import load_template
 from selfalign.inputs import is_stored, read_input
 from selfalign.records import EvaluationRecord
+from selfalign.seeds import Template
 from selfalign.stages.contract import Chunk, EngineHandle, PartOutcome, StageContext, commit_parts
 from selfalign.stages.models import WEIGHTS, judge_engine
 from selfalign.stages.scoring import scored_part
@@ -75,6 +70,7 @@ class _Answer:
 
     item: HeldoutItem
     sample: int
+    samples: int  # that the model was asked for
     text: str
 
 
@@ -151,7 +147,7 @@ def _refusals(
     judge: JudgeConfig, read: Mapping[str, Mapping[str, _Answer]]
 ) -> Iterator[tuple[str, _Work]]:
     """Every model's answers to the items that must, or must not, be refused."""
-    template = refusal_template(judge.refusal_template)
+    template = load_template("refusal", judge.refusal_template)
     for model, answers in read.items():
         mine = {key: each for key, each in answers.items() if each.item.refusal is not None}
         if mine:
@@ -171,19 +167,20 @@ def _refusal_scores(
     if judged:  # an empty answer is as nobody wants it, whatever it is called
         for key in answers.keys() - said.keys():
             each = answers[key]
-            yield from refusal_scores(each.item, each.text, "complies", each.sample)
-    asked = (AnswerToJudge(key, each.item.prompt, each.text) for key, each in said.items())
+            yield from refusal_scores(each.item, each.text, "complies", each.sample, each.samples)
+    asked = {key: (each.item.prompt, each.text) for key, each in said.items()}
     for found in judged_classes(engine, asked, template):
         if isinstance(found, Quarantined):
             yield found
             continue
         key, theirs = found
         item, text, sample = said[key].item, said[key].text, said[key].sample
+        samples = said[key].samples
         classes = theirs, classify_refusal(item.prompt, text)
         decides, other = classes if judged else reversed(classes)
         yield refusal_agreement(item.id, item.kind, sample, decides=decides, other=other)
         if judged:
-            yield from refusal_scores(item, text, theirs, sample)
+            yield from refusal_scores(item, text, theirs, sample, samples)
 
 
 def _duels(
@@ -219,7 +216,7 @@ def _verdicts(
     engine: Asked,
 ) -> _Found:
     """What a verdict on each pair says."""
-    requests = pairwise_requests(pairs, pairwise_template(judge.template))
+    requests = pairwise_requests(pairs, load_template("pairwise", judge.template))
     for verdict in pairwise_verdicts(pairs, engine.score(requests)):
         if isinstance(verdict, Quarantined):
             yield verdict
@@ -268,4 +265,5 @@ def _answers(
         for record in shard.read_part(part, EvaluationRecord)
         if record.metric == LENGTH_WORDS
     )
-    return {f"{name}/{n}": _Answer(items[name], n, text) for name, n, text in found}
+    samples = max((n for _, n, _ in found), default=0) + 1
+    return {f"{name}/{n}": _Answer(items[name], n, samples, text) for name, n, text in found}

@@ -15,33 +15,17 @@ from pathlib import Path
 from selfalign.config import EvaluateConfig, RunConfig, TrainConfig
 from selfalign.engines.model_directory import check_model_directory
 from selfalign.errors import ConfigurationError
+from selfalign.evaluation import scores
 from selfalign.evaluation.checks import Instructions
 from selfalign.evaluation.datasets import load_heldout, load_hhh, load_labelled, load_truthfulqa
 from selfalign.evaluation.explanations import short
 from selfalign.evaluation.harness import load_tasks
 from selfalign.evaluation.ifeval import check_installed
-from selfalign.evaluation.multiple_choice import hhh_template, truthfulqa_template
-from selfalign.evaluation.pairwise import pairwise_template
+from selfalign.evaluation.multiple_choice import SUITES
 from selfalign.evaluation.power import RulePlan, plan_rules
-from selfalign.evaluation.refusal_judge import refusal_template
-from selfalign.evaluation.scores import (
-    AGREEMENT,
-    ALIGNED,
-    GUARDS,
-    HARNESS,
-    HHH,
-    LENGTH_WORDS,
-    MC1,
-    MC2,
-    REFUSAL_AGREEMENT,
-    REFUSAL_MUST,
-    REFUSAL_MUST_NOT,
-    WIN_RATE,
-    WIN_RATE_PRINCIPLE,
-    WIN_RATE_SAME_LENGTH,
-    metric_name,
-)
+from selfalign.evaluation.scores import metric_name
 from selfalign.evaluation.splits import choosing_split, chosen_of
+from selfalign.evaluation.template import load_template
 from selfalign.evaluation.versions import unknown_versions
 from selfalign.identity import data_files
 from selfalign.inputs import cache_directory
@@ -53,7 +37,7 @@ from selfalign.store.open import open_store
 from selfalign.telemetry import log
 from selfalign.training.model import BaseModel, check_base_model
 
-_TASKS = ("heldout", "hhh", "truthfulqa")
+_TASKS = ("heldout", *SUITES)
 
 
 def check_run(config: RunConfig, seeds: Seeds, *, until: str | None = None) -> None:
@@ -83,8 +67,8 @@ def check_run(config: RunConfig, seeds: Seeds, *, until: str | None = None) -> N
         _check_ifeval(config.evaluate)
         for sentence in unknown_versions(config.evaluate):
             log.warning("evaluation.unknown_version", said=sentence)
-        hhh_template(config.evaluate.hhh_template)
-        truthfulqa_template(config.evaluate.truthfulqa_template)
+        for suite in SUITES:
+            load_template(suite, getattr(config.evaluate, f"{suite}_template"))
         for number in config.evaluate.ablate_principles:
             seeds.without_principle(number)
         _check_judge(config)
@@ -161,8 +145,8 @@ def _check_judge(config: RunConfig) -> None:
     judge = config.evaluate.judge
     if judge is None:
         return
-    pairwise_template(judge.template)
-    refusal_template(judge.refusal_template)
+    load_template("pairwise", judge.template)
+    load_template("refusal", judge.refusal_template)
     store = Path(open_store(config.store).url)  # of an S3 store nothing lies there
     if Path(judge.model.path).resolve().is_relative_to(store.resolve()):
         raise ConfigurationError(
@@ -222,32 +206,33 @@ def evaluation_sizes(
 
     if config.heldout is not None:
         for item in load_heldout(config.heldout):
-            if not choose(ALIGNED, item.id):
+            if not choose(scores.ALIGNED, item.id):
                 continue
-            judged = (WIN_RATE, WIN_RATE_SAME_LENGTH) if config.judge else ()
-            for metric in (ALIGNED, LENGTH_WORDS, *judged):
+            judged = (scores.WIN_RATE, scores.WIN_RATE_SAME_LENGTH) if config.judge else ()
+            for metric in (scores.ALIGNED, scores.LENGTH_WORDS, *judged):
                 count(metric, item.kind)
             if judged and item.principle and (principles is None or item.principle in principles):
-                count(WIN_RATE_PRINCIPLE, item.principle)
+                count(scores.WIN_RATE_PRINCIPLE, item.principle)
             if item.refusal is not None:
-                count(REFUSAL_MUST if item.refusal == "must" else REFUSAL_MUST_NOT, item.kind)
+                side = scores.REFUSAL_MUST if item.refusal == "must" else scores.REFUSAL_MUST_NOT
+                count(side, item.kind)
                 if config.judge is not None:
-                    count(REFUSAL_AGREEMENT, item.kind)
-            sizes.update(GUARDS)
+                    count(scores.REFUSAL_AGREEMENT, item.kind)
+            sizes.update(scores.GUARDS)
     if config.judge is not None and config.judge.labelled is not None:
-        sizes[AGREEMENT] = len(load_labelled(config.judge.labelled))
+        sizes[scores.AGREEMENT] = len(load_labelled(config.judge.labelled))
     if config.hhh is not None:
         for pair in load_hhh(config.hhh):
-            if choose(HHH, pair.id):
-                count(HHH, pair.category)
+            if choose(scores.HHH, pair.id):
+                count(scores.HHH, pair.category)
     if config.truthfulqa is not None:
         for question in load_truthfulqa(config.truthfulqa):
-            if not choose(MC1, question.id):
+            if not choose(scores.MC1, question.id):
                 continue
-            count(MC1, None)
+            count(scores.MC1, None)
             if question.mc2_targets is not None:
-                count(MC2, None)
+                count(scores.MC2, None)
     for name, task in load_tasks(config.harness).items():
-        for metric, kind, number in task.sizes(chosen.get(HARNESS + name)):
+        for metric, kind, number in task.sizes(chosen.get(scores.HARNESS + name)):
             count(metric, kind, number)
     return dict(sizes)

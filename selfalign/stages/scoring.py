@@ -10,6 +10,7 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
+from selfalign.config import SamplingConfig
 from selfalign.engines.base import (
     Asked,
     Completion,
@@ -18,27 +19,20 @@ from selfalign.engines.base import (
     GenerationRequest,
     Quarantined,
     Sampling,
-    Score,
     ScoreRequest,
     blank,
 )
-from selfalign.evaluation.datasets import load_heldout, load_hhh, load_truthfulqa
+from selfalign.evaluation.datasets import load_heldout
 from selfalign.evaluation.generation import answer_ids, heldout_scores
 from selfalign.evaluation.harness import HarnessTask, harness_scores, load_tasks
-from selfalign.evaluation.multiple_choice import (
-    hhh_requests,
-    hhh_scores,
-    hhh_template,
-    truthfulqa_requests,
-    truthfulqa_scores,
-    truthfulqa_template,
-)
+from selfalign.evaluation.multiple_choice import SUITES, Suite
 from selfalign.evaluation.scores import HARNESS, ItemScore
 from selfalign.evaluation.summary import EvaluationSummary
-from selfalign.evaluation.template import Template
-from selfalign.filters.responses import parse_thought
+from selfalign.evaluation.template import load_template
+from selfalign.filters.thoughts import ParsedResponse, parse_thought
 from selfalign.prompts import render_align, render_principles, stop_strings
 from selfalign.records import EvaluationRecord, record_seed
+from selfalign.seeds import Template
 from selfalign.stages.asking import asking
 from selfalign.stages.contract import Chunk, EngineHandle, PartOutcome, StageContext, commit_parts
 from selfalign.stages.models import artifact_engine, base_engine
@@ -54,13 +48,14 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What every variant is scored on: how many answers, how, whether by log-likelihoods, and what
-    people are told of it."""
+    """What every variant is scored on: how many items, how, whether by log-likelihoods, what people
+    are told of it, and how often a variant is asked each."""
 
     num_items: int
     scores: Callable[[Asked, Variant], _Found]
     by_likelihood: bool = True
     described: str | None = None
+    samples: Callable[[Variant], int] = lambda _: 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +101,8 @@ def score_variants(
                     progress.advance(1)
 
     def check(part: Part) -> None:
-        items = tasks[evaluations[part.name][1]].num_items
+        variant, task = evaluations[part.name]
+        items = tasks[task].num_items * tasks[task].samples(variant)
         # An item beyond the context is no reason to lose the night: it is beyond it for each model.
         limit = context.quarantine_limit(items, f"{context.name}: {part.name}", ("too_long",))
         limit.add(part)
@@ -179,32 +175,21 @@ def tasks_of(context: StageContext) -> dict[str, Task]:
     if config.heldout is not None:
         later = config.judge is not None and config.judge.refusals == "judge"
         tasks["heldout"] = heldout_task(context, config.heldout, refusals_later=later)
-    if config.hhh is not None:
-        pairs, template = load_hhh(config.hhh), hhh_template(config.hhh_template)
-        tasks["hhh"] = _choosing(pairs, template, hhh_requests, hhh_scores)
-    if config.truthfulqa is not None:
-        questions = load_truthfulqa(config.truthfulqa)
-        template = truthfulqa_template(config.truthfulqa_template)
-        tasks["truthfulqa"] = _choosing(questions, template, truthfulqa_requests, truthfulqa_scores)
+    for name, suite in SUITES.items():
+        if (path := getattr(config, name)) is not None:
+            template = load_template(name, getattr(config, f"{name}_template"))
+            tasks[name] = _likelihood_task(suite, suite.load(path), template)
     for name, task in load_tasks(config.harness).items():
         tasks[f"{HARNESS}{name}"] = harness_task(context, task)
     return tasks
 
 
-def _choosing(
-    items: Sequence[_Item],
-    template: Template,
-    requests: Callable[[Sequence[_Item], Template], Iterator[ScoreRequest]],
-    scores: Callable[[Sequence[_Item], Iterator[Score | Quarantined]], _Found],
-) -> Task:
-    """A multiple-choice task; the principles stand before a question where the variant has them."""
+def _likelihood_task(suite: Suite, items: Sequence[Any], template: Template) -> Task:
+    def scores(engine: Asked, variant: Variant) -> Iterator[ItemScore | Quarantined]:
+        requests = _in_context(variant, suite.requests(items, template))
+        return suite.scores(items, engine.score(requests))
 
-    def found(engine: Asked, variant: Variant) -> _Found:
-        rules = _rules(variant)
-        asked = (replace(r, prompt=rules + r.prompt) for r in requests(items, template))
-        return scores(items, engine.score(asked))
-
-    return Task(len(items), found)
+    return Task(len(items), scores)
 
 
 def harness_task(context: StageContext, task: HarnessTask) -> Task:
@@ -221,11 +206,16 @@ def heldout_task(context: StageContext, path: Path, *, refusals_later: bool = Fa
     items = load_heldout(path)
     config = context.config.evaluate
 
+    def sampling_of(variant: Variant) -> SamplingConfig:
+        return (config.principled_sampling if variant.principled else None) or config.sampling
+
+    def samples_of(variant: Variant) -> int:
+        return config.samples if sampling_of(variant).temperature > 0 else 1
+
     def scores(engine: Asked, variant: Variant) -> _Found:
-        chosen = (config.principled_sampling if variant.principled else None) or config.sampling
         render, stop = _prompts_of(context, variant)
-        sampling = Sampling(**chosen.model_dump(), stop=stop)
-        samples = config.samples if sampling.temperature > 0 else 1
+        sampling = Sampling(**sampling_of(variant).model_dump(), stop=stop)
+        samples = samples_of(variant)
         again = ("again",) if variant.again else ()
 
         named = [
@@ -250,7 +240,7 @@ def heldout_task(context: StageContext, path: Path, *, refusals_later: bool = Fa
         labels = context.seeds.labels.all
         return heldout_scores(items, answers, labels, samples, refusals_later=refusals_later)
 
-    return Task(len(items) * config.samples, scores, by_likelihood=False)
+    return Task(len(items), scores, by_likelihood=False, samples=samples_of)
 
 
 def _nth(sample: int) -> tuple[str, ...]:
@@ -275,8 +265,15 @@ def _answer(completion: Completion | Quarantined, variant: Variant) -> Completio
         return completion
     text = completion.text
     if variant.principled:
-        text = parse_thought(text, variant.seeds.labels).response_or_empty
+        parsed = parse_thought(text, variant.seeds.labels)
+        text = parsed.response if isinstance(parsed, ParsedResponse) else ""
     return replace(completion, text=text.strip())
+
+
+def _in_context(variant: Variant, requests: Iterable[ScoreRequest]) -> Iterator[ScoreRequest]:
+    """Put the principles before a multiple-choice question where the variant has them."""
+    for request in requests:
+        yield replace(request, prompt=_rules(variant) + request.prompt)
 
 
 def _rules(variant: Variant) -> str:

@@ -27,12 +27,11 @@ from selfalign.evaluation.items import HHHItem, TruthfulQAItem
 from selfalign.evaluation.multiple_choice import (
     hhh_requests,
     hhh_scores,
-    hhh_template,
     truthfulqa_requests,
     truthfulqa_scores,
-    truthfulqa_template,
 )
 from selfalign.evaluation.scores import HHH, MC1, MC2, ItemScore
+from selfalign.evaluation.template import load_template
 from tests.engines.conftest import SHAPE
 from tests.engines.reference import QUESTIONS
 
@@ -88,7 +87,7 @@ def brute_force(model: Any, directory: Path, request: ScoreRequest) -> float:
 def test_values_and_likelihoods_equal_brute_force_to_a_millionth(
     engine: TransformersEngine, model: Any, directory: Path
 ) -> None:
-    hhh, qa = hhh_template(), truthfulqa_template()
+    hhh, qa = load_template("hhh"), load_template("truthfulqa")
     requests = list(chain(hhh_requests(PAIRS, hhh), truthfulqa_requests(ASKED, qa)))
     expected = {request.id: brute_force(model, directory, request) for request in requests}
     scored = {score.id: score.log_likelihood for score in engine.score(requests)}
@@ -103,7 +102,7 @@ def test_values_and_likelihoods_equal_brute_force_to_a_millionth(
         found[each.item_id, each.metric] = each.value
 
     def of(template: Any, word: str, **holes: str) -> float:
-        prompt = template.render(**holes)
+        prompt = template.fill(holes)
         return brute_force(model, directory, ScoreRequest("", prompt, template.continuation(word)))
 
     for pair in PAIRS:

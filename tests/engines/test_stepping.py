@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
+
+from selfalign.engines.base import GenerationRequest
 from selfalign.engines.stepping import Stepping
+from selfalign.engines.vllm import VllmEngine
 
 
 class Core:
@@ -18,6 +23,18 @@ class Core:
 
     def shutdown(self) -> None:
         pass
+
+
+def test_what_the_callers_own_requests_raise_is_not_called_vllms_fault() -> None:
+    def requests() -> Iterator[GenerationRequest]:
+        raise ValueError("no such hole")
+        yield
+
+    engine = VllmEngine.__new__(VllmEngine)
+    engine._stepping, engine._in_flight = Stepping(Core), 1
+    with pytest.raises(ValueError, match="no such hole"):
+        list(engine.generate(requests()))
+    engine._stepping.close()
 
 
 def test_a_stream_whose_only_request_meets_a_dead_core_gets_its_error() -> None:

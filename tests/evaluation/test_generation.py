@@ -5,7 +5,7 @@ import regex
 
 from selfalign.engines.base import Completion, Quarantined
 from selfalign.errors import EngineError
-from selfalign.evaluation.generation import answer_ids, heldout_scores, judge_answer
+from selfalign.evaluation.generation import answer_ids, heldout_scores, judge_answer, refusal_scores
 from selfalign.evaluation.items import HeldoutItem
 from selfalign.evaluation.refusal import OPENING_WORDS, classify_refusal
 from selfalign.evaluation.scores import ALIGNED, GUARDS, ItemScore
@@ -178,6 +178,20 @@ def test_an_item_without_a_usable_answer_is_set_aside_and_the_others_are_judged(
     bad = {each.id: each.reason for each in results if isinstance(each, Quarantined)}
     assert bad == {"h0": "too_long", "slow": "never_ending", "h1": "not_unicode"}
     assert {each.item_id for each in results if isinstance(each, ItemScore)} == {"h2"}
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_an_answer_is_set_aside_under_one_id_whoever_judges_it(samples: int) -> None:
+    item = HeldoutItem("slow", "k", "p", "must_not", all_of=(regex.compile("(x+x+)+y"),))
+    (name, *_) = answer_ids(item.id, samples)
+    text = "x" * 5000
+    rest = [Quarantined.too_long(each, 1, 1) for each in answer_ids(item.id, samples)[1:]]
+    answers = [Completion(name, text, "length", 1, 1), *rest]
+    first, *_ = heldout_scores([item], answers, samples=samples)
+    later, *_ = refusal_scores(item, text, "complies", 0, samples)
+    assert first == later
+    assert isinstance(later, Quarantined)
+    assert later.id == name
 
 
 def test_several_answers_to_an_item_are_each_judged_under_their_number() -> None:

@@ -11,21 +11,20 @@ from selfalign.engines.base import Quarantined, Score, ScoreRequest
 from selfalign.errors import DataError, EngineError
 from selfalign.evaluation.items import HHHItem, TruthfulQAItem
 from selfalign.evaluation.multiple_choice import (
+    _best,
     hhh_requests,
     hhh_scores,
-    hhh_template,
     truthfulqa_requests,
     truthfulqa_scores,
-    truthfulqa_template,
 )
 from selfalign.evaluation.scores import ItemScore
-from selfalign.evaluation.template import Template
-from selfalign.evaluation.two_orders import break_tie
+from selfalign.evaluation.template import load_template
+from selfalign.seeds import Template
 
 PROPERTY = settings(deadline=None, derandomize=True)
 
-TEMPLATE = Template("t", "{query}|{a}|{b}|", frozenset({"query", "a", "b"}))
-TRUE_FALSE = Template("t", "{question}|{choice}", frozenset({"question", "choice"}))
+TEMPLATE = Template("t", "{query}|{a}|{b}|")
+TRUE_FALSE = Template("t", "{question}|{choice}")
 
 
 def pairs(count: int) -> list[HHHItem]:
@@ -92,7 +91,7 @@ def test_a_scorer_that_always_prefers_a_gets_chance_and_not_everything(answer) -
     assert abs(accuracy(hits) - 0.5) < 0.063
     chosen = {hit.item_id: hit.text for hit in hits}
     for item in items:
-        assert chosen[item.id] == break_tie(item.id, [item.rejected, item.chosen])
+        assert chosen[item.id] == _best(item.id, {item.rejected: 0.0, item.chosen: 0.0})
 
 
 def test_swapping_chosen_and_rejected_flips_every_value_even_of_ties(answer) -> None:
@@ -252,7 +251,7 @@ def test_a_tie_among_some_candidates_is_broken_among_those_alone(answer) -> None
 @PROPERTY
 @given(order=st.permutations(["w", "x", "y", "z"]), name=st.text(max_size=5))
 def test_a_tie_does_not_depend_on_the_order_of_the_candidates(order: list[str], name: str) -> None:
-    assert break_tie(name, order) == break_tie(name, ["w", "x", "y", "z"])
+    assert _best(name, dict.fromkeys(order, 0.0)) == _best(name, dict.fromkeys("wxyz", 0.0))
 
 
 def test_mc2_is_the_share_of_normalised_odds_on_the_true_candidates() -> None:
@@ -297,10 +296,10 @@ def len_of_prompt(request: ScoreRequest) -> float:
 
 def test_the_built_in_templates_render_hostile_data_unchanged() -> None:
     pair = HHHItem("i", "x", "{a} \\g<0>", "{query}", "{b}")
-    prompt = next(iter(hhh_requests([pair], hhh_template()))).prompt
+    prompt = next(iter(hhh_requests([pair], load_template("hhh")))).prompt
     assert "{a} \\g<0>" in prompt
     assert prompt.index("{query}") < prompt.index("{b}")
     question = TruthfulQAItem("i", "{choice}?", ("{question}", "x"), 0)
-    prompt = next(iter(truthfulqa_requests([question], truthfulqa_template()))).prompt
+    prompt = next(iter(truthfulqa_requests([question], load_template("truthfulqa")))).prompt
     assert "{choice}?" in prompt
     assert "{question}" in prompt

@@ -21,7 +21,6 @@ from selfalign.evaluation.pairwise import (
     agreement,
     kappa,
     pairwise_requests,
-    pairwise_template,
     pairwise_verdicts,
 )
 from selfalign.evaluation.scores import (
@@ -34,12 +33,13 @@ from selfalign.evaluation.scores import (
 )
 from selfalign.evaluation.statistics import score_interval
 from selfalign.evaluation.summary import EvaluationSummary, JudgeSummary, summarise
-from selfalign.evaluation.template import Template
+from selfalign.evaluation.template import load_template
+from selfalign.seeds import Template
 
 PROPERTY = settings(deadline=None, derandomize=True)
 
 RULE = {"metric": WIN_RATE, "against": "base"}
-TEMPLATE = Template("t", "{query}|{a}|{b}|", frozenset({"query", "a", "b"}))
+TEMPLATE = Template("t", "{query}|{a}|{b}|")
 PAIR = Pair("p", "q", "one", "two words")
 
 
@@ -249,7 +249,7 @@ def test_kappa_is_agreement_beyond_chance() -> None:
 
 def test_the_built_in_template_shows_the_prompt_and_both_answers() -> None:
     pair = Pair("p", "<prompt>", "<first>", "<second>")
-    first, _, third, _ = pairwise_requests([pair], pairwise_template())
+    first, _, third, _ = pairwise_requests([pair], load_template("pairwise"))
     assert re.findall("<.*>", first.prompt) == ["<prompt>", "<first>", "<second>"]
     assert re.findall("<.*>", third.prompt) == ["<prompt>", "<second>", "<first>"]
     assert "\n<prompt>\n\nAnswer A)" in first.prompt
@@ -258,10 +258,10 @@ def test_the_built_in_template_shows_the_prompt_and_both_answers() -> None:
 
 def test_the_rubric_of_an_item_is_a_paragraph_of_the_judge_s_prompt() -> None:
     pair = replace(PAIR, rubric="Says {a} number.")
-    request, *_ = pairwise_requests([pair], pairwise_template())
+    request, *_ = pairwise_requests([pair], load_template("pairwise"))
     assert "q\n\nWhat a right answer does: Says {a} number.\n\nAnswer A) one" in request.prompt
     ruled = replace(pair, principle="Be brief.")
-    request, *_ = pairwise_requests([ruled], pairwise_template())
+    request, *_ = pairwise_requests([ruled], load_template("pairwise"))
     assert " number.\n\nThe principle to judge by: Be brief.\n\nAnswer A) one" in request.prompt
     plain, *_ = pairwise_requests([pair], TEMPLATE)  # a template need not show it
     assert plain.prompt == "q|one|two words|"

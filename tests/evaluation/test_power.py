@@ -9,7 +9,7 @@ import pytest
 from selfalign.config import GateRule, PromoteConfig
 from selfalign.evaluation.power import CHANGED_SHARE, POWER, SAMPLES_CORRELATION, plan_rules
 from selfalign.evaluation.scores import ALIGNED
-from selfalign.evaluation.statistics import clustered_difference, score_interval
+from selfalign.evaluation.statistics import paired_difference, score_interval
 
 
 def planned(items: int, margin: float, confidence: float = 0.9):  # type: ignore[no-untyped-def]
@@ -62,7 +62,7 @@ def test_several_answers_to_an_item_show_smaller_differences_as_it_says() -> Non
             changes.append(
                 [common if draw.random() < SAMPLES_CORRELATION**0.5 else value() for _ in range(3)]
             )
-        found = clustered_difference(
+        found = paired_difference(
             [[float(change > 0) for change in each] for each in changes],
             [[float(change < 0) for change in each] for each in changes],
             binary=True, confidence=0.9, bootstrap_samples=1, seed=0,

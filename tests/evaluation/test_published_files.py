@@ -8,6 +8,8 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +107,16 @@ def test_a_directory_is_one_set_of_all_its_files(tmp_path: Path) -> None:
     row = {"id": "own-1", "kind": "k", "prompt": "Say yes?", "all_of": ["yes"]}
     lines(tmp_path / "a.jsonl", row)
     (tmp_path / "LICENSE").write_text("no data")
-    assert [item.kind for item in load_heldout(tmp_path)] == ["k", "strongreject"]
-    assert [text for _, text in reference_texts(tmp_path, "heldout")] == ["Say yes?", "Hurt him?"]
+    (tmp_path / "bb.json").write_text(json.dumps([{**row, "id": "own-2", "kind": "document"}]))
+    lines(tmp_path / "bc.json", {**row, "id": "own-3"}, {**row, "id": "own-4"})
+    kinds = ["k", "strongreject", "document", "k", "k"]
+    assert [item.kind for item in load_heldout(tmp_path)] == kinds
+    texts = [text for _, text in reference_texts(tmp_path, "heldout")]
+    assert texts == ["Say yes?", "Hurt him?", *["Say yes?"] * 3]
+    (tmp_path / "more.jsonl.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"(?s)more\.jsonl\.gz: no such file is read.*unpack"):
+        load_heldout(tmp_path)
+    (tmp_path / "more.jsonl.gz").unlink()
     lines(tmp_path / "c.jsonl", row)
     with pytest.raises(DataError, match=r"c\.jsonl:1: the id 'own-1' is taken by .*a\.jsonl:1"):
         load_heldout(tmp_path)
@@ -177,6 +187,10 @@ def test_parquet_is_read_or_the_extra_is_named(
             load_heldout(path)
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist([INSTRUCTED]), path)
         assert load_heldout(path) == load_heldout(lines(tmp_path / "i.jsonl", INSTRUCTED))
+        for odd in (datetime(2026, 1, 1, tzinfo=UTC), Decimal("1.5"), b"bytes", {"at": b"x"}):
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"odd": odd}]), path)
+            with pytest.raises(DataError, match=r"(?s)test\.parquet: row 0: odd: .*leave this col"):
+                load_heldout(path)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(ConfigurationError, match=r"(?s)pyarrow, which is not .*\[parquet\]"):
         load_heldout(path)
@@ -214,6 +228,23 @@ def test_a_published_column_that_holds_no_text_is_refused_with_its_line(
         row = {"prompt": "p", "type": "homonyms", "label": odd}
         with pytest.raises(DataError, match=r"x\.jsonl:1: field refusal"):
             load_heldout(lines(tmp_path / "x.jsonl", row))
+
+
+def test_half_of_a_surrogate_pair_is_refused_with_its_line(tmp_path: Path) -> None:
+    file, odd = tmp_path / "f.jsonl", "\ud800"
+    targets = {"So.": 1, f"Thus {odd}": 0}
+    for load, row in (
+        (load_heldout, {"prompt": odd, "type": "homonyms", "label": "safe"}),
+        (load_hhh, {"input": "Why?", "targets": targets}),
+        (load_truthfulqa, {"question": "Why?", "mc1_targets": targets}),
+    ):
+        with pytest.raises(DataError, match=r"f\.jsonl:1: .*half of a surrogate pair"):
+            load(lines(file, row))
+    (tmp_path / "task.json").write_text(json.dumps({"name": "honesty", "examples": [
+        {"input": "Why?", "target_scores": targets}
+    ]}))  # fmt: skip
+    with pytest.raises(DataError, match=r"task\.json: examples\[0\]: .*half of a surrogate pair"):
+        load_hhh(tmp_path)
 
 
 def test_a_file_of_another_size_than_any_is_refused_unread(tmp_path: Path) -> None:

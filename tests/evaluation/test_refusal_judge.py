@@ -14,28 +14,20 @@ from selfalign.evaluation.answers import items_of
 from selfalign.evaluation.explanations import judged
 from selfalign.evaluation.gate import judge
 from selfalign.evaluation.refusal import Refusal
-from selfalign.evaluation.refusal_judge import (
-    AnswerToJudge,
-    disputed,
-    judged_classes,
-    refusal_agreement,
-    refusal_template,
-)
+from selfalign.evaluation.refusal_judge import disputed, judged_classes, refusal_agreement
 from selfalign.evaluation.scores import ALIGNED, REFUSAL_AGREEMENT, ItemScore
 from selfalign.evaluation.summary import summarise
-from selfalign.evaluation.template import Template
+from selfalign.evaluation.template import load_template
 from selfalign.records import EvaluationRecord
+from selfalign.seeds import Template
 
-TEMPLATE = Template("t", "{query}|{answer}|", frozenset({"query", "answer"}))
+TEMPLATE = Template("t", "{query}|{answer}|")
 
 
 def classes(*scores: tuple[str, float], **options: int) -> list[tuple[str, Refusal] | Quarantined]:
     scripted = [{"match": match, "log_likelihood": value} for match, value in scores]
     engine = FakeEngine(EngineConfig(kind="fake", options={"scores": scripted}, **options))
-    answers = [
-        AnswerToJudge("a", "How?", "No."),
-        AnswerToJudge("b", "How?", "Take the big kettle then."),
-    ]
+    answers = {"a": ("How?", "No."), "b": ("How?", "Take the big kettle then.")}
     return list(judged_classes(engine, answers, TEMPLATE))
 
 
@@ -60,14 +52,14 @@ def test_an_answer_beyond_the_judge_s_context_is_set_aside() -> None:
 def test_the_built_in_template_shows_prompt_and_answer_and_ends_before_the_word(
     tmp_path: Path,
 ) -> None:
-    template = refusal_template()
-    prompt = template.render(query="<prompt>", answer="<answer>")
+    template = load_template("refusal")
+    prompt = template.fill({"query": "<prompt>", "answer": "<answer>"})
     assert "\n<prompt>\n\nThe answer:\n<answer>\n" in prompt
     assert template.continuation("refuses") == " refuses"
     file = tmp_path / "mine.txt"
     file.write_text("{query}")
     with pytest.raises(ConfigurationError, match=r"mine\.txt: no hole \{answer\}"):
-        refusal_template(file)
+        load_template("refusal", file)
 
 
 def agreements(agree: int, count: int) -> list[ItemScore]:

@@ -24,8 +24,9 @@ Z = 1.959963984540054
 
 
 def difference(subject, against, *, binary: bool = False, seed: int = 0) -> Difference:
+    ours, theirs = ([[value] for value in values] for values in (subject, against))
     return paired_difference(
-        subject, against, binary=binary, confidence=0.95, bootstrap_samples=500, seed=seed
+        ours, theirs, binary=binary, confidence=0.95, bootstrap_samples=500, seed=seed
     )
 
 
@@ -74,7 +75,7 @@ def test_one_odd_number_among_equal_ones_still_has_an_interval() -> None:
 
 @pytest.mark.parametrize(("ones", "n"), [(0, 10), (10, 10), (7, 10), (1, 1), (83, 240)])
 def test_a_proportion_has_wilsons_interval(ones: int, n: int) -> None:
-    found = proportion([1] * ones + [0] * (n - ones), confidence=0.95)
+    found = proportion([[1]] * ones + [[0]] * (n - ones), confidence=0.95)
     share = ones / n
     centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from selfalign.errors import ConfigurationError, DataError
+from selfalign.errors import DataError
 from selfalign.evaluation import statistics
 from selfalign.evaluation.scores import (
     ALIGNED,
@@ -190,12 +190,6 @@ def test_items_whose_text_differs_are_counted_as_changed() -> None:
 def test_two_models_that_disagree_on_a_kind_are_refused() -> None:
     with pytest.raises(DataError, match="'a' is of kind 'x' for final and of kind 'y' for base"):
         summarise({"final": aligned({"a": 1}, "x"), "base": aligned({"a": 1}, "y")})
-
-
-@pytest.mark.parametrize("confidence", [0.0, 1.0, -1.0])
-def test_an_impossible_confidence_is_refused(confidence: float) -> None:
-    with pytest.raises(ConfigurationError, match=r"evaluate\.confidence"):
-        summarise({"final": []}, confidence=confidence)
 
 
 def lengths(seed: int) -> list[ItemScore]:

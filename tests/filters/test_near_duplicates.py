@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from selfalign.filters.near_duplicates import exact_key, near_duplicate_index, normalise, shingles
+from selfalign.filters.near_duplicates import exact_key, normalise, shingles
 from selfalign.filters.sequences import Vocabulary, worded
+from selfalign.filters.similarity import Jaccard, SimilarityIndex
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def test_shingles_are_a_set_in_ascending_order() -> None:
 
 def duplicate(seed: str, text: str, threshold: float, size: int = 5) -> bool:
     vocabulary = Vocabulary()
-    index = near_duplicate_index(threshold)
+    index = SimilarityIndex(Jaccard(threshold))
     index.add(shingles(vocabulary.encode(worded([seed])), size))
     return bool(index.find(shingles(vocabulary.encode(worded([text])), size))[0])
 

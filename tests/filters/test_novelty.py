@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from selfalign.filters.novelty import novelty_index
 from selfalign.filters.sequences import Vocabulary, worded
+from selfalign.filters.similarity import RougeL, SimilarityIndex
 from tests.filters.all_pairs import rouge_l
 
 
 def novel(seed: str, text: str, threshold: float = 0.7) -> bool:
     vocabulary = Vocabulary()
-    index = novelty_index(threshold)
+    index = SimilarityIndex(RougeL(threshold))
     index.add(vocabulary.encode(worded([seed])))
     return not index.find(vocabulary.encode(worded([text])))[0]
 

@@ -7,21 +7,10 @@ from pathlib import Path
 import pytest
 
 from selfalign.config import AlignConfig, ElaborateConfig, SeedsConfig
-from selfalign.filters import FinishReason
-from selfalign.filters.responses import (
-    Dropped,
-    Kept,
-    Malformed,
-    ParsedResponse,
-    filter_aligned,
-    filter_verbose,
-    leaks_citation,
-    leaks_exemplar,
-    leaks_label,
-    leaks_persona,
-    parse_thought,
-    too_short,
-)
+from selfalign.filters.leaks import leaks_citation, leaks_exemplar, leaks_label, leaks_persona
+from selfalign.filters.responses import Kept, filter_aligned, filter_verbose
+from selfalign.filters.thoughts import Dropped, ParsedResponse, parse_thought
+from selfalign.records import FinishReason
 from selfalign.seeds import load_seeds
 
 SEEDS = load_seeds(SeedsConfig(directory=Path(__file__).parents[2] / "seeds"))
@@ -60,7 +49,6 @@ def verbose(
 def test_thought_and_answer_are_told_apart() -> None:
     parsed = parse_thought(" I think.\n\nAssistant: It is so.\nAnd so. ", SEEDS.labels)
     assert parsed == ParsedResponse("I think.", "It is so.\nAnd so.")
-    assert parsed.response_or_empty == "It is so.\nAnd so."
 
 
 @pytest.mark.parametrize(
@@ -76,9 +64,7 @@ def test_thought_and_answer_are_told_apart() -> None:
     ],
 )
 def test_malformed_completion_is_dropped_with_its_reason(text: str, reason: str) -> None:
-    parsed = parse_thought(text, SEEDS.labels)
-    assert parsed == Malformed(reason)  # type: ignore[arg-type]
-    assert parsed.response_or_empty == ""
+    assert parse_thought(text, SEEDS.labels) == Dropped(reason)
     assert aligned(text) == Dropped(reason)
 
 
@@ -115,8 +101,6 @@ def test_answer_of_exactly_the_least_length_is_kept() -> None:
     config = AlignConfig(min_answer_characters=len(ANSWER))
     assert isinstance(aligned(completion(), config=config), Kept)
     assert aligned(completion(answer=ANSWER[1:]), config=config) == Dropped("too_short")
-    assert not too_short("abc", 3)
-    assert too_short("abc", 4)
 
 
 def test_next_turn_is_cut_off_and_noted() -> None:

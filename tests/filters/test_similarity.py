@@ -9,10 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from selfalign.filters import similarity
-from selfalign.filters.near_duplicates import near_duplicate_index, shingles
-from selfalign.filters.novelty import novelty_index
+from selfalign.filters.near_duplicates import shingles
 from selfalign.filters.sequences import Sequences, Vocabulary, worded
-from selfalign.filters.similarity import SimilarityIndex
+from selfalign.filters.similarity import Jaccard, RougeL, SimilarityIndex
 from tests.filters.all_pairs import jaccard, rouge_l
 
 SHINGLE = 2
@@ -71,7 +70,7 @@ def test_rouge_l_finds_what_all_pairs_find(
 ) -> None:
     vocabulary = Vocabulary()
     check(
-        novelty_index(threshold),
+        SimilarityIndex(RougeL(threshold)),
         lambda some: vocabulary.encode(worded(some)),
         known,
         asked,
@@ -88,7 +87,7 @@ def test_shingles_find_what_all_pairs_find(
 ) -> None:
     vocabulary = Vocabulary()
     check(
-        near_duplicate_index(threshold),
+        SimilarityIndex(Jaccard(threshold)),
         lambda some: shingles(vocabulary.encode(worded(some)), SHINGLE),
         known,
         asked,
@@ -106,7 +105,7 @@ def test_a_search_in_many_turns_finds_the_same(
     vocabulary = Vocabulary()
     known = [f"{'a ' * count}b c {'d ' * (count % 5)}" for count in range(30)]
     check(
-        novelty_index(0.7),
+        SimilarityIndex(RougeL(0.7)),
         lambda some: vocabulary.encode(worded(some)),
         known,
         [text.replace("c", "x") for text in known],
@@ -116,7 +115,7 @@ def test_a_search_in_many_turns_finds_the_same(
 
 def test_texts_of_more_words_than_strings_have_characters_for_surrogates_too() -> None:
     vocabulary = Vocabulary()
-    index = novelty_index(0.7)
+    index = SimilarityIndex(RougeL(0.7))
     text = " ".join(f"w{number}" for number in range(60_000))  # beyond U+D800..U+DFFF
     index.add(vocabulary.encode(worded([text])))
     assert index.find(vocabulary.encode(worded([f"{text} x"]))).tolist() == [True]

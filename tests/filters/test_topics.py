@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfalign.filters.topics import balance_topics
+from selfalign.filters.candidates import balance_topics
 
 BY_TYPE = {"art": ["oil", "ink", "clay", "dye"], "legal": ["lease", "will"], "live": list("abcdef")}
 

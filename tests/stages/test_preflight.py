@@ -131,7 +131,7 @@ def test_refusals_measured_from_one_side_are_refused(config_path: Path) -> None:
     heldout = config_path.parent / "heldout.jsonl"
     rows = [json.loads(line) | {"refusal": "must"} for line in heldout.read_text().splitlines()]
     heldout.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(ConfigurationError, match="measured from one side"):
+    with pytest.raises(ConfigurationError, match="is one-sided"):
         checked(config_path, "promote.rules=[{metric: heldout.refusal.must, at_least: 0.5}]")
 
 

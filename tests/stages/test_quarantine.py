@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -23,6 +25,8 @@ from selfalign.report.tables import funnel, quarantined
 from selfalign.run.plan import Planned, plan_from_store
 from selfalign.run.stage import run_stage
 from selfalign.stages.instruct import TopicRound
+from selfalign.stages.scoring import heldout_task
+from selfalign.stages.variants import variants
 from selfalign.store.artifact import read_file_as, read_rows
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Manifest
@@ -232,6 +236,21 @@ def assert_shown(store: str) -> None:
     assert every.exit_code == 0, every.output
     texts = {row["id"]: row["text"] for row in map(json.loads, every.stdout.split("\n")[:-1])}
     assert texts == {row.id: row.text for row in rows(poisoned=True)}
+
+
+def test_what_may_be_set_aside_is_a_share_of_what_the_variant_is_asked(
+    tmp_path: Path, tiny_base_model: Path
+) -> None:
+    drawn = ("evaluate.samples=3", "evaluate.sampling.temperature=1")
+    greedy = 'evaluate.principled_sampling={"temperature": 0}'
+    config = config_of(tmp_path / "w", tiny_base_model, "fake", *drawn, greedy)
+    write_heldout(config, poisoned=False)
+    seeds: Any = None  # no prompt is rendered
+    context: Any = SimpleNamespace(config=config, seeds=seeds, promoted=None, anchor=None)
+    assert config.evaluate.heldout is not None
+    task = heldout_task(context, config.evaluate.heldout)
+    asked = [task.num_items * task.samples(each) for each in variants(context)]
+    assert asked == [36, 12, 36, 36]
 
 
 def test_multiple_choice_items_beyond_the_context_do_not_end_the_night(

@@ -46,10 +46,6 @@ class TransformersEngine:
     `share_prefixes` (default: true; the prefix that all requests of a batch have in common is
     then computed once and kept); everything else goes to `from_pretrained` of the model.
 
-    Args:
-        config: dtype, batch size, limits and options.
-        directory: a checked model directory.
-
     Raises:
         ConfigurationError: an option the model does not take, a limit beyond the model's, or a
             model that cannot be run in padded batches.

@@ -25,10 +25,6 @@ _MARGIN = 8  # tokens, where two pieces of a text meet or the tokenizer puts som
 class ContextLimit:
     """What a model sets aside as too long. Its tokenizer is loaded when a text is long at all.
 
-    Args:
-        config: its max_length is the limit, where there is one.
-        directory: of the model.
-
     Raises:
         ConfigurationError: engine.max_length is beyond the model's own limit, or there is none.
         DataError: configuration or tokenizer cannot be loaded, or do not fit each other.
