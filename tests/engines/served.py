@@ -161,7 +161,7 @@ def serving(directory: Path, max_length: int, port: int = 0) -> Iterator[ModelSe
         f"http://127.0.0.1:{server.server_port}/v1", [row | {"max_model_len": max_length}]
     )
     handler.server_state = state  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     try:
         yield state

@@ -53,8 +53,9 @@ def proxy(server: ModelServer) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def connect(llama: Path, proxy: Proxy) -> Iterator[Any]:
+def connect(llama: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Opens engines behind the proxy; they are closed with the test."""
+    monkeypatch.setattr("selfalign.engines.openai.client.FIRST_WAIT_SECONDS", 0.05)
     opened: list[Engine] = []
 
     def connected(model: Path | str = llama, **changes: Any) -> Engine:
@@ -160,7 +161,7 @@ def test_a_request_that_only_this_server_refuses_is_set_aside(
 def test_a_request_that_never_succeeds_on_a_healthy_server_is_set_aside(
     fault: Fault, reason: str, connect: Any, proxy: Proxy, ask: Ask
 ) -> None:
-    engine = connect(timeout_seconds=0.5, give_up_after_seconds=1.5)
+    engine = connect(timeout_seconds=0.3, give_up_after_seconds=0.7)
     proxy.faults = [fault]
     answers = {each.id: each for each in engine.generate([ask("x", seed=77), ask("y", seed=1)])}
     assert isinstance(answers["y"], Completion)
@@ -184,7 +185,7 @@ def test_a_request_that_never_succeeds_on_a_healthy_server_is_set_aside(
 def test_a_server_that_answers_nobody_is_a_temporary_error(
     fault: Fault, connect: Any, proxy: Proxy, ask: Ask
 ) -> None:
-    engine = connect(timeout_seconds=0.5, give_up_after_seconds=1.5)
+    engine = connect(timeout_seconds=0.3, give_up_after_seconds=0.7)
     proxy.faults = [fault]
     began = time.monotonic()
     with pytest.raises(EngineError) as caught:

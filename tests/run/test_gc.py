@@ -224,8 +224,10 @@ def test_two_at_once_are_refused_and_a_dead_one_is_taken_over() -> None:
     unit = next(p for p in find_units(MemoryStore(bucket)) if p.startswith("artifacts/candidates"))
     later(bucket, seconds=HEED.total_seconds() + 1)
     claim(MemoryStore(bucket), unit, {}, bucket.clock)
+    claimed = {key for key in bucket.objects if key.startswith(unit)}
     gc(bucket)
     assert COLLECTION_KEY not in bucket.objects
+    assert claimed <= bucket.objects.keys()
 
 
 def test_a_gc_that_slept_does_not_delete_what_others_began_to_use() -> None:

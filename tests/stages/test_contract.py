@@ -155,8 +155,7 @@ def test_the_manifest_says_how_many_new_tokens_a_second_a_worker_made(
     assert manifest is not None
     rate = manifest.provenance.tokens_per_second
     assert rate is not None
-    # 21 completions of one token; the clock moves on with every answer, and is read elsewhere too
-    assert 21 / 200 < rate <= 21 / 23
+    assert rate == 0.46  # 21 tokens while the clock went on by 46
     again = generate(LocalStore(Path(store.url) / "other"), EchoEngine(), count=0)
     assert again is not None
     assert again.provenance.tokens_per_second is None
@@ -303,7 +302,7 @@ def test_a_manifest_says_how_long_the_first_answer_took_with_the_loading(
     assert manifest is not None
     details = manifest.provenance.engine
     assert float(details["seconds_to_load"]) == 2
-    assert float(details["seconds_to_first_answer"]) > 2
+    assert float(details["seconds_to_first_answer"]) == 6
 
 
 def test_a_shard_with_every_part_committed_loads_no_model(store: LocalStore) -> None:

@@ -26,13 +26,30 @@ from selfalign.stages.rollback import roll_back
 from selfalign.store.artifact import read_file, read_file_as, read_records
 from selfalign.store.files import file_sha256
 from selfalign.store.local import LocalStore
-from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
+from selfalign.store.manifest import Manifest
+from selfalign.store.pointer import (
+    Pointer,
+    PromotedModel,
+    VersionedPointer,
+    move_pointer,
+    read_pointer,
+)
 from selfalign.training import Example
 from tests.pipeline_world import forget_after, run_stages, write_gemma3
 
 
 def load(world: Path, *overrides: str) -> RunConfig:
     return load_config(world, overrides).config
+
+
+Made = tuple[RunConfig, LocalStore, dict[str, Manifest]]
+
+
+@pytest.fixture(scope="module")
+def made(finished_store: Path) -> Made:
+    """`finished_store` itself, for those who only read it."""
+    config = load(finished_store.parent / "selfalign.yaml")
+    return config, LocalStore(finished_store), run_stages(config)
 
 
 def published(config: RunConfig) -> set[str]:
@@ -45,10 +62,8 @@ def published(config: RunConfig) -> set[str]:
     }
 
 
-def test_the_whole_method_ends_in_a_promoted_model_and_runs_only_once(finished: Path) -> None:
-    config = load(finished)
-    store = LocalStore(Path(config.store))
-    manifests = run_stages(config, "promote")
+def test_the_whole_method_ends_in_a_promoted_model_and_runs_only_once(made: Made) -> None:
+    config, store, manifests = made
     assert set(manifests) == {stage.writes for stage in STAGES}
     assert manifests["promotion"].details["promoted"] is True
     for stage in STAGES:
@@ -121,10 +136,8 @@ def test_a_base_that_takes_images_too_ends_in_a_text_model_whose_card_says_so(
     assert (type(model).__name__, any(report.values())) == ("Gemma3ForCausalLM", False)
 
 
-def test_every_row_can_be_traced(finished: Path) -> None:
-    config = load(finished)
-    store = LocalStore(Path(config.store))
-    manifests = run_stages(config, "align")
+def test_every_row_can_be_traced(made: Made) -> None:
+    _, store, manifests = made
     prompts = {p.id: p for p in read_records(store, manifests["prompts"], Prompt)}
     candidates = {c.id for c in read_records(store, manifests["candidates"], Candidate)}
     rows = list(read_records(store, manifests["aligned_responses"], AlignedResponse))
@@ -141,8 +154,8 @@ def test_every_row_can_be_traced(finished: Path) -> None:
     assert sources == {"self_instruct", "topic_guided"}
 
 
-def test_counts_add_up_and_each_filter_has_its_own(finished: Path) -> None:
-    manifests = run_stages(load(finished), "align")
+def test_counts_add_up_and_each_filter_has_its_own(made: Made) -> None:
+    manifests = made[2]
     for name in ("candidates", "prompts", "aligned_responses"):
         counts = manifests[name].counts
         assert counts.read == counts.kept + sum(counts.dropped.values()), name
@@ -158,16 +171,19 @@ def test_editing_a_principle_redoes_align_and_what_follows(finished: Path) -> No
     assert published(config) == {"instruct", "curate"}
 
 
-def test_a_setting_that_only_says_how_work_is_done_redoes_nothing(finished: Path) -> None:
-    changed = load(finished, "instruct.num_shards=3", "align.num_shards=2")
+def test_a_setting_that_only_says_how_work_is_done_redoes_nothing(finished_store: Path) -> None:
+    path = finished_store.parent / "selfalign.yaml"
+    changed = load(path, "instruct.num_shards=3", "align.num_shards=2")
     assert published(changed) == {stage.name for stage in STAGES}
-    assert published(load(finished, "align.sampling.temperature=0.6")) == {"instruct", "curate"}
-    assert published(load(finished, "seed=1")) == set()
+    assert published(load(path, "align.sampling.temperature=0.6")) == {"instruct", "curate"}
+    assert published(load(path, "seed=1")) == set()
 
 
-def test_shards_together_write_what_one_worker_writes(finished: Path, tmp_path: Path) -> None:
-    one = run_stages(load(finished), "align")
-    config = load(finished, f"store={tmp_path / 'sharded'}")
+def test_shards_together_write_what_one_worker_writes(
+    world: Path, made: Made, tmp_path: Path
+) -> None:
+    _, whole, one = made
+    config = load(world, f"store={tmp_path / 'sharded'}")
     store = LocalStore(tmp_path / "sharded")
     for stage in ("instruct", "curate", "align"):
         shards = 3 if stage != "curate" else 1
@@ -175,7 +191,6 @@ def test_shards_together_write_what_one_worker_writes(finished: Path, tmp_path: 
             run_stage(stage, config, store, shard=i, num_shards=shards) for i in range(shards)
         ]
         assert [r is not None for r in results] == [False] * (shards - 1) + [True]
-    whole = LocalStore(Path(load(finished).store))
     sharded = plan_from_store(config, collect_inputs(config), store)[:3]
     for planned, kind in zip(sharded, (Candidate, Prompt, AlignedResponse), strict=True):
         manifest, expected = planned.manifest, one[planned.stage.writes]
@@ -185,18 +200,16 @@ def test_shards_together_write_what_one_worker_writes(finished: Path, tmp_path: 
         assert found == list(read_records(whole, expected, kind))
 
 
-def test_verbose_answers_come_from_the_engraved_model(finished: Path) -> None:
-    config = load(finished)
-    manifests = run_stages(config, "elaborate")
-    store = LocalStore(Path(config.store))
+def test_verbose_answers_come_from_the_engraved_model(made: Made) -> None:
+    _, store, manifests = made
     rows = list(read_records(store, manifests["verbose_responses"], VerboseResponse))
     assert rows
     assert {row.model for row in rows} == {manifests["engraved_model"].digest}
     assert len(rows[0].response.split()) > 10
 
 
-def test_both_trainings_start_from_the_base_model(finished: Path) -> None:
-    manifests = run_stages(load(finished), "clone")
+def test_both_trainings_start_from_the_base_model(made: Made) -> None:
+    manifests = made[2]
     assert (
         manifests["engraved_model"].identity["base_model"]
         == manifests["final_model"].identity["base_model"]
@@ -208,10 +221,10 @@ def test_both_trainings_start_from_the_base_model(finished: Path) -> None:
     assert "files/loss.jsonl" in names
 
 
-def test_a_trained_model_says_what_trained_it_and_what_the_adapter_changes(finished: Path) -> None:
+def test_a_trained_model_says_what_trained_it_and_what_the_adapter_changes(made: Made) -> None:
     import torch
 
-    manifest = run_stages(load(finished), "engrave")["engraved_model"]
+    manifest = made[2]["engraved_model"]
     engine = manifest.provenance.engine
     assert (engine["name"], engine["torch"]) == ("transformers", torch.__version__)
     assert (manifest.provenance.tokens_per_second or 0) > 0
@@ -425,28 +438,14 @@ def test_the_beginning_of_two_keys_chooses_neither(
 def test_a_model_judged_against_another_than_the_current_is_not_promoted(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = load(finished)
-    second = load(finished, "engrave.learning_rate=0.001", "clone.learning_rate=0.001")
-    store = LocalStore(Path(first.store))
-    forget_after(first, "evaluate")
-    run_stages(second, "evaluate")
-    monkeypatch.setattr("selfalign.stages.promote.read_pointer", _moved_by_another(first))
+    config = load(finished)
+    forget_after(config, "evaluate")
+    other = PromotedModel(artifact="final_model", key="other", digest="other")
+    pointer = Pointer(model=other, previous=None, promotion="x", run=None, moved_at="now")
+    moved = VersionedPointer(pointer, "v")
+    monkeypatch.setattr("selfalign.stages.promote.read_pointer", lambda _: moved)
     with pytest.raises(TemporaryError, match="judged against nothing"):
-        run_stage("promote", second, store)
-
-
-def _moved_by_another(config: RunConfig):  # type: ignore[no-untyped-def]
-    """The pointer as seen just after another run promoted its own model."""
-
-    def read(store: LocalStore):  # type: ignore[no-untyped-def]
-        run_stages(config, "evaluate")
-        from selfalign.store.pointer import Pointer, PromotedModel, VersionedPointer
-
-        other = PromotedModel(artifact="final_model", key="other", digest="other")
-        pointer = Pointer(model=other, previous=None, promotion="x", run=None, moved_at="now")
-        return VersionedPointer(pointer, "v")
-
-    return read
+        run_stage("promote", config, LocalStore(Path(config.store)))
 
 
 def test_a_killed_promotion_is_finished_by_the_next_attempt(

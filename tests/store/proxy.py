@@ -165,7 +165,7 @@ def running_proxy(upstream: str, host: str = "127.0.0.1") -> Iterator[Proxy]:
     server.daemon_threads = True
     proxy = Proxy(f"http://{host}:{server.server_port}", upstream)
     handler.proxy = proxy  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     try:
         yield proxy

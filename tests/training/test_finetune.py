@@ -11,6 +11,7 @@ from selfalign.training import Example, TrainResult
 from selfalign.training.chat import fit_form
 from selfalign.training.examples import encode
 
+from .conftest import HOST
 from .worlds import (
     CONFIG,
     EXAMPLES,
@@ -141,6 +142,7 @@ def test_no_path_and_no_name_of_this_machine_is_written(run: Run, base: Path) ->
             assert str(base).encode() not in content
             assert str(attempt.root).encode() not in content
             assert b"/tmp" not in content
+            assert HOST.encode() not in content
             assert path.stat().st_mode & 0o044 == 0o044
 
 

@@ -71,7 +71,7 @@ class Namespace:
 
     @contextmanager
     def controller(
-        self, *, resync_seconds: int = 300, serving: Target | None = None
+        self, *, resync_seconds: float = 300, serving: Target | None = None
     ) -> Iterator[Controller]:
         opener = lambda _url: self.world.store  # noqa: E731
         controller = Controller(self.hints, opener, resync_seconds=resync_seconds, serving=serving)
@@ -90,7 +90,7 @@ class Namespace:
 
         def work() -> None:
             while not stop.is_set():
-                for change in self.world.cluster.watch("jobs", 1):
+                for change in self.world.cluster.watch("jobs", 0.05):
                     if change is None or change.deleted:
                         continue
                     name = change.resource["metadata"]["name"]
@@ -155,7 +155,7 @@ def test_lost_events_cost_time_and_nothing_else(
 ) -> None:
     namespace.hints.shown = False
     monkeypatch.setattr(f"{CONTROLLER}.backoff_seconds", lambda *_: 0.05)  # after a short watch
-    with namespace.kubelet(), namespace.controller(resync_seconds=1):
+    with namespace.kubelet(), namespace.controller(resync_seconds=0.1):
         namespace.world.submit()
         namespace.wait(namespace.succeeded)
     assert len(namespace.world.jobs()) == 8
@@ -169,7 +169,10 @@ def test_doubled_and_stale_events_do_no_harm(namespace: Namespace) -> None:
     assert len(namespace.world.jobs()) == 8
 
 
-def test_watches_that_fail_are_begun_again(namespace: Namespace) -> None:
+def test_watches_that_fail_are_begun_again(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{CONTROLLER}.backoff_seconds", lambda *_: 0.05)
     namespace.hints.failures = 4
     with namespace.kubelet(), namespace.controller():
         namespace.world.submit()
@@ -181,6 +184,7 @@ def test_a_call_that_fails_is_made_again(namespace: Namespace) -> None:
         namespace.world.submit()
         for call in (0, 3, 5):
             namespace.hints.arm(call, "unheard")
+            namespace.wait(namespace.hints.fired)
         namespace.wait(namespace.succeeded)
 
 
