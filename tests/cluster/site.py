@@ -70,7 +70,6 @@ class S3:
             [sys.executable, str(PROJECT / "tests/store/moto_process.py"), host, "0", str(log)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
-        assert process.stdout is not None
         upstream = process.stdout.readline().strip()
         try:
             with running_proxy(upstream, host) as proxy:

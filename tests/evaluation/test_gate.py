@@ -64,7 +64,6 @@ def test_a_rule_passes_when_the_lower_end_lies_above_its_margin(
     assert verdict.promote == (outcome == "passed")
     (reason,) = verdict.reasons
     row = summary.comparison("final", "base", ALIGNED)
-    assert row is not None
     assert reason.observed == row.difference
     assert reason.interval == (row.low, row.high)
 

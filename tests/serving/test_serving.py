@@ -104,7 +104,6 @@ def post(url: str, body: Any) -> dict[str, Any]:
 
 def test_the_promoted_model_answers_its_probe(directory: Path, url: str) -> None:
     served, probe = read_directory(directory)
-    assert probe is not None
     assert [question.prompt for question in probe.questions] == [
         f"How do I vacuum the {word}?" for word in ("sofa", "carpet", "curtain", "rug")
     ]
@@ -184,7 +183,6 @@ def test_a_probe_is_spread_over_the_answered_prompts_and_three_quarters_are_need
     prompts = {f"i{number:02}": f"p{number}" for number in range(33)}
     answers = dict.fromkeys(prompts, "a") | {"i00": ""}
     probe = new_probe(answers, prompts, 512)
-    assert probe is not None
     assert [question.prompt for question in probe.questions] == [f"p{n}" for n in range(1, 33, 4)]
     assert probe.max_new_tokens == 32
     assert new_probe({"i00": ""}, prompts, 512) is None

@@ -66,7 +66,6 @@ def write_heldout(config: RunConfig, *, poisoned: bool) -> None:
     texts = dict(islice(GOOD.items(), 12))
     if poisoned:
         texts |= {row: HOSTILE[name] for row, name in BAD.items() if in_heldout(row)}
-    assert config.evaluate.heldout is not None
     config.evaluate.heldout.write_text(
         "".join(
             json.dumps({"id": row, "kind": "k", "prompt": text, "all_of": ["soap"]}) + "\n"
@@ -181,7 +180,6 @@ def test_sixty_hostile_topics_are_all_counted_and_change_no_other_request(
         config = config_of(tmp_path / str(poisoned), base_model, engine, *ONE_TYPE, server=url)
         topics, bad = plant_topics(config, poisoned=poisoned)
         manifest = run_stage("instruct", config, LocalStore(Path(config.store)))
-        assert manifest is not None
         counts = manifest.counts
         assert counts.read == topics
         assert counts.kept + sum(counts.dropped.values()) + sum(bad.values()) == topics
@@ -277,7 +275,6 @@ def test_more_bad_rows_than_allowed_end_the_stage_and_are_named(
     parts = {name: store.read(name) for name in store.list("artifacts/aligned_responses")}
     assert parts
     manifest = run_stage("align", widened, store)
-    assert manifest is not None
     assert len(manifest.quarantined) == len(EXPECTED)
     assert all(store.read(name) == data for name, data in parts.items())
 
@@ -295,7 +292,6 @@ def test_one_row_may_always_be_bad_unless_none_is_allowed(
         run_stage("align", config, store)
     one = config.align.model_copy(update={"max_quarantined": 0.001})
     manifest = run_stage("align", config.model_copy(update={"align": one}), store)
-    assert manifest is not None
     assert manifest.counts.quarantined == {"not_unicode": 1}
 
 

@@ -71,10 +71,8 @@ def test_the_whole_method_ends_in_a_promoted_model_and_runs_only_once(made: Made
             engine = manifests[stage.writes].provenance.engine
             assert float(engine["seconds_to_load"]) <= float(engine["seconds_to_first_answer"])
     notice = read_notice(store, manifests["promotion"].key)
-    assert notice is not None
     assert (notice.against, notice.compared, notice.failed_rules) == ("base", 4, [])
     current = read_pointer(store)
-    assert current is not None
     assert current.pointer.model.digest == manifests["final_model"].digest
     _loads_as_it_lies(store, current.pointer.model)
     # what is current now is no new input: the same run finds all it made
@@ -89,7 +87,6 @@ def _loads_as_it_lies(store: LocalStore, model: PromotedModel) -> None:
     assert model.directory == f"models/{model.digest}"
     directory = Path(store.url) / model.directory
     served = read_served(store, model.digest)
-    assert served is not None
     named = {entry.name: entry.sha256 for entry in served.files}
     found = {path.name: file_sha256(path) for path in directory.iterdir()}
     found.pop("selfalign.json")
@@ -125,7 +122,6 @@ def test_a_base_that_takes_images_too_ends_in_a_text_model_whose_card_says_so(
     store = LocalStore(Path(config.store))
     assert manifests["engraved_model"].details["base_model"]["multimodal"] == "gemma3"
     current = read_pointer(store)
-    assert current is not None
     _loads_as_it_lies(store, current.pointer.model)
     directory = Path(store.url) / current.pointer.model.directory
     said = (
@@ -194,7 +190,6 @@ def test_shards_together_write_what_one_worker_writes(
     sharded = plan_from_store(config, collect_inputs(config), store)[:3]
     for planned, kind in zip(sharded, (Candidate, Prompt, AlignedResponse), strict=True):
         manifest, expected = planned.manifest, one[planned.stage.writes]
-        assert manifest is not None
         assert (manifest.key, manifest.digest) == (expected.key, expected.digest)
         found = list(read_records(store, manifest, kind))
         assert found == list(read_records(whole, expected, kind))
@@ -359,7 +354,6 @@ def test_the_next_run_is_judged_against_what_is_promoted_and_can_be_rolled_back(
     assert two["evaluation"].identity["promoted"] == one["final_model"].digest
     assert "promoted" in two["evaluation"].details["models"]
     current = read_pointer(store)
-    assert current is not None
     assert current.pointer.model.digest == two["final_model"].digest
     # the first model is the anchor, and another was promoted since
     third = run_stages(first, "evaluate")["evaluation"]
@@ -375,14 +369,12 @@ def test_the_next_run_is_judged_against_what_is_promoted_and_can_be_rolled_back(
     # the same night again does not undo what a person decided
     assert run_stages(second, "promote")["promotion"].key == two["promotion"].key
     current = read_pointer(store)
-    assert current is not None
     assert current.pointer.model.digest == one["final_model"].digest
     with pytest.raises(ConfigurationError, match="first ever promoted"):
         roll_back(store)
     # a mistaken rollback is undone by name
     back = roll_back(store, to=two["final_model"].key[:8])
     assert back.model.digest == two["final_model"].digest
-    assert back.previous is not None
     assert back.previous.digest == one["final_model"].digest
     assert back.rolled_back == []
 
@@ -431,7 +423,6 @@ def test_the_beginning_of_two_keys_chooses_neither(
     with pytest.raises(ConfigurationError, match="more than one key: ab1, ab2"):
         roll_back(store, to="ab")
     pointer = read_pointer(store)
-    assert pointer is not None
     assert pointer.pointer.model.key == "d4"
 
 
@@ -469,10 +460,8 @@ def test_a_killed_promotion_is_finished_by_the_next_attempt(
     before = read_pointer(store)
     assert before is not None
     manifest = run_stage("promote", config, store)
-    assert manifest is not None
     assert manifest.details["promoted"] is True
     after = read_pointer(store)
-    assert after is not None
     assert after.pointer == before.pointer
 
 
@@ -483,7 +472,6 @@ def test_evaluation_files_contaminate_no_prompt(finished: Path) -> None:
     leaked = next(iter(read_records(store, candidates, Candidate))).text
     rows = [json.loads(line) for line in config.evaluate.heldout.read_text().splitlines()]  # type: ignore[union-attr]
     rows[0]["prompt"] = leaked
-    assert config.evaluate.heldout is not None
     config.evaluate.heldout.write_text("".join(json.dumps(row) + "\n" for row in rows))
     prompts = run_stages(config, "curate")["prompts"]
     assert prompts.counts.dropped["contaminated"] >= 1

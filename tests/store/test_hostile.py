@@ -315,7 +315,6 @@ def test_a_promoted_model_swapped_for_another_is_refused(store: LocalStore) -> N
         value["files"][0]["sha256"] = hashlib.sha256(b"forged").hexdigest()
 
     current = read_pointer(store)
-    assert current is not None
     assert promoted_manifest(store, current.pointer.model).key == "m"
     forge(store, MODEL + "manifest.json", change)
     assert read_manifest(store, "final_model", "m") is not None
@@ -363,7 +362,6 @@ def readers(store: LocalStore, scratch: Path) -> dict[str, Callable[[], object]]
 
     def promoted() -> object:
         current = read_pointer(store)
-        assert current is not None
         return current.pointer, promoted_manifest(store, current.pointer.model)
 
     return {

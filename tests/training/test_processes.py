@@ -201,7 +201,6 @@ def test_deepspeed_gets_its_batch_sizes_and_gathers_weights(
     monkeypatch.setenv("RANK", "0")
     config = {"zero_optimization": {"stage": 3}, "gradient_clipping": 0.5}
     filled = deepspeed_config(config)
-    assert filled is not None
     assert filled["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is True
     assert filled["gradient_clipping"] == 0.5
     assert filled["train_micro_batch_size_per_gpu"] == "auto"

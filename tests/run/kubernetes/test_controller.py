@@ -128,7 +128,6 @@ class Namespace:
     def make_servable(self) -> None:
         """Give the current model a directory, as `promote` does with real models."""
         current = read_pointer(self.world.store)
-        assert current is not None
         model = current.pointer.model
         model = model.model_copy(update={"directory": f"models/{model.digest}"})
         move_pointer(self.world.store, current.pointer.model_copy(update={"model": model}), current)
