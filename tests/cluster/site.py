@@ -116,6 +116,17 @@ class Site:
     def namespace(self) -> str:
         return self.cluster.namespace
 
+    def push_inputs(self, config: Path) -> Path:
+        """Push this configuration's inputs to the namespace's place in the bucket; it, resolved."""
+        resolved = self.directory / "resolved.yaml"
+        place = f"store=s3://{BUCKET}/{self.namespace}"
+        pushed = self.cli(
+            "inputs", "push", "--config", str(config), "--set", place, "--out", str(resolved)
+        )
+        assert pushed.returncode == 0, pushed.stderr
+        self.config = yaml.safe_load(resolved.read_text())
+        return resolved
+
     def deploy(self, *, nightly: str | None = None, serving: Resource | None = None) -> None:
         """`make deploy`, with images that the node has already.
 

@@ -28,7 +28,6 @@ from tests.engines.server_process import vllm_serving
 from tests.store.proxy import Fault, Proxy, running_proxy
 
 KEY = "sk-not-to-be-seen-0123456789"
-POISON = "a prompt that breaks servers"
 
 
 @pytest.fixture(scope="module")

@@ -222,48 +222,15 @@ def test_an_evaluation_of_nothing_is_empty_and_no_error() -> None:
 
 
 def test_the_stored_fields_are_pinned() -> None:
-    assert list(EvaluationSummary.model_fields) == [
-        "schema_version",
-        "confidence",
-        "models",
-        "metrics",
-        "comparisons",
-        "notes",
-        "tasks",
-        "judge",
-        "choosing",
-        "anchor_confidence",
-    ]
-    assert list(MetricSummary.model_fields) == [
-        "model",
-        "metric",
-        "kind",
-        "n",
-        "mean",
-        "low",
-        "high",
-        "method",
-    ]
-    assert list(Comparison.model_fields) == [
-        "subject",
-        "against",
-        "metric",
-        "kind",
-        "n",
-        "subject_mean",
-        "against_mean",
-        "difference",
-        "low",
-        "high",
-        "p_value",
-        "p_holm",
-        "wins",
-        "losses",
-        "only_subject",
-        "only_against",
-        "changed",
-        "method",
-    ]
+    assert " ".join(EvaluationSummary.model_fields) == (
+        "schema_version confidence models metrics comparisons notes tasks judge choosing "
+        "anchor_confidence"
+    )
+    assert " ".join(MetricSummary.model_fields) == ("model metric kind n mean low high method")
+    assert " ".join(Comparison.model_fields) == (
+        "subject against metric kind n subject_mean against_mean difference low high "
+        "p_value p_holm wins losses only_subject only_against changed method"
+    )
 
 
 @pytest.mark.parametrize("name", ["hhh", "hhh/honest", "heldout.aligned/a/b", "mc1/"])

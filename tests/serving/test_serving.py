@@ -9,6 +9,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from selfalign.serving.probe import read_model_directory as read_directory
 from selfalign.stages.serving import answering, engine_config, vllm_arguments
 from selfalign.store.local import LocalStore
 from selfalign.store.pointer import read_pointer
+from tests import loopback
 from tests.pipeline_world import forget_after, run_stages, write_world
 
 REAL = 'evaluate.engine={"kind":"transformers"}'
@@ -69,21 +71,11 @@ def url(directory: Path) -> Iterator[str]:
             yield found
 
 
-class serving:  # noqa: N801 - reads as a statement: with serving(server) as url
+@contextmanager
+def serving(server: ChatServer) -> Iterator[str]:
     """A server that answers while the block runs."""
-
-    def __init__(self, server: ChatServer) -> None:
-        self.server = server
-        self.thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-
-    def __enter__(self) -> str:
-        self.thread.start()
-        return f"http://127.0.0.1:{self.server.server_port}"
-
-    def __exit__(self, *_: object) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
+    with loopback.answering(server):
+        yield f"http://127.0.0.1:{server.server_port}"
 
 
 def invoke(*arguments: str) -> str:

@@ -33,10 +33,11 @@ from selfalign.records import EvaluationRecord
 from selfalign.run.stage import run_stage
 from selfalign.seeds import load_seeds
 from selfalign.stages.preflight import check_run
-from selfalign.store.artifact import read_file_as, read_records
+from selfalign.store.artifact import read_file_as, read_manifest, read_records
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Manifest
-from selfalign.store.pointer import Pointer, PromotedModel, move_pointer
+from selfalign.store.pointer import PromotedModel
+from tests.artifacts import promote
 from tests.pipeline_world import WORDS, write_base_model, write_llama
 from tests.stages.planting import config_of, plant, rows
 
@@ -148,7 +149,9 @@ def test_a_third_model_judges_the_answers_in_both_orders_and_is_compared_with_pe
     assert [r.text.split()[1] for r in labelled] == ["first", "second", "tie"]
     assert first.details["judge"][-1].startswith("It agrees with people on ")
     # who is promoted is judged against too, and the judge's settings are part of the key
-    move_pointer(night.store, _promoted(night, first), None)
+    final = first.parents["final_model"]
+    model = PromotedModel(artifact="final_model", key=final.key, digest=final.digest)
+    promote(night.store, model)
     tuesday = ("clone.learning_rate=0.001",)
     night.plant_final(night.config(judge, *tuesday), "tuesday")
     second = night.evaluate(night.config(judge, *tuesday))
@@ -157,12 +160,6 @@ def test_a_third_model_judges_the_answers_in_both_orders_and_is_compared_with_pe
         "base",
         "promoted",
     }
-
-
-def _promoted(night: Night, evaluation: Manifest) -> Pointer:
-    parent = evaluation.parents["final_model"]
-    model = PromotedModel(artifact="final_model", key=parent.key, digest=parent.digest)
-    return Pointer(model=model, previous=None, promotion=None, run=None, moved_at="now")
 
 
 def test_a_judge_that_leans_towards_a_finds_every_pair_a_tie(night: Night) -> None:
@@ -263,8 +260,9 @@ def test_which_answers_refuse_is_decided_by_the_judge_or_the_wording_as_configur
     assert torn == {model for model, each in agree.items() if sum(each) < 0.8 * len(each)} != set()
 
 
-def test_without_a_judge_the_wording_decides_and_the_manifest_says_so(night: Night) -> None:
-    manifest = night.evaluate(night.config(None))
+def test_without_a_judge_the_wording_decides_and_the_manifest_says_so(finished_store: Path) -> None:
+    (unit,) = (finished_store / "artifacts" / "evaluation").iterdir()
+    manifest = read_manifest(LocalStore(finished_store), "evaluation", unit.name)
     assert manifest.details["refusals"] == "wording"
     assert "judge" not in manifest.identity
 

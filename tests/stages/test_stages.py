@@ -27,14 +27,9 @@ from selfalign.store.artifact import read_file, read_file_as, read_records
 from selfalign.store.files import file_sha256
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Manifest
-from selfalign.store.pointer import (
-    Pointer,
-    PromotedModel,
-    VersionedPointer,
-    move_pointer,
-    read_pointer,
-)
+from selfalign.store.pointer import Pointer, PromotedModel, VersionedPointer, read_pointer
 from selfalign.training import Example
+from tests.artifacts import promote
 from tests.pipeline_world import forget_after, run_stages, write_gemma3
 
 
@@ -381,16 +376,8 @@ def test_the_next_run_is_judged_against_what_is_promoted_and_can_be_rolled_back(
 
 def _promoted(store: LocalStore, *keys: str) -> None:
     """Models with these keys were promoted, the last is current."""
-    models = [PromotedModel(artifact="final_model", key=k, digest=k) for k in reversed(keys)]
-    pointer = Pointer(
-        model=models[0],
-        previous=models[1],
-        promotion="p",
-        run=None,
-        moved_at="now",
-        history=models[1:],
-    )
-    move_pointer(store, pointer, None)
+    for key in keys:
+        promote(store, PromotedModel(artifact="final_model", key=key, digest=key))
 
 
 def test_rolling_back_goes_ever_further_and_loses_no_model(

@@ -196,35 +196,25 @@ def test_a_job_that_publishes_and_completes_during_the_look_is_not_run_again(wor
         assert fresh.condition("Progressing")["status"] == "True", calls[call]
 
 
-def test_a_controller_killed_between_status_and_job_starts_the_same_number(world: World) -> None:
+@pytest.mark.parametrize("fault", ["killed-before", "killed-after"])
+def test_a_controller_killed_as_it_creates_a_job_starts_or_adopts_the_same_number(
+    world: World, fault: str
+) -> None:
     unreliable = world.api = Unreliable(world.cluster)
     world.restart()
     world.submit()
-    calls = _calls_until(world, unreliable, ("create", "jobs", "toy-instruct-1"))
-    unreliable.arm(calls, "killed-before")
+    calls = _calls_until("create", "jobs", "toy-instruct-1")
+    unreliable.arm(calls, fault)
     with pytest.raises(Killed):
         world.step()
     world.restart()
-    world.step()
-    assert world.jobs() == ["toy-instruct-1"]
-    assert world.stage("instruct")["attempts"] == 1
-
-
-def test_a_controller_killed_after_creating_a_job_adopts_it(world: World) -> None:
-    unreliable = world.api = Unreliable(world.cluster)
-    world.restart()
-    world.submit()
-    calls = _calls_until(world, unreliable, ("create", "jobs", "toy-instruct-1"))
-    unreliable.arm(calls, "killed-after")
-    with pytest.raises(Killed):
+    for _ in range(2):
         world.step()
-    world.restart()
-    world.step()
-    world.step()
-    assert world.jobs() == ["toy-instruct-1"]
+        assert world.jobs() == ["toy-instruct-1"]
+        assert world.stage("instruct")["attempts"] == 1
 
 
-def _calls_until(world: World, unreliable: Unreliable, wanted: tuple[str, str, str]) -> int:
+def _calls_until(*wanted: str) -> int:
     """How many calls a look at a new run makes before this one, by trying it on a copy."""
     rehearsal = World()
     spy = rehearsal.api = Unreliable(rehearsal.cluster)
@@ -241,7 +231,7 @@ def test_of_two_controllers_that_decide_at_once_one_starts_nothing(world: World)
     second = World(store=world.store)
     second.cluster = second.api = world.cluster
     second.restart()
-    calls = _calls_until(world, unreliable, ("status", "alignmentruns", "toy"))
+    calls = _calls_until("status", "alignmentruns", "toy")
     unreliable.arm(calls, "meanwhile", lambda: second.reconciler.reconcile("toy"))
     assert world.step() == 0.2
     assert world.jobs() == ["toy-instruct-1"]

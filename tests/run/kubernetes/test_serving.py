@@ -18,7 +18,8 @@ from selfalign.run.executors.kubernetes.deployment import (
     DeploymentTarget,
 )
 from selfalign.run.executors.kubernetes.serving import Serving, Target
-from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
+from selfalign.store.pointer import PromotedModel
+from tests.artifacts import promote
 
 from .unreliable import Killed, Unreliable
 from .worlds import World
@@ -61,18 +62,10 @@ class Site:
 
     def promote(self, digest: str, run: str | None, directory: str | None = "models/x") -> None:
         """`promote` or, without a run, `rollback` moves the pointer."""
-        current = read_pointer(self.world.store)
         model = PromotedModel(
             artifact="final_model", key=digest[:8], digest=digest, directory=directory
         )
-        pointer = Pointer(
-            model=model,
-            previous=None,
-            promotion=None,
-            run=run,
-            moved_at="2026-11-01T01:00:00+00:00",
-        )
-        move_pointer(self.world.store, pointer, current)
+        promote(self.world.store, model, run=run, moved_at="2026-11-01T01:00:00+00:00")
 
     def run(self, name: str, digest: str) -> None:
         """A run that made this model and has succeeded."""
