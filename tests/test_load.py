@@ -166,7 +166,7 @@ def test_credentials_in_the_stores_url_are_refused_and_not_repeated(
     assert "SECRET" not in str(refused.value)
 
 
-def test_a_file_without_end_is_refused_and_a_pipe_is_read(tmp_path: Path) -> None:
+def test_a_file_without_end_is_refused_and_a_pipe_is_read() -> None:
     with pytest.raises(ConfigurationError, match=r"/dev/zero: .*more than 1048576"):
         load_config(Path("/dev/zero"))
     reader, writer = os.pipe()

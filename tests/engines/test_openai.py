@@ -250,7 +250,7 @@ def test_server_and_kind_belong_together() -> None:
 
 
 def test_another_model_behind_the_address_is_refused(
-    connect: Any, server: ModelServer, llama: Path, tmp_path: Path
+    connect: Any, server: ModelServer, llama: Path
 ) -> None:
     server.rows[0] |= {"id": "other", "root": "/elsewhere/other"}
     with pytest.raises(ConfigurationError, match=r"serves other \(from /elsewhere/other\)") as e:
@@ -263,7 +263,7 @@ def test_another_model_behind_the_address_is_refused(
 
 
 def test_a_hub_model_of_another_name_is_refused_under_an_alias_too(
-    server: ModelServer, llama: Path, connect: Any, monkeypatch: pytest.MonkeyPatch
+    server: ModelServer, llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "selfalign.engines.model_directory._from_hub", lambda *args, **kwargs: llama
@@ -279,7 +279,7 @@ def test_a_hub_model_of_another_name_is_refused_under_an_alias_too(
 
 
 def test_another_tokenizer_behind_the_name_is_refused(
-    connect: Any, proxy: Proxy, server: ModelServer, monkeypatch: pytest.MonkeyPatch
+    connect: Any, server: ModelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("selfalign.engines.openai.server._PROBE", "\u2028 \ufffd")
     connect()

@@ -146,7 +146,7 @@ def test_lengths_match_within_the_tolerance_of_the_longer() -> None:
     assert [verdict.same_length for verdict in verdicts] == [True, False, True]
 
 
-def test_the_interval_of_a_win_rate_is_that_of_wins_less_losses(answer) -> None:
+def test_the_interval_of_a_win_rate_is_that_of_wins_less_losses() -> None:
     pairs = [Pair(f"p{n}", "q", f"first {n}", f"second {n}") for n in range(30)]
     verdicts = [
         PairVerdict(pair.id, "first" if n < 15 else "second" if n < 20 else "tie", "", 2, 2)

@@ -143,7 +143,7 @@ def test_what_is_young_or_claimed_is_kept_with_its_parents() -> None:
     assert "artifacts/engraved_model/new" in gc(bucket).deleted
 
 
-def test_checkpoints_that_outlived_their_training_go(tmp_path: Any) -> None:
+def test_checkpoints_that_outlived_their_training_go() -> None:
     bucket = Bucket()
     made(bucket, "night")
     assert [p.rpartition("/")[2] for p in gc(bucket).deleted] == ["checkpoints"] * 2

@@ -355,9 +355,7 @@ def real(tmp_path: Path) -> Iterator[str]:
         process.terminate()
 
 
-def test_the_reference_implementation_takes_it(
-    store: LocalStore, real: str, tmp_path: Path
-) -> None:
+def test_the_reference_implementation_takes_it(store: LocalStore, real: str) -> None:
     manifest = model(store)
     materialise(store, manifest, {"README.md": b"scores"})
     place = f"oci://{real}/team/model"

@@ -268,7 +268,7 @@ def test_the_engine_is_closed_when_it_fails(store: LocalStore) -> None:
     assert engine.closed
 
 
-def test_an_engine_that_another_thread_loads_is_closed_too(store: LocalStore) -> None:
+def test_an_engine_that_another_thread_loads_is_closed_too() -> None:
     engine, loading, go_on = EchoEngine(), Event(), Event()
 
     def opener() -> EchoEngine:

@@ -402,9 +402,7 @@ def test_rolling_back_goes_ever_further_and_loses_no_model(
     assert [m.key for m in pointer.rolled_back] == ["d4"]
 
 
-def test_the_beginning_of_two_keys_chooses_neither(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_beginning_of_two_keys_chooses_neither(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     _promoted(store, "ab1", "ab2", "c3", "d4")
     with pytest.raises(ConfigurationError, match="more than one key: ab1, ab2"):

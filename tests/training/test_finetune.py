@@ -169,7 +169,7 @@ def test_another_seed_gives_another_model(full: Run, base: Path, tmp_path: Path)
 
 
 def test_accumulated_micro_batches_are_the_same_step_as_one_batch(
-    full: Run, base: Path, tmp_path: Path
+    base: Path, tmp_path: Path
 ) -> None:
     whole = CONFIG.model_copy(update={"micro_batch_size": CONFIG.global_batch_size})
     # Answers of different lengths: averaging per micro-batch would weigh their tokens unequally.

@@ -345,7 +345,7 @@ def test_health_readiness_and_metrics_are_served(namespace: Namespace) -> None:
         assert line in text
 
 
-def test_a_step_that_does_not_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_does_not_end_is_told() -> None:
     world = World()
     controller = Controller(world.cluster, lambda _url: world.store)
     assert controller.problems() == []

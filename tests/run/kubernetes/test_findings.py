@@ -136,7 +136,7 @@ def test_every_metric_that_dashboard_and_alerts_ask_for_is_exported() -> None:
     assert names <= exported
 
 
-def test_the_dashboard_is_installed_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dashboard_is_installed_where_it_is_asked_for() -> None:
     from tests.charts.conftest import only, render_platform
 
     assert not [m for m in render_platform() if m["metadata"]["name"] == "selfalign-dashboard"]
