@@ -364,7 +364,7 @@ def test_logs_of_a_stage_without_a_job_say_why_there_are_none(laptop: Laptop, wo
 
 def follow(laptop: Laptop, *arguments: str, then: Callable[[], None]) -> Result:
     """Run a command that follows, and let something happen once it does."""
-    timer = threading.Timer(0.1, then)
+    timer = threading.Timer(0.5, then)
     timer.start()
     try:
         return laptop.run(*arguments)
