@@ -1,6 +1,6 @@
-"""Random corruptions of every kind of object that a store holds, and forty forgeries by hand, against
-the commands that read it: each is named with a documented exit code or has no effect; nothing is a
-traceback."""
+"""Random corruptions of every kind of object that a store holds, and forty forgeries by hand,
+against the commands that read it: each is named with a documented exit code or has no effect;
+nothing is a traceback."""
 
 from __future__ import annotations
 
