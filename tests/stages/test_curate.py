@@ -24,7 +24,6 @@ from selfalign.stages.contract import PartOutcome, StageContext, chunked, proven
 from selfalign.store.artifact import read_records
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Manifest, Parent
-from tests import forked
 from tests.artifacts import writer
 
 SEEDS = Path(__file__).parents[2] / "seeds"
@@ -192,8 +191,9 @@ def _orphan(pids: Any) -> None:
 
 
 def test_screening_processes_end_with_a_parent_that_is_killed() -> None:
-    ours, theirs = multiprocessing.Pipe()
-    parent = forked.context().Process(target=_orphan, args=(theirs,))
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    parent = context.Process(target=_orphan, args=(theirs,))
     parent.start()
     (child,) = ours.recv()
     parent.kill()
