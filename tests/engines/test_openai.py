@@ -160,7 +160,7 @@ def test_a_request_that_only_this_server_refuses_is_set_aside(
 def test_a_request_that_never_succeeds_on_a_healthy_server_is_set_aside(
     fault: Fault, reason: str, connect: Any, proxy: Proxy, ask: Ask
 ) -> None:
-    engine = connect(timeout_seconds=0.3, give_up_after_seconds=0.7)
+    engine = connect(timeout_seconds=0.5, give_up_after_seconds=1.0)
     proxy.faults = [fault]
     answers = {each.id: each for each in engine.generate([ask("x", seed=77), ask("y", seed=1)])}
     assert isinstance(answers["y"], Completion)
