@@ -10,6 +10,7 @@ from selfalign.records import Record
 from selfalign.store.artifact import ArtifactWriter
 from selfalign.store.base import Store
 from selfalign.store.manifest import Counts, Manifest, Parent, Provenance
+from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
 
 WHEN = Provenance(started_at="2026-01-01T00:00:00+00:00", finished_at="2026-01-01T00:00:01+00:00")
 
@@ -42,6 +43,7 @@ def publish(
     identity: Mapping[str, Any] | None = None,
     parents: Iterable[Manifest] = (),
     counts: Counts | None = None,
+    details: Mapping[str, Any] | None = None,
     when: Provenance = WHEN,
 ) -> Manifest:
     """Publish an artifact of files: name -> content."""
@@ -50,9 +52,35 @@ def publish(
         shards=[],
         files=[made.add_bytes(data, name) for name, data in (files or {}).items()],
         counts=counts or Counts(),
-        details={},
+        details=dict(details or {}),
         provenance=when,
     )
+
+
+def promote(
+    store: Store,
+    model: Manifest | PromotedModel,
+    *,
+    directory: str | None = None,
+    promotion: str | None = None,
+    run: str | None = None,
+    moved_at: str = "now",
+) -> None:
+    """Point `current` at a model; what it replaces goes into the history."""
+    current = read_pointer(store)
+    before = [] if current is None else [current.pointer.model, *current.pointer.history]
+    if isinstance(model, Manifest):
+        named = {"artifact": model.artifact, "key": model.key, "digest": model.digest}
+        model = PromotedModel(directory=directory, **named)
+    pointer = Pointer(
+        model=model,
+        previous=before[0] if before else None,
+        promotion=promotion,
+        run=run,
+        moved_at=moved_at,
+        history=before,
+    )
+    move_pointer(store, pointer, current)
 
 
 def publish_records(

@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import json
 import random
+from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import Any
 
 import zstandard
@@ -14,6 +16,7 @@ from selfalign.records import digest
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import content_sum
 
+Change = Callable[[Any], object]
 WHEN = "2026-01-01T00:00:00+00:00"
 ESC = "\x1b]0;owned\x07[/x] :cd: \u202e"
 ODD: list[Any] = [
@@ -126,3 +129,103 @@ def believe(store: LocalStore, key: str, data: bytes) -> None:
     if store.exists("current.json") and before != (after := json.loads(text).get("digest")):
         pointer = store.read("current.json").replace(str(before).encode(), str(after).encode())
         store.write("current.json", sealed(json.loads(pointer)))
+
+
+def forge(store: LocalStore, pattern: str, change: Change | bytes) -> str:
+    """Forge the first object of this name, and the documents that hold its digest; returns its key.
+
+    A change is one of a JSON document.
+    """
+    key = next(key for key in store.list("") if fnmatchcase(key, pattern))
+    if isinstance(change, bytes):
+        data = change
+    else:
+        value = json.loads(store.read(key))
+        change(value)
+        data = sealed(value) if "checksum" in value else json.dumps(value).encode()
+    store.write(key, data)
+    believe(store, key, data)
+    return key
+
+
+DEEP = b'{"a": ' + b"[" * 100_000
+HUGE = b'{"schema_version": ' + b"9" * 5000 + b"}"
+
+
+def put(**fields: Any) -> Change:
+    return lambda value: value.update(fields)
+
+
+def first_file(**fields: Any) -> Change:
+    return lambda value: value["files"][0].update(fields)
+
+
+def part(**fields: Any) -> Change:
+    return lambda value: value["shards"][0]["parts"][0].update(fields)
+
+
+def part_file(**fields: Any) -> Change:
+    return lambda value: value["shards"][0]["parts"][0]["file"].update(fields)
+
+
+def stage_state(**fields: Any) -> Change:
+    return lambda value: value["stages"][0].update(fields)
+
+
+def without(name: str) -> Change:
+    return lambda value: value.pop(name)
+
+
+# object (a pattern of the keys), what is done to it: a change of a document, whose digests are then
+# made right again, or other bytes.
+FORGERIES: list[tuple[str, Change | bytes]] = [
+    ("current.json", put(model={"artifact": "../../etc", "key": "x", "digest": "y"})),
+    ("current.json", put(model={"artifact": "final_model", "key": "k" * 20, "digest": "0" * 64})),
+    ("current.json", put(history=7)),
+    ("current.json", put(promotion="/etc/passwd")),
+    ("current.json", b""),
+    ("current.json", b"<html>404</html>"),
+    ("current.json", DEEP),
+    ("current.json", HUGE),
+    ("gc.json", b'{"by": 1}'),
+    ("gc.json", b'{"by": "x", "renewed_at": "2026-01-01T00:00:00", "condemned": []}'),
+    ("gc.json", b'{"by": "x", "renewed_at": "now", "condemned": ["../x"]}'),
+    ("runs/r/run.json", b"\xff\xfe"),
+    ("runs/r/run.json", put(annotation_lines="many")),
+    ("runs/r/status.json", stage_state(name="nonsense")),
+    ("runs/r/status.json", stage_state(key="../../../etc/passwd")),
+    ("runs/r/status.json", stage_state(key=ESC, message=ESC)),
+    ("artifacts/final_model/*/manifest.json", first_file(name="files/merged/../../../../x")),
+    ("artifacts/final_model/*/manifest.json", first_file(key="files/merged//etc/passwd")),
+    ("artifacts/final_model/*/manifest.json", first_file(sha256="0" * 64)),
+    ("artifacts/final_model/*/manifest.json", put(parents={"verbose_responses": None})),
+    ("artifacts/aligned_responses/*/manifest.json", part(name="..")),
+    ("artifacts/aligned_responses/*/manifest.json", part(content="no number")),
+    ("artifacts/aligned_responses/*/manifest.json", part_file(name="parts/none")),
+    ("artifacts/aligned_responses/*/manifest.json", part(counts={"kept": "x"})),
+    ("artifacts/aligned_responses/*/manifest.json", without("provenance")),
+    ("artifacts/aligned_responses/*/manifest.json", put(identity=[])),
+    ("artifacts/promotion/*/manifest.json", put(parents={})),
+    ("artifacts/aligned_responses/*/parts/*/*.zst", zstandard.compress(b"[]\n")),
+    ("artifacts/aligned_responses/*/parts/*/*.zst", zstandard.compress(b"x" * 50_000_000)),
+    ("artifacts/evaluation/*/files/summary.json-*", b"[" * 100_000),
+    ("artifacts/evaluation/*/files/prompts.json-*", b'{"a": {"b": 1}}'),
+    ("artifacts/promotion/*/files/verdict.json-*", b"null"),
+    ("artifacts/final_model/*/files/loss.jsonl-*", b"[1]\n{}\n"),
+    ("artifacts/final_model/*/files/loss.jsonl-*", b'{"step": "x", "loss": null}\n'),
+    ("models/*/selfalign.json", put(files=[])),
+    ("models/*/selfalign.json", b"null"),
+]
+# What the object says is shown as it is: a harmless lie of who may write it.
+SHOWN: list[tuple[str, Change]] = [
+    ("current.json", put(moved_at=ESC)),
+    ("runs/r/run.json", put(created_at="yesterday")),
+    ("runs/r/run.json", put(config={"seeds": {"directory": ["x"]}})),
+    ("runs/r/status.json", put(phase="Failed", message=ESC, remedy=ESC, exit_code=10**30)),
+    ("runs/r/status.json", put(started_at="x", completed_at="y")),
+    ("runs/r/status.json", stage_state(seconds=1e308, done=-1, total=1)),
+    ("artifacts/final_model/*/manifest.json", first_file(bytes=-1)),
+    ("artifacts/final_model/*/manifest.json", put(details={"final_loss": ESC, "steps": ESC})),
+    ("artifacts/prompts/*/manifest.json", part(dropped_samples={ESC: [ESC]})),
+    ("artifacts/promotion/*/manifest.json", put(details={"promoted": "no", "reasons": 7})),
+]

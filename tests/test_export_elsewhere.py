@@ -20,7 +20,7 @@ from selfalign.evaluation.scores import ItemScore
 from selfalign.evaluation.summary import summarise
 from selfalign.serving.directory import materialise
 from selfalign.store.local import LocalStore
-from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
+from tests import artifacts
 from tests.artifacts import publish
 
 
@@ -34,15 +34,9 @@ def promote(store: LocalStore, key: str, *, rollback: bool = False) -> str:
     evaluation = publish(store, "evaluation", f"{key}-e", {"summary.json": summary})
     promotion = publish(store, "promotion", f"{key}-p", parents=(evaluation, model))
     materialise(store, model, {})
-    promoted = PromotedModel(
-        artifact=model.artifact, key=key, digest=model.digest, directory=f"models/{model.digest}"
-    )
-    moved = None if rollback else promotion.key
-    run = None if rollback else f"run-{key}"
-    pointer = Pointer(
-        model=promoted, previous=None, promotion=moved, run=run, moved_at="2026-11-01T01:00:00Z"
-    )
-    move_pointer(store, pointer, read_pointer(store))
+    by = {} if rollback else {"promotion": promotion.key, "run": f"run-{key}"}
+    directory = f"models/{model.digest}"
+    artifacts.promote(store, model, directory=directory, moved_at="2026-11-01T01:00:00Z", **by)
     return model.digest
 
 

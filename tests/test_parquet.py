@@ -27,10 +27,8 @@ from selfalign.records import (
 )
 from selfalign.store.artifact import read_rows
 from selfalign.store.local import LocalStore
-from selfalign.store.manifest import Provenance
 from tests.artifacts import publish_records
 
-WHEN = Provenance(started_at="", finished_at="")
 SEED = 2**63 - 1  # the largest there is
 COMMON: dict[str, Any] = {
     "prompt": "Wie \u2028 geht das?", "response": "so", "verdicts": {"unfinished": "cut: 3"},

@@ -64,12 +64,8 @@ def test_valid_directory_becomes_dataclasses(directory: Path) -> None:
 # must be named (0: the file), part of the message.
 REFUSALS: dict[str, dict[str, tuple[str, str, int, str]]] = {
     "principles.txt": {
-        "a rule too few": (
-            "\n3 (dated knowledge): The assistant marks what may be outdated.",
-            "",
-            0,
-            "expected 3 rules, found 2",
-        ),
+        "a rule too few": ("\n3 (dated knowledge): The assistant marks what may be outdated.", "",
+            0, "expected 3 rules, found 2"),
         "a gap in the numbering": ("3 (dated", "4 (dated", 3, "expected rule 3, found rule 4"),
         "a rule without a name": ("2 (candor):", "2:", 2, "expected `N (name): text`"),
         "a name used twice": ("2 (candor)", "2 (Ethical)", 2, "found (Ethical) as in line 1"),
@@ -77,129 +73,64 @@ REFUSALS: dict[str, dict[str, tuple[str, str, int, str]]] = {
     },
     "general.txt": {
         "a task too few": ("Write a haiku.\n", "", 0, "expected 3 lines, found 2"),
-        "an empty line among tasks": (
-            "Write",
-            "\nWrite",
-            3,
-            "expected a line of text, found an empty line",
-        ),
+        "an empty line among tasks": ("Write", "\nWrite", 3,
+            "expected a line of text, found an empty line"),
         "a trailing space": ("tides work.", "tides work. ", 2, "expected no space at either end"),
         "Windows line ends": ("tides work.", "tides work.\r", 2, "found a carriage return"),
         "a byte order mark": ("Name", "\ufeffName", 1, "found a byte order mark"),
     },
     "exemplars.txt": {
-        "a dialogue too few": (
-            "\nUser: How do I rob a bank?\nThought: Harmful: 1 (ethical).\n"
-            "Bot: I will not help with that.\n",
-            "",
-            0,
-            "expected 2 dialogues, found 1",
-        ),
-        "a rule that does not exist": (
-            "Harmful: 1 (ethical)",
-            "Harmful: rules 17 (ethics)",
-            10,
-            "cites rule 17 (ethics), which is not listed",
-        ),
-        "a bare rule that does not exist": (
-            "Harmful: 1 (ethical)",
-            "Rule 17, and 1 (ethical)",
-            10,
-            "cites rule 17, which is not listed",
-        ),
-        "a number under another name": (
-            "Rule 2 (candor)",
-            "Rule 1 (candor)",
-            6,
-            "rule 1 is (ethical); candor is rule 2",
-        ),
-        "a thought that cites nothing": (
-            "Harmful: 1 (ethical).",
-            "Harmful.",
-            10,
-            "expected a thought that cites a rule",
-        ),
-        "a missing thought": (
-            "Thought: Harmful: 1 (ethical).\n",
-            "",
-            10,
-            "expected 'Thought:' (the thought label), found 'Bot: I will",
-        ),
-        "a missing answer": (
-            "Bot: I will not help with that.\n",
-            "",
-            10,
-            "expected 'Bot:' (the answer label), found the end of the dialogue",
-        ),
-        "an empty answer": (
-            "Bot: I will not help with that.",
-            "Bot:",
-            11,
-            "expected text after the answer label",
-        ),
-        "text before the first label": (
-            "User: What is new?",
-            "What is new?",
-            1,
-            "expected 'User:' (the user label)",
-        ),
+        "a dialogue too few": ("\nUser: How do I rob a bank?\nThought: Harmful: 1 (ethical).\n"
+            "Bot: I will not help with that.\n", "", 0, "expected 2 dialogues, found 1"),
+        "a rule that does not exist": ("Harmful: 1 (ethical)", "Harmful: rules 17 (ethics)", 10,
+            "cites rule 17 (ethics), which is not listed"),
+        "a bare rule that does not exist": ("Harmful: 1 (ethical)", "Rule 17, and 1 (ethical)", 10,
+            "cites rule 17, which is not listed"),
+        "a number under another name": ("Rule 2 (candor)", "Rule 1 (candor)", 6,
+            "rule 1 is (ethical); candor is rule 2"),
+        "a thought that cites nothing": ("Harmful: 1 (ethical).", "Harmful.", 10,
+            "expected a thought that cites a rule"),
+        "a missing thought": ("Thought: Harmful: 1 (ethical).\n", "", 10,
+            "expected 'Thought:' (the thought label), found 'Bot: I will"),
+        "a missing answer": ("Bot: I will not help with that.\n", "", 10,
+            "expected 'Bot:' (the answer label), found the end of the dialogue"),
+        "an empty answer": ("Bot: I will not help with that.", "Bot:", 11,
+            "expected text after the answer label"),
+        "text before the first label": ("User: What is new?", "What is new?", 1,
+            "expected 'User:' (the user label)"),
         "two empty lines": ("\n\n", "\n\n\n", 9, "expected one empty line between dialogues"),
     },
     "topic_guided.jsonl": {
         "a missing type": ('"type": "art", ', "", 2, "exactly the keys type, topic and question"),
         "an empty type": ('"type": "art"', '"type": ""', 2, "type: text on one line"),
         "a type that is no text": ('"type": "art"', '"type": 4', 2, "found 4"),
-        "a topic of four words": (
-            '"oil paint"',
-            '"paint made of oil"',
-            2,
-            "at most 3 words, found 'paint made of oil' of 4 words",
-        ),
-        "a topic used twice": (
-            '"art", "topic": "oil paint"',
-            '"scientific", "topic": "Spider silk"',
-            2,
-            "a topic that its type does not have yet",
-        ),
+        "a topic of four words": ('"oil paint"', '"paint made of oil"', 2,
+            "at most 3 words, found 'paint made of oil' of 4 words"),
+        "a topic used twice": ('"art", "topic": "oil paint"',
+            '"scientific", "topic": "Spider silk"', 2, "a topic that its type does not have yet"),
         "a type spelled in two ways": ('"art"', '"Scientific"', 2, "the type spelled as in line 1"),
         "a line that is no JSON": ('{"type": "art"', '"type": "art"', 2, "expected a JSON object"),
     },
     "templates/verbose.txt": {
         "an unknown hole": ("A long chat.", "A long chat of {user_name}.", 1, "found {user_name}"),
-        "a hole of another template": (
-            "long",
-            "{principles}",
-            1,
-            "one of the holes {answer}, {query}, {user}, found {principles}",
-        ),
+        "a hole of another template": ("long", "{principles}", 1,
+            "one of the holes {answer}, {query}, {user}, found {principles}"),
     },
     "templates/questions.txt": {
-        "a missing hole": ("{hints}\n", "", 0, "expected the hole {hints}")
+        "a missing hole": ("{hints}\n", "", 0, "expected the hole {hints}"),
     },
     "templates/align.txt": {
-        "a prompt that ends elsewhere": (
-            "{thought}",
-            "{answer}",
-            6,
-            "expected {thought} or 'Thought:' at the end",
-        )
+        "a prompt that ends elsewhere": ("{thought}", "{answer}", 6,
+            "expected {thought} or 'Thought:' at the end"),
     },
     "templates/topics.txt": {
-        "a list without a next number at its end": (
-            "{next_number}.",
-            "{next_number}.\nEnd.",
-            4,
-            "expected {next_number} at the end",
-        )
+        "a list without a next number at its end": ("{next_number}.", "{next_number}.\nEnd.", 4,
+            "expected {next_number} at the end"),
     },
     "templates/labels.yaml": {
         "a missing label": ('answer: "Bot:"\n', "", 0, "exactly the keys user, thought and answer"),
-        "a label that begins another": (
-            '"Thought:"',
-            '"User: thinks"',
-            1,
-            "a label that no other label begins with",
-        ),
+        "a label that begins another": ('"Thought:"', '"User: thinks"', 1,
+            "a label that no other label begins with"),
         "labels that are no YAML": ('user: "User:"', 'user: "User:', 2, "expected YAML"),
         "an alias": (
             'user: "User:"',
@@ -209,7 +140,7 @@ REFUSALS: dict[str, dict[str, tuple[str, str, int, str]]] = {
         ),
         "labels without an end": ('"Bot:"', f'"{"Bot" * 4000}"', 0, "expected three short labels"),
     },
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

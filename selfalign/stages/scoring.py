@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial, reduce
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from selfalign.config import SamplingConfig
 from selfalign.engines.base import (
@@ -43,7 +43,6 @@ from selfalign.store.manifest import Counts, FileEntry, Manifest, Part, Provenan
 from selfalign.telemetry import Progress
 
 _Found = Iterator[ItemScore | Quarantined]
-_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True)

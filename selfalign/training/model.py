@@ -237,8 +237,8 @@ def _quantised(compute_dtype: torch.dtype) -> dict[str, Any]:
     missing = [
         what
         for what, there in (
-            ("a CUDA device", torch.cuda.is_available()),
-            ("the package bitsandbytes", importlib.util.find_spec("bitsandbytes") is not None),
+            ("CUDA device", torch.cuda.is_available()),
+            ("package bitsandbytes", importlib.util.find_spec("bitsandbytes") is not None),
         )
         if not there
     ]

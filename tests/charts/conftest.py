@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -102,16 +102,6 @@ def render_stage(stage: str, variant: Any = "gpu", **values: Any) -> list[Manife
 def render_platform(**values: Any) -> list[Manifest]:
     """Render the platform: render_platform(nightly={"enabled": False})."""
     return render("selfalign", "selfalign", values)
-
-
-@pytest.fixture(name="render_stage")
-def render_stage_fixture() -> Callable[..., list[Manifest]]:
-    return render_stage
-
-
-@pytest.fixture(name="render_platform")
-def render_platform_fixture() -> Callable[..., list[Manifest]]:
-    return render_platform
 
 
 @cache

@@ -9,7 +9,6 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -182,9 +181,7 @@ def test_what_a_run_was_created_with_cannot_be_changed(resource: bool, namespace
     assert patch({"suspend": True, "maxAttempts": 2, "ttlSecondsAfterFinished": 60}) == ""
 
 
-def test_install_upgrade_and_uninstall_keep_the_resource_and_its_runs(
-    resource: bool, tmp_path: Path
-) -> None:
+def test_install_upgrade_and_uninstall_keep_the_resource_and_its_runs(resource: bool) -> None:
     name = f"charts-{uuid.uuid4().hex[:8]}"
     ensure_namespace(name)
     own = {"crd": {"create": False}}

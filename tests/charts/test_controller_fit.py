@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,7 +15,17 @@ from selfalign.run.executors.kubernetes.configuration import Policy
 from selfalign.run.executors.kubernetes.crd import AlignmentRunSpec, to_resource_status
 from selfalign.run.executors.kubernetes.job import build_job
 from selfalign.run.record import RunStatus
-from tests.charts.conftest import CRD, VERSIONS, Manifest, check, environment, of_kind, only
+from tests.charts.conftest import (
+    CRD,
+    VERSIONS,
+    Manifest,
+    check,
+    environment,
+    of_kind,
+    only,
+    render_platform,
+    render_stage,
+)
 from tests.run.kubernetes.worlds import full_status
 
 RUN: Manifest = {
@@ -25,7 +34,6 @@ RUN: Manifest = {
     "metadata": {"name": "r" * 40, "namespace": "nights", "uid": "1", "generation": 1},
     "spec": {},
 }
-RenderStage = Callable[..., list[Manifest]]
 
 
 def _job(manifests: list[Manifest], stage: str, **spec: Any) -> Manifest:
@@ -44,9 +52,7 @@ def _job(manifests: list[Manifest], stage: str, **spec: Any) -> Manifest:
 
 
 @pytest.mark.parametrize("variant", ["gpu", "cpu"])
-def test_the_controllers_job_of_every_template_is_valid(
-    render_stage: RenderStage, stage: str, variant: str
-) -> None:
+def test_the_controllers_job_of_every_template_is_valid(stage: str, variant: str) -> None:
     job = _job(render_stage(stage, variant=variant), stage, queueName="nights", priority="low")
     for version in VERSIONS:
         assert check(job, version) == []
@@ -61,9 +67,7 @@ def test_the_controllers_job_of_every_template_is_valid(
     assert len(f"{job['metadata']['name']}-{job['spec']['completions'] - 1}") <= 63
 
 
-def test_services_policies_and_budgets_select_the_controllers_pods(
-    render_stage: RenderStage,
-) -> None:
+def test_services_policies_and_budgets_select_the_controllers_pods() -> None:
     budget = {"minAvailable": 2}
     manifests = render_stage("engrave", nodes=2, podDisruptionBudget=budget)
     pods = _job(manifests, "engrave")["spec"]["template"]["metadata"]["labels"].items()
@@ -73,7 +77,7 @@ def test_services_policies_and_budgets_select_the_controllers_pods(
     assert protected["spec"]["selector"]["matchLabels"].items() <= pods
 
 
-def test_training_nodes_of_a_run_meet_at_its_own_pod_zero(render_stage: RenderStage) -> None:
+def test_training_nodes_of_a_run_meet_at_its_own_pod_zero() -> None:
     job = _job(render_stage("clone", nodes=2), "clone")
     pod = job["spec"]["template"]["spec"]
     address = environment(pod)["SELFALIGN_MASTER_ADDR"]
@@ -81,9 +85,7 @@ def test_training_nodes_of_a_run_meet_at_its_own_pod_zero(render_stage: RenderSt
     assert [e["name"] for e in pod["containers"][0]["env"]].count("SELFALIGN_MASTER_ADDR") == 1
 
 
-def test_names_that_both_spell_are_the_same(
-    render_stage: RenderStage, render_platform: Callable[..., list[Manifest]]
-) -> None:
+def test_names_that_both_spell_are_the_same() -> None:
     manifests = render_stage("align", queueName="nights", maxParallelism=2)
     cronjob, platform = only(manifests, "CronJob"), render_platform()
     assert cronjob["metadata"]["labels"][names.TEMPLATE_LABEL] == "align"

@@ -78,7 +78,6 @@ def test_the_controller_may_change_one_deployment_and_only_where_it_is_to_roll_i
         }
     ]
     pod = pod_of(only(manifests, "Deployment"))
-    assert pod is not None
     assert pod["containers"][0]["args"] == ["--serving=vllm"]
 
 
@@ -95,7 +94,6 @@ def test_the_controller_may_change_the_one_inference_service_that_is_named() -> 
         }
     ]
     pod = pod_of(only(manifests, "Deployment"))
-    assert pod is not None
     assert pod["containers"][0]["args"] == ["--serving=kserve", "--serving-name=aligned"]
 
 
@@ -297,7 +295,6 @@ def test_store_settings_reach_stages_and_controller_by_one_map() -> None:
     assert settings["data"] == {"AWS_REGION": "eu-west-1", "SELFALIGN_S3_PART_MIB": "8"}
     for workload in (only(manifests, "Deployment"), only(render_stage("align"), "CronJob")):
         pod = pod_of(workload)
-        assert pod is not None
         sources = pod["containers"][0]["envFrom"]
         assert sources[0]["configMapRef"]["name"] == "selfalign-environment"
         assert sources[1]["secretRef"] == {"name": "selfalign-store", "optional": True}

@@ -236,14 +236,6 @@ def test_make_deploy_checks_builds_and_installs_in_this_order(make: Make, tmp_pa
     assert (stage["gpus"], stage["queueName"]) == (0, "gpus")
 
 
-def test_make_deploy_stage_builds_and_installs_one_stage(make: Make, tmp_path: Path) -> None:
-    code, lines = make("deploy-stage", STAGE="align", SKIP_BUILD="1")
-    assert code == 0, lines
-    assert _upgrade("selfalign-align", tmp_path / "releases") in lines
-    assert sum(line.startswith("helm upgrade") for line in lines) == 1
-    assert not [line for line in lines if line.startswith("build")]
-
-
 def test_make_deploy_serving_builds_both_images_and_installs_one_release(
     make: Make, tmp_path: Path
 ) -> None:
@@ -262,7 +254,7 @@ def test_make_deploy_serving_builds_both_images_and_installs_one_release(
     assert (written["replicas"], written["gpus"], written["image"]["tag"]) == (2, 0, "t1")
 
 
-def test_make_reads_variables_from_deploy_mk_and_the_command_line_wins(
+def test_make_deploy_stage_installs_one_stage_as_deploy_mk_and_then_the_command_line_say(
     make: Make, tmp_path: Path
 ) -> None:
     _write(tmp_path / "stages.yaml", {"queueName": "gpus"})
@@ -274,6 +266,9 @@ def test_make_reads_variables_from_deploy_mk_and_the_command_line_wins(
     (tmp_path / "deploy.mk").write_text("\n".join(mine).format(tmp_path))
     code, lines = make("deploy-stage", f"-I{tmp_path}", STAGE="align", SKIP_BUILD="1")
     assert code == 0, lines
+    assert _upgrade("selfalign-align", tmp_path / "releases") in lines
+    assert sum(line.startswith("helm upgrade") for line in lines) == 1
+    assert not [line for line in lines if line.startswith("build")]
     written = yaml.safe_load((tmp_path / "releases/selfalign-align.yaml").read_text())
     assert (written["queueName"], written["image"]["registry"]) == ("gpus", "r.example.com/x")
     make("deploy-stage", f"-I{tmp_path}", STAGE="align", SKIP_BUILD="1", REGISTRY="other/y")

@@ -11,7 +11,7 @@ from selfalign.deploy.images import VARIANTS
 from selfalign.run.executors.kubernetes import adapters
 from selfalign.run.executors.kubernetes.deployment import DEPLOYMENT, DIGEST_ANNOTATION
 from selfalign.serving.alias import CURRENT, STATUS
-from tests.charts.conftest import ROOT, Manifest, check, only, render
+from tests.charts.conftest import ROOT, Manifest, check, only, render, render_platform
 
 
 def deployment(**values: Any) -> Manifest:
@@ -119,7 +119,7 @@ def test_in_the_form_adapter_a_second_container_follows_and_the_server_only_read
     assert writable == [True, False, True]
 
 
-def test_the_controller_may_ask_servers_that_hold_adapters(render_platform: Any) -> None:
+def test_the_controller_may_ask_servers_that_hold_adapters() -> None:
     gateway = {"podSelector": {"matchLabels": {"app": "gateway"}}}
     values = {"form": "adapter", "networkPolicy": {"clients": [gateway]}}
     policy = only(render("serving", releases.SERVING, values), "NetworkPolicy")

@@ -102,11 +102,7 @@ def new_site(image_tag: str, s3: S3, local_config: Path, tmp_path: Path) -> Iter
         made.append(name)
         cluster = connect(name, kubeconfig=os.environ["KUBECONFIG"])
         site = Site(cluster, s3, image_tag, {}, directory, stage_values)
-        resolved = directory / "resolved.yaml"
-        pushed = site.cli("inputs", "push", "--config", str(local_config), "--set",
-                          f"store=s3://{BUCKET}/{name}", "--out", str(resolved))  # fmt: skip
-        assert pushed.returncode == 0, pushed.stderr
-        site.config = yaml.safe_load(resolved.read_text())
+        site.push_inputs(local_config)
         site.deploy(nightly=nightly)
         return site
 

@@ -70,7 +70,6 @@ class S3:
             [sys.executable, str(PROJECT / "tests/store/moto_process.py"), host, "0", str(log)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
-        assert process.stdout is not None
         upstream = process.stdout.readline().strip()
         try:
             with running_proxy(upstream, host) as proxy:
@@ -116,6 +115,17 @@ class Site:
     @property
     def namespace(self) -> str:
         return self.cluster.namespace
+
+    def push_inputs(self, config: Path) -> Path:
+        """Push this configuration's inputs to the namespace's place in the bucket; it, resolved."""
+        resolved = self.directory / "resolved.yaml"
+        place = f"store=s3://{BUCKET}/{self.namespace}"
+        pushed = self.cli(
+            "inputs", "push", "--config", str(config), "--set", place, "--out", str(resolved)
+        )
+        assert pushed.returncode == 0, pushed.stderr
+        self.config = yaml.safe_load(resolved.read_text())
+        return resolved
 
     def deploy(self, *, nightly: str | None = None, serving: Resource | None = None) -> None:
         """`make deploy`, with images that the node has already.

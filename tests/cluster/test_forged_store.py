@@ -22,8 +22,7 @@ from selfalign.pipeline import BY_NAME, STAGES
 from selfalign.run.executors.kubernetes.cluster import Resource
 from selfalign.store.files import file_sha256
 from selfalign.store.local import LocalStore
-from tests.forging import ESC, sealed
-from tests.test_forged_store import DEEP, FORGERIES, HUGE, Change, forge, part, put
+from tests.forging import DEEP, ESC, FORGERIES, HUGE, Change, forge, part, put, sealed
 
 from .site import BUCKET, Site, kubectl, until
 
@@ -227,16 +226,8 @@ def _forged(genuine: Path, directory: Path, forgery: Forgery) -> Path:
     if callable(forgery.change) and "." not in forgery.object:
         forgery.change(store)  # one of this file's own
     else:
-        _forge(store, forgery.object, forgery.change)
+        forge(store, forgery.object, forgery.change)
     return directory
-
-
-def _forge(store: LocalStore, pattern: str, change: Change | bytes) -> None:
-    vouched = "/files/" in pattern or pattern.endswith(".zst")  # by the manifest beside it
-    if isinstance(change, bytes) and not vouched and "*" in pattern:
-        next(Path(store.url).glob(pattern)).write_bytes(change)
-    else:
-        forge(store, pattern, change)
 
 
 def _download(site: Site, directory: Path) -> None:

@@ -204,11 +204,7 @@ def served(
     preflight.ensure_namespace(name)
     try:
         site = Site(connect(name), s3, image_tag, {}, tmp_path)
-        resolved = tmp_path / "resolved.yaml"
-        pushed = site.cli("inputs", "push", "--config", str(local_config), "--set",
-                          f"store=s3://{BUCKET}/{name}", "--out", str(resolved))  # fmt: skip
-        assert pushed.returncode == 0, pushed.stderr
-        site.config = yaml.safe_load(resolved.read_text())
+        resolved = site.push_inputs(local_config)
         heldout = (local_config.parent / "heldout.jsonl").read_text().splitlines()
         site.deploy(serving=getattr(request, "param", {"kind": "vllm"}))
         questions = [json.loads(line)["prompt"] for line in heldout[:QUESTIONS]]

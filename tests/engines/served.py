@@ -18,6 +18,7 @@ from typing import Any
 from selfalign.config import EngineConfig
 from selfalign.engines.base import GenerationRequest, Sampling
 from selfalign.engines.open import open_engine
+from tests.loopback import answering
 
 
 @dataclass
@@ -161,14 +162,8 @@ def serving(directory: Path, max_length: int, port: int = 0) -> Iterator[ModelSe
         f"http://127.0.0.1:{server.server_port}/v1", [row | {"max_model_len": max_length}]
     )
     handler.server_state = state  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
+    with answering(server):
         yield state
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def serve(directory: Path, max_length: int, port: int) -> None:

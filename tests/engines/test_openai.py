@@ -28,7 +28,6 @@ from tests.engines.server_process import vllm_serving
 from tests.store.proxy import Fault, Proxy, running_proxy
 
 KEY = "sk-not-to-be-seen-0123456789"
-POISON = "a prompt that breaks servers"
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +52,9 @@ def proxy(server: ModelServer) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def connect(llama: Path, proxy: Proxy) -> Iterator[Any]:
+def connect(llama: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Opens engines behind the proxy; they are closed with the test."""
+    monkeypatch.setattr("selfalign.engines.openai.client.FIRST_WAIT_SECONDS", 0.05)
     opened: list[Engine] = []
 
     def connected(model: Path | str = llama, **changes: Any) -> Engine:
@@ -160,7 +160,7 @@ def test_a_request_that_only_this_server_refuses_is_set_aside(
 def test_a_request_that_never_succeeds_on_a_healthy_server_is_set_aside(
     fault: Fault, reason: str, connect: Any, proxy: Proxy, ask: Ask
 ) -> None:
-    engine = connect(timeout_seconds=0.5, give_up_after_seconds=1.5)
+    engine = connect(timeout_seconds=0.5, give_up_after_seconds=1.0)
     proxy.faults = [fault]
     answers = {each.id: each for each in engine.generate([ask("x", seed=77), ask("y", seed=1)])}
     assert isinstance(answers["y"], Completion)
@@ -184,7 +184,7 @@ def test_a_request_that_never_succeeds_on_a_healthy_server_is_set_aside(
 def test_a_server_that_answers_nobody_is_a_temporary_error(
     fault: Fault, connect: Any, proxy: Proxy, ask: Ask
 ) -> None:
-    engine = connect(timeout_seconds=0.5, give_up_after_seconds=1.5)
+    engine = connect(timeout_seconds=0.3, give_up_after_seconds=0.7)
     proxy.faults = [fault]
     began = time.monotonic()
     with pytest.raises(EngineError) as caught:
@@ -250,7 +250,7 @@ def test_server_and_kind_belong_together() -> None:
 
 
 def test_another_model_behind_the_address_is_refused(
-    connect: Any, server: ModelServer, llama: Path, tmp_path: Path
+    connect: Any, server: ModelServer, llama: Path
 ) -> None:
     server.rows[0] |= {"id": "other", "root": "/elsewhere/other"}
     with pytest.raises(ConfigurationError, match=r"serves other \(from /elsewhere/other\)") as e:
@@ -263,7 +263,7 @@ def test_another_model_behind_the_address_is_refused(
 
 
 def test_a_hub_model_of_another_name_is_refused_under_an_alias_too(
-    server: ModelServer, llama: Path, connect: Any, monkeypatch: pytest.MonkeyPatch
+    server: ModelServer, llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "selfalign.engines.model_directory._from_hub", lambda *args, **kwargs: llama
@@ -279,7 +279,7 @@ def test_a_hub_model_of_another_name_is_refused_under_an_alias_too(
 
 
 def test_another_tokenizer_behind_the_name_is_refused(
-    connect: Any, proxy: Proxy, server: ModelServer, monkeypatch: pytest.MonkeyPatch
+    connect: Any, server: ModelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("selfalign.engines.openai.server._PROBE", "\u2028 \ufffd")
     connect()

@@ -34,6 +34,10 @@ def gate(*rules: tuple[str, str, float]) -> PromoteConfig:
     )
 
 
+def judged(*rules: tuple[str, str, float], **models: list[ItemScore]) -> Verdict:
+    return judge(evaluation(**models), gate(*rules))
+
+
 def outcomes(verdict: Verdict) -> list[str]:
     return [reason.outcome for reason in verdict.reasons]
 
@@ -64,15 +68,13 @@ def test_a_rule_passes_when_the_lower_end_lies_above_its_margin(
     assert verdict.promote == (outcome == "passed")
     (reason,) = verdict.reasons
     row = summary.comparison("final", "base", ALIGNED)
-    assert row is not None
     assert reason.observed == row.difference
     assert reason.interval == (row.low, row.high)
 
 
 def test_a_higher_mean_alone_does_not_promote() -> None:
     # 12 wins, 8 losses of 40: +0.1, but the interval holds 0.
-    summary = evaluation(base=scores(8, 40), final=scores(12, 40, first=8))
-    verdict = judge(summary, gate((ALIGNED, "base", 0.0)))
+    verdict = judged((ALIGNED, "base", 0.0), base=scores(8, 40), final=scores(12, 40, first=8))
     assert not verdict.promote
     assert verdict.reasons[0].observed == pytest.approx(0.1)
 
@@ -135,9 +137,7 @@ def test_a_rule_of_several_bounds_says_which_one_failed(
 
 
 def test_a_gate_that_skips_every_rule_does_not_promote_and_says_why() -> None:
-    verdict = judge(
-        evaluation(base=scores(0, 50), final=scores(50, 50)), gate((ALIGNED, "promoted", 0.0))
-    )
+    verdict = judged((ALIGNED, "promoted", 0.0), base=scores(0, 50), final=scores(50, 50))
     assert not verdict.promote
     assert outcomes(verdict) == ["skipped"]
     assert verdict.explanation.startswith("Not promoted: every rule was skipped (1)")
@@ -172,8 +172,9 @@ def test_an_unknown_metric_is_a_configuration_error_that_lists_the_known(metric:
     ],
 )
 def test_a_metric_whose_data_was_not_given_fails_and_says_so(metric: str, setting: str) -> None:
-    summary = evaluation(base=scores(0, 50), final=scores(50, 50))
-    verdict = judge(summary, gate((ALIGNED, "base", 0.0), (metric, "base", 0.0)))
+    verdict = judged(
+        (ALIGNED, "base", 0.0), (metric, "base", 0.0), base=scores(0, 50), final=scores(50, 50)
+    )
     assert outcomes(verdict) == ["passed", "failed"]
     assert not verdict.promote
     assert setting in verdict.reasons[1].explanation
@@ -183,11 +184,11 @@ def test_a_rule_for_each_kind_has_an_outcome_for_each() -> None:
     final = [s for s in scores(60, 60) if s.kind == "odd"]
     base = scores(0, 60)
     final += [s for s in base if s.kind == "even"]
-    verdict = judge(evaluation(base=base, final=final), gate((f"{ALIGNED}/*", "base", 0.5)))
+    verdict = judged((f"{ALIGNED}/*", "base", 0.5), base=base, final=final)
     found = {reason.rule.metric: reason.outcome for reason in verdict.reasons}
     assert found == {f"{ALIGNED}/even": "failed", f"{ALIGNED}/odd": "passed"}
     no_kind = [ItemScore(s.item_id, ALIGNED, None, s.value, 1, "") for s in base]
-    verdict = judge(evaluation(base=no_kind, final=no_kind), gate((f"{ALIGNED}/*", "base", 0.5)))
+    verdict = judged((f"{ALIGNED}/*", "base", 0.5), base=no_kind, final=no_kind)
     assert outcomes(verdict) == ["failed"]
 
 
@@ -231,11 +232,13 @@ def test_metric_and_opponent_alone_ask_for_better() -> None:
 
 
 def test_what_the_promoted_model_differs_from_itself_stands_beside_the_rule() -> None:
-    summary = evaluation(
-        base=scores(0, 60), final=scores(50, 60), promoted=scores(48, 60),
+    (reason,) = judged(
+        (ALIGNED, "promoted", -0.2),
+        base=scores(0, 60),
+        final=scores(50, 60),
+        promoted=scores(48, 60),
         promoted_again=scores(45, 60),
-    )  # fmt: skip
-    (reason,) = judge(summary, gate((ALIGNED, "promoted", -0.2))).reasons
+    ).reasons
     assert reason.noise == pytest.approx(-0.05)
     assert "scored twice, differs from itself by -0.050" in reason.explanation
 
@@ -251,20 +254,19 @@ def test_a_rule_may_name_one_kind() -> None:
     only_odd = [s for s in scores(60, 60) if s.kind == "odd"]
     base = scores(0, 60)
     final = [*only_odd, *(s for s in base if s.kind == "even")]
-    summary = evaluation(base=base, final=final)
-    verdict = judge(
-        summary, gate(("heldout.aligned/odd", "base", 0.5), (f"{ALIGNED}/even", "base", 0))
+    verdict = judged(
+        ("heldout.aligned/odd", "base", 0.5), (f"{ALIGNED}/even", "base", 0), base=base, final=final
     )
     assert outcomes(verdict) == ["passed", "failed"]
     assert verdict.reasons[0].observed == 1.0
 
 
 def test_a_metric_of_a_harness_can_be_gated_by_name() -> None:
-    summary = evaluation(
+    assert judged(
+        ("lm_eval.arc_easy", "base", 0.0),
         base=scores(0, 40, metric="lm_eval.arc_easy"),
         final=scores(40, 40, metric="lm_eval.arc_easy"),
-    )
-    assert judge(summary, gate(("lm_eval.arc_easy", "base", 0.0))).promote
+    ).promote
 
 
 def needed(explanation: str) -> int:
@@ -290,9 +292,7 @@ def test_a_rule_that_fails_for_too_few_items_says_how_many_it_needs_and_is_about
 
 
 def test_no_number_of_items_is_asked_for_when_the_difference_itself_falls_short() -> None:
-    verdict = judge(
-        evaluation(base=scores(5, 40), final=scores(5, 40)), gate((ALIGNED, "base", 0.0))
-    )
+    verdict = judged((ALIGNED, "base", 0.0), base=scores(5, 40), final=scores(5, 40))
     assert "more items would not help" in verdict.reasons[0].explanation
 
 
@@ -300,7 +300,7 @@ def test_a_single_number_fails_for_want_of_an_interval() -> None:
     def mass(value: float) -> list[ItemScore]:
         return [ItemScore("i", MC2, None, value, None, "")]
 
-    verdict = judge(evaluation(base=mass(0.1), final=mass(0.9)), gate((MC2, "base", 0.0)))
+    verdict = judged((MC2, "base", 0.0), base=mass(0.1), final=mass(0.9))
     assert outcomes(verdict) == ["failed"]
     assert verdict.reasons[0].interval is None
     assert verdict.reasons[0].observed == pytest.approx(0.8)
@@ -309,14 +309,13 @@ def test_a_single_number_fails_for_want_of_an_interval() -> None:
 
 def test_models_that_share_no_item_fail_the_rule() -> None:
     other = [ItemScore("z", ALIGNED, None, 0, 1, "")]
-    verdict = judge(evaluation(base=other, final=scores(9, 9)), gate((ALIGNED, "base", 0.0)))
+    verdict = judged((ALIGNED, "base", 0.0), base=other, final=scores(9, 9))
     assert outcomes(verdict) == ["failed"]
     assert "no item was scored for both final (9) and base (1)" in verdict.reasons[0].explanation
 
 
 def test_items_left_out_of_the_comparison_are_said_in_the_reason() -> None:
-    summary = evaluation(base=scores(0, 50), final=scores(45, 45))
-    verdict = judge(summary, gate((ALIGNED, "base", 0.0)))
+    verdict = judged((ALIGNED, "base", 0.0), base=scores(0, 50), final=scores(45, 45))
     assert "Left out: 0 scored for final only and 5 for base only." in (
         verdict.reasons[0].explanation
     )
@@ -329,9 +328,7 @@ def test_an_evaluation_that_lacks_the_comparison_is_a_data_error() -> None:
 
 
 def test_a_reason_is_a_sentence_with_the_numbers() -> None:
-    verdict = judge(
-        evaluation(base=scores(0, 60), final=scores(60, 60)), gate((ALIGNED, "base", -0.02))
-    )
+    verdict = judged((ALIGNED, "base", -0.02), base=scores(0, 60), final=scores(60, 60))
     assert verdict.reasons[0].explanation == (
         "heldout.aligned: final 1.000, base 0.000 on 60 items, a difference of +1.000. "
         "Its 95% interval is [+0.8797, +1.0000] (p = 1.7e-18). "
@@ -340,7 +337,5 @@ def test_a_reason_is_a_sentence_with_the_numbers() -> None:
 
 
 def test_a_verdict_survives_json() -> None:
-    verdict = judge(
-        evaluation(base=scores(0, 50), final=scores(45, 50)), gate((ALIGNED, "base", 0))
-    )
+    verdict = judged((ALIGNED, "base", 0), base=scores(0, 50), final=scores(45, 50))
     assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict

@@ -195,7 +195,7 @@ def test_ids_may_hold_the_separator(answer) -> None:
 # TruthfulQA
 
 
-def test_every_candidate_is_scored_true_and_false(answer) -> None:
+def test_every_candidate_is_scored_true_and_false() -> None:
     requests = list(truthfulqa_requests(questions(1, choices=7), TRUE_FALSE))
     assert [request.prompt for request in requests[::2]] == [f"q0|0.{c}" for c in range(7)]
     assert [request.continuation for request in requests] == [" true", " false"] * 7

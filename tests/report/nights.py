@@ -21,12 +21,11 @@ from selfalign.evaluation.summary import summarise
 from selfalign.pipeline import BY_NAME, STAGES
 from selfalign.records import AlignedResponse, EvaluationRecord, Prompt, Record
 from selfalign.run.record import RunRecord, RunStatus, StageState, write_run, write_status
-from selfalign.store.artifact import ArtifactWriter
 from selfalign.store.base import Store
 from selfalign.store.documents import read_document
 from selfalign.store.local import LocalStore
-from selfalign.store.manifest import Counts, FileEntry, Manifest, Parent, Provenance, Shard
-from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
+from selfalign.store.manifest import Counts, FileEntry, Manifest, Provenance, Shard
+from tests.artifacts import promote, writer
 
 GOOD, BAD = "Rub the spot gently with warm soap and water.", "I cannot help with that."
 MORE = (
@@ -57,32 +56,25 @@ def publish(
     seeds: Mapping[str, str] | None = None,
 ) -> Manifest:
     """One artifact of one part; `dropped` texts count once each."""
-    stage = next(stage.name for stage in STAGES if stage.writes == artifact)
-    writer = ArtifactWriter(
-        store,
-        artifact=artifact,
-        stage=stage,
-        key=key,
-        identity={"seeds": dict(seeds or {}), "data": {}},
-        parents={each.artifact: Parent(key=each.key, digest=each.digest) for each in parents},
-    )
+    identity = {"seeds": dict(seeds or {}), "data": {}}
+    made = writer(store, artifact, key, identity=identity, parents=parents)
     lost = {name: len(texts) for name, texts in (dropped or {}).items()}
     counts = Counts(read=len(records) + sum(lost.values()), kept=len(records), dropped=lost)
     added: list[FileEntry] = [
-        writer.add_bytes(text.encode(), name) for name, text in (files or {}).items()
+        made.add_bytes(text.encode(), name) for name, text in (files or {}).items()
     ]
     shards = []
     if records:
-        shard = writer.shard(0, 1)
+        shard = made.shard(0, 1)
         samples = {k: v[:3] for k, v in (dropped or {}).items()}
         shard.finish([shard.commit("part", records, counts, samples)], MADE)
-        published = writer.publish_when_complete(1) if not added else None
+        published = made.publish_when_complete(1) if not added else None
         if published is not None:
             return published
-        found = read_document(store, f"{writer.prefix}shards/00000-of-00001.json", Shard)
+        found = read_document(store, f"{made.prefix}shards/00000-of-00001.json", Shard)
         assert found is not None
         shards = [found]
-    return writer.publish(
+    return made.publish(
         shards=shards, files=added, counts=counts, details={"steps": 10}, provenance=MADE
     )
 
@@ -161,10 +153,7 @@ def write_night(
         files={"verdict.json": verdict.model_dump_json()},
     )  # fmt: skip
     if verdict.promote:
-        final, current = a["final_model"], read_pointer(store)
-        model = PromotedModel(artifact=final.artifact, key=final.key, digest=final.digest)
-        pointer = Pointer(model=model, previous=None, promotion=name, run=name, moved_at=day)
-        move_pointer(store, pointer, current)
+        promote(store, a["final_model"], promotion=name, run=name, moved_at=day)
     write_run(store, RunRecord(id=name, created_at=day, code_version="0.4.0",
                                config=dict(config or {}), annotation_lines=188))  # fmt: skip
     decided = {"promoted": "Promoted", "refused": "NotPromoted", "no_change": "NoChange"}

@@ -161,7 +161,6 @@ def test_noise_and_gpu_hours_are_told_where_they_are_known(nights: World) -> Non
     data = collect(nights.store, "second")
     assert "a second drawing would show no noise" in nights.html["second"]
     assert "GPU hours" not in nights.html["second"]
-    assert data.verdict is not None
     assert data.summary is not None
     noisy = [reason.model_copy(update={"noise": -0.05}) for reason in data.verdict.reasons]
     data.verdict = data.verdict.model_copy(update={"reasons": tuple(noisy)})

@@ -92,7 +92,6 @@ def test_an_error_while_planning_is_no_interruption(
     with pytest.raises(type(error)):
         run.run()
     status = read_status(run.store, "toy")
-    assert status is not None
     assert (status.phase, status.remedy) == (phase, getattr(error, "remedy", None))
     if phase == "Failed":
         assert (status.reason, status.message) == (type(error).__name__, str(error).split("\n")[0])

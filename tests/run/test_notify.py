@@ -137,7 +137,6 @@ def test_a_local_run_that_fails_is_told_and_marked(
     with pytest.raises(DataError):
         run.run()
     status = read_status(store, "toy")
-    assert status is not None
     assert (status.phase, list(status.notified)) == ("Failed", ["HOOK"])
     assert list(receiver.taken) == [status.notified["HOOK"]]
     text = receiver.requests[-1].body["text"]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from selfalign.serving.alias import CURRENT, DIRECTORY, Alias
+from tests.loopback import answering
 
 
 class Surface:
@@ -115,11 +115,6 @@ def adapter_server(directory: Path, patch: Any) -> Iterator[tuple[str, Surface]]
     surface = Surface(directory)
     with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
         server.app = Alias(surface)  # type: ignore[attr-defined]
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        try:
+        with answering(server):
             yield f"http://127.0.0.1:{server.server_port}", surface
-        finally:
             surface.held.clear()
-            server.shutdown()
-            thread.join()

@@ -27,10 +27,9 @@ from selfalign.serving.signing import sign
 from selfalign.serving.template import TEMPLATE_NAME
 from selfalign.stages.adapters import Follower, prepare, read_startup, vllm_arguments
 from selfalign.stages.rollback import roll_back
-from selfalign.store.artifact import ArtifactWriter
 from selfalign.store.local import LocalStore
-from selfalign.store.manifest import Counts, Manifest, Provenance
-from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
+from selfalign.store.manifest import Manifest
+from tests.artifacts import promote, publish
 
 from .adapter_server import Surface, adapter_server
 
@@ -58,29 +57,15 @@ class World:
         base = push(self.store, "base_model", self.base).rpartition("/")[2]
         identity = {"base_model": f"sha256:{base}", "answer": answer, "rank": rank} | details
         key = identity_key(identity)
-        writer = ArtifactWriter(
-            self.store,
-            artifact="final_model",
-            stage="clone",
-            key=key,
-            identity=identity,
-            parents={},
-        )
-        merged = {"model.safetensors": answer.encode(), TEMPLATE_NAME: template.encode()}
-        adapter = {
-            "adapter_config.json": json.dumps({"r": rank}).encode(),
-            "adapter_model.safetensors": answer.encode(),
+        files = {
+            "merged/model.safetensors": answer.encode(),
+            f"merged/{TEMPLATE_NAME}": template.encode(),
         }
-        files = [writer.add_bytes(data, f"merged/{name}") for name, data in merged.items()]
         if method != "full":
-            files += [writer.add_bytes(data, f"adapter/{name}") for name, data in adapter.items()]
-        manifest = writer.publish(
-            shards=[],
-            files=files,
-            counts=Counts(),
-            details={"method": method, "base_model": {"multimodal": details.get("multimodal")}},
-            provenance=Provenance(started_at="", finished_at=""),
-        )
+            files["adapter/adapter_config.json"] = json.dumps({"r": rank}).encode()
+            files["adapter/adapter_model.safetensors"] = answer.encode()
+        found = {"method": method, "base_model": {"multimodal": details.get("multimodal")}}
+        manifest = publish(self.store, "final_model", key, files, identity=identity, details=found)
         probe = Probe(max_new_tokens=8, questions=[Question(prompt=ASKED, answer=answer)])
         written = {PROBE_NAME: probe.to_bytes(), GENERATION_CONFIG: ending({}, [2])}
         materialise(self.store, manifest, written)
@@ -88,16 +73,7 @@ class World:
 
     def promote(self, model: Manifest) -> str:
         """Move the pointer to it; its digest."""
-        current = read_pointer(self.store)
-        before = [] if current is None else [current.pointer.model, *current.pointer.history]
-        promoted = PromotedModel(
-            artifact=model.artifact, key=model.key, digest=model.digest,
-            directory=directory_of(model.digest),
-        )  # fmt: skip
-        pointer = Pointer(
-            model=promoted, previous=None, promotion=None, run=None, moved_at="", history=before
-        )
-        move_pointer(self.store, pointer, current)
+        promote(self.store, model, directory=directory_of(model.digest))
         return model.digest
 
     def follower(self, url: str, public_key: Path | None = None) -> Follower:

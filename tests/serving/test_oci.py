@@ -10,7 +10,6 @@ import json
 import shutil
 import socket
 import subprocess
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -32,6 +31,7 @@ from selfalign.serving.export import export
 from selfalign.store import registry as client
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Manifest
+from tests.loopback import answering
 
 from .registry import PASSWORD, TOKEN, USER, Registry
 from .test_directory import FILES, model
@@ -284,14 +284,8 @@ def test_whatever_a_registry_answers_it_is_an_error_that_names_it(
 
     with ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
         host = f"127.0.0.1:{server.server_address[1]}"
-        serving = threading.Thread(target=server.serve_forever, args=(0.02,))
-        serving.start()
-        try:
-            with pytest.raises(error, match=f"oci://{host}/m"):
-                export(store, model(store), "merged", f"oci://{host}/m:one")
-        finally:
-            server.shutdown()
-            serving.join()
+        with answering(server), pytest.raises(error, match=f"oci://{host}/m"):
+            export(store, model(store), "merged", f"oci://{host}/m:one")
 
 
 @pytest.mark.parametrize(
@@ -361,9 +355,7 @@ def real(tmp_path: Path) -> Iterator[str]:
         process.terminate()
 
 
-def test_the_reference_implementation_takes_it(
-    store: LocalStore, real: str, tmp_path: Path
-) -> None:
+def test_the_reference_implementation_takes_it(store: LocalStore, real: str) -> None:
     manifest = model(store)
     materialise(store, manifest, {"README.md": b"scores"})
     place = f"oci://{real}/team/model"

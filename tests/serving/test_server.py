@@ -156,7 +156,6 @@ def serving(directory: Path) -> Iterator[Server]:
 def readme_curl(port: int) -> str:
     """The README's request, as it stands there but for the port: the rest of its block."""
     found = re.search(r"curl -s [^`]+", (PROJECT / "README.md").read_text())
-    assert found is not None
     return found[0].replace("localhost:8000", f"localhost:{port}")
 
 

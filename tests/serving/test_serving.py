@@ -9,6 +9,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ from selfalign.serving.probe import read_model_directory as read_directory
 from selfalign.stages.serving import answering, engine_config, vllm_arguments
 from selfalign.store.local import LocalStore
 from selfalign.store.pointer import read_pointer
+from tests import loopback
 from tests.pipeline_world import forget_after, run_stages, write_world
 
 REAL = 'evaluate.engine={"kind":"transformers"}'
 TOO_LARGE = b"a body of which the server reads nothing"
+OTHER_PRECISION = "evaluation.other_precision"
 SHORT = "evaluate.sampling={temperature: 0, max_new_tokens: 24}"
 
 
@@ -43,7 +46,9 @@ def promoted(
     shutil.copytree(finished_store, path.parent / "store")
     config = load_config(path, (REAL, SHORT)).config
     forget_after(config, "clone")
-    run_stages(config)
+    with capture_logs() as logged:
+        run_stages(config)
+    assert OTHER_PRECISION not in [each["event"] for each in logged]
     return path
 
 
@@ -66,21 +71,11 @@ def url(directory: Path) -> Iterator[str]:
             yield found
 
 
-class serving:  # noqa: N801 - reads as a statement: with serving(server) as url
+@contextmanager
+def serving(server: ChatServer) -> Iterator[str]:
     """A server that answers while the block runs."""
-
-    def __init__(self, server: ChatServer) -> None:
-        self.server = server
-        self.thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-
-    def __enter__(self) -> str:
-        self.thread.start()
-        return f"http://127.0.0.1:{self.server.server_port}"
-
-    def __exit__(self, *_: object) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
+    with loopback.answering(server):
+        yield f"http://127.0.0.1:{server.server_port}"
 
 
 def invoke(*arguments: str) -> str:
@@ -101,7 +96,6 @@ def post(url: str, body: Any) -> dict[str, Any]:
 
 def test_the_promoted_model_answers_its_probe(directory: Path, url: str) -> None:
     served, probe = read_directory(directory)
-    assert probe is not None
     assert [question.prompt for question in probe.questions] == [
         f"How do I vacuum the {word}?" for word in ("sofa", "carpet", "curtain", "rug")
     ]
@@ -181,7 +175,6 @@ def test_a_probe_is_spread_over_the_answered_prompts_and_three_quarters_are_need
     prompts = {f"i{number:02}": f"p{number}" for number in range(33)}
     answers = dict.fromkeys(prompts, "a") | {"i00": ""}
     probe = new_probe(answers, prompts, 512)
-    assert probe is not None
     assert [question.prompt for question in probe.questions] == [f"p{n}" for n in range(1, 33, 4)]
     assert probe.max_new_tokens == 32
     assert new_probe({"i00": ""}, prompts, 512) is None
@@ -281,14 +274,10 @@ def test_an_evaluation_in_another_precision_than_the_servers_is_told(
 ) -> None:
     world = tmp_path / "world"
     shutil.copytree(promoted.parent, world)
-    said = {}
-    for dtype in ("bfloat16", "auto"):
-        engine = f"evaluate.engine={{kind: transformers, dtype: {dtype}}}"
-        config = load_config(world / promoted.name, (engine, SHORT)).config
-        forget_after(config, "clone")
-        with capture_logs() as logged:
-            run_stages(config)
-        said[dtype] = [each for each in logged if each["event"] == "evaluation.other_precision"]
-    assert said["auto"] == []
-    (warning,) = said["bfloat16"]
+    engine = "evaluate.engine={kind: transformers, dtype: bfloat16}"
+    config = load_config(world / promoted.name, (engine, SHORT)).config
+    forget_after(config, "clone")
+    with capture_logs() as logged:
+        run_stages(config, "evaluate")
+    (warning,) = [each for each in logged if each["event"] == OTHER_PRECISION]
     assert (warning["evaluated"], warning["served"]) == ("bfloat16", "float32")

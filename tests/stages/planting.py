@@ -28,7 +28,6 @@ ENGINES: dict[str, dict[str, Any]] = {
     "fake": {},
     "transformers": {"kind": "transformers", "dtype": "float32", "batch_size": 20},
     "openai": {"kind": "openai"},  # and the server's address
-    "vllm": {"kind": "vllm", "dtype": "float32"},
 }
 
 

@@ -31,7 +31,6 @@ class Nights:
         """The pointer after night `number`, whose final model is `model-<number>`."""
         assert self.judge(number, pinned) is not None
         after = read_pointer(self.store)
-        assert after is not None
         assert after.pointer.model.key == f"model-{number}"
         return after.pointer
 
@@ -95,7 +94,6 @@ def test_the_first_promoted_model_stays_the_anchor_while_none_is_better(nights: 
     anchors = []
     for number in range(3):
         anchor = nights.promote(number, None).anchor
-        assert anchor is not None
         anchors.append((anchor.model.key, anchor.promotions))
     assert anchors == [("model-0", 0), ("model-0", 1), ("model-0", 2)]
 
@@ -108,7 +106,6 @@ def test_a_pinned_anchor_is_kept_however_many_models_are_promoted_after_it(
     nights.promote(1, None)
     for number in range(2, 6):
         pointer = nights.promote(number, "model-1")
-    assert pointer.anchor is not None
     assert (pointer.anchor.model.key, pointer.anchor.promotions) == ("model-1", 4)
     assert pointer.previous_anchor == pointer.anchor.model
     assert "model-1" not in {model.key for model in pointer.history}

@@ -35,16 +35,13 @@ def test_nothing_is_promoted_before_a_person_approves_and_then_it_says_who_and_w
         assert approval_state(nights.store, "p-0") == "awaited"
         assert read_pointer(nights.store) is None
     request = read_request(nights.store, "p-0")
-    assert request is not None
     assert request.verdict["promote"] is True
     decision = decide(nights)
     assert approval_state(nights.store, "p-0") == "given"
     published = nights.judge(0, approval="manual")
-    assert published is not None
     assert published.details["approval"]["by"] == "anna"
     assert f"Approved by anna at {decision.at}" in published.details["reasons"][0]
     current = read_pointer(nights.store)
-    assert current is not None
     assert (current.pointer.promotion, current.pointer.model.key) == ("p-0", "model-0")
 
 
@@ -52,7 +49,6 @@ def test_a_rejected_model_is_not_promoted_and_its_verdict_says_why(nights: Night
     nights.judge(0, approval="manual")
     decide(nights, approved=False, reason="  too terse ")
     published = nights.judge(0, approval="manual")
-    assert published is not None
     assert (published.details["promoted"], published.details["decision"]) == (False, "rejected")
     verdict = read_file_as(nights.store, published, "verdict.json", Verdict)
     assert not verdict.promote

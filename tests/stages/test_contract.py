@@ -139,7 +139,6 @@ def test_records_are_in_order_whatever_order_completions_come_in(
 
 def test_a_prompt_that_is_too_long_is_set_aside_and_the_others_are_kept(store: LocalStore) -> None:
     manifest = generate(store, ShortEngine())
-    assert manifest is not None
     assert manifest.counts.dropped == {"seventh": 2}
     assert manifest.counts.quarantined == {"too_long": 2}
     assert [row.id for row in manifest.quarantined] == ["r003", "r013"]
@@ -152,13 +151,10 @@ def test_the_manifest_says_how_many_new_tokens_a_second_a_worker_made(
     ticks = itertools.count()
     monkeypatch.setattr("selfalign.stages.contract.time.monotonic", lambda: float(next(ticks)))
     manifest = generate(store, ShortEngine())
-    assert manifest is not None
     rate = manifest.provenance.tokens_per_second
     assert rate is not None
-    # 21 completions of one token; the clock moves on with every answer, and is read elsewhere too
-    assert 21 / 200 < rate <= 21 / 23
+    assert rate == 0.46  # 21 tokens while the clock went on by 46
     again = generate(LocalStore(Path(store.url) / "other"), EchoEngine(), count=0)
-    assert again is not None
     assert again.provenance.tokens_per_second is None
 
 
@@ -173,7 +169,6 @@ class BabblingEngine(EchoEngine):
 
 def test_an_answer_that_cannot_be_encoded_is_set_aside(store: LocalStore) -> None:
     manifest = generate(store, BabblingEngine())
-    assert manifest is not None
     assert manifest.counts.quarantined == {"not_unicode": 5}
     assert manifest.counts.read == 23
 
@@ -187,7 +182,6 @@ def test_a_row_with_the_id_of_another_is_set_aside(store: LocalStore, window: in
         chunks = chunked("part", items, 3)
         generate_shard(shard, chunks, handle, request, finish, progress, limit())
     manifest = artifact.publish_when_complete(1)
-    assert manifest is not None
     assert manifest.counts.kept == 5
     assert manifest.counts.quarantined == {"duplicate_id": 1}
 
@@ -202,7 +196,6 @@ def test_a_part_of_rows_that_are_all_set_aside_is_committed_too(store: LocalStor
         chunks = chunked("part", range(8), 3)
         generate_shard(shard, chunks, handle, refuse, finish, progress, limit())
     manifest = artifact.publish_when_complete(1)
-    assert manifest is not None
     assert manifest.counts.quarantined == {"empty": 8}
     assert [part.name for part in manifest.shards[0].parts] == [f"part-{n:05d}" for n in range(3)]
 
@@ -265,7 +258,6 @@ def test_finished_parts_survive_a_failing_engine_and_are_not_asked_again(
     resumed = generate(store, engine)
     assert engine.seen[0] == "r010"  # two parts of five were committed
     whole = LocalStore(tmp_path / "other")
-    assert resumed is not None
     assert resumed.digest == generate(whole, EchoEngine(window=7)).digest  # type: ignore[union-attr]
 
 
@@ -276,7 +268,7 @@ def test_the_engine_is_closed_when_it_fails(store: LocalStore) -> None:
     assert engine.closed
 
 
-def test_an_engine_that_another_thread_loads_is_closed_too(store: LocalStore) -> None:
+def test_an_engine_that_another_thread_loads_is_closed_too() -> None:
     engine, loading, go_on = EchoEngine(), Event(), Event()
 
     def opener() -> EchoEngine:
@@ -300,10 +292,9 @@ def test_a_manifest_says_how_long_the_first_answer_took_with_the_loading(
     times = itertools.count(step=2.0)  # each look at the clock is two seconds later
     monkeypatch.setattr("selfalign.stages.contract.time.monotonic", lambda: next(times))
     manifest = generate(store, EchoEngine())
-    assert manifest is not None
     details = manifest.provenance.engine
     assert float(details["seconds_to_load"]) == 2
-    assert float(details["seconds_to_first_answer"]) > 2
+    assert float(details["seconds_to_first_answer"]) == 6
 
 
 def test_a_shard_with_every_part_committed_loads_no_model(store: LocalStore) -> None:
@@ -320,7 +311,6 @@ def test_a_shard_with_every_part_committed_loads_no_model(store: LocalStore) -> 
 
 def test_no_work_at_all_publishes_an_empty_artifact(store: LocalStore) -> None:
     manifest = generate(store, EchoEngine(), count=0)
-    assert manifest is not None
     assert manifest.counts.kept == 0
     assert list(read_records(store, manifest, Prompt)) == []
 

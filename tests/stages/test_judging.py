@@ -36,7 +36,8 @@ from selfalign.stages.preflight import check_run
 from selfalign.store.artifact import artifact_keys, read_file_as, read_manifest, read_records
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Manifest
-from selfalign.store.pointer import Pointer, PromotedModel, move_pointer
+from selfalign.store.pointer import PromotedModel
+from tests.artifacts import promote
 from tests.pipeline_world import WORDS, write_base_model, write_llama
 from tests.stages.planting import config_of, plant, rows
 
@@ -142,15 +143,15 @@ def test_a_third_model_judges_the_answers_in_both_orders_and_is_compared_with_pe
         assert verdict.value == {"AB": 1.0, "BA": 0.0}.get(verdict.text, 0.5)
     assert any(verdict.text for verdict in verdicts)
     found = summary.comparison("final", "base", WIN_RATE)
-    assert found is not None
     assert found.subject_mean == sum(verdict.value for verdict in verdicts) / 4
-    assert summary.judge is not None
     assert [bias.against for bias in summary.judge.orders] == ["base"]
     labelled = [r for r in records if r.metric == AGREEMENT]
     assert [r.text.split()[1] for r in labelled] == ["first", "second", "tie"]
     assert first.details["judge"][-1].startswith("It agrees with people on ")
     # who is promoted is judged against too, and the judge's settings are part of the key
-    move_pointer(night.store, _promoted(night, first), None)
+    final = first.parents["final_model"]
+    model = PromotedModel(artifact="final_model", key=final.key, digest=final.digest)
+    promote(night.store, model)
     tuesday = ("clone.learning_rate=0.001",)
     night.plant_final(night.config(judge, *tuesday), "tuesday")
     second = night.evaluate(night.config(judge, *tuesday))
@@ -159,12 +160,6 @@ def test_a_third_model_judges_the_answers_in_both_orders_and_is_compared_with_pe
         "base",
         "promoted",
     }
-
-
-def _promoted(night: Night, evaluation: Manifest) -> Pointer:
-    parent = evaluation.parents["final_model"]
-    model = PromotedModel(artifact="final_model", key=parent.key, digest=parent.digest)
-    return Pointer(model=model, previous=None, promotion=None, run=None, moved_at="now")
 
 
 def test_a_judge_that_leans_towards_a_finds_every_pair_a_tie(night: Night) -> None:
@@ -210,7 +205,6 @@ def test_the_judge_reads_the_principle_of_an_item_and_wins_are_counted_by_princi
     assert letters["h2"] == letters["h3"] == "BB"
     summary = read_file_as(night.store, manifest, "summary.json", EvaluationSummary)
     found = summary.comparison("final", "base", f"{WIN_RATE_PRINCIPLE}/helpful")
-    assert found is not None
     assert (found.n, found.subject_mean) == (2, 0.5)
     assert "By principle, the lowest win rate against base first: helpful 0.500 [" in " ".join(
         manifest.details["judge"]
@@ -261,14 +255,14 @@ def test_which_answers_refuse_is_decided_by_the_judge_or_the_wording_as_configur
     assert manifest.details["refusals"] == manifest.identity["judge"]["refusals"] == decides
     assert f"decided by the {decides}" in " ".join(manifest.details["judge"])
     summary = read_file_as(night.store, manifest, "summary.json", EvaluationSummary)
-    assert summary.judge is not None
     assert summary.judge.refusals == decides
     agree = {model: [r.value for (m, _), r in agreed.items() if m == model] for model, _ in agreed}
     assert torn == {model for model, each in agree.items() if sum(each) < 0.8 * len(each)} != set()
 
 
-def test_without_a_judge_the_wording_decides_and_the_manifest_says_so(night: Night) -> None:
-    manifest = night.evaluate(night.config(None))
+def test_without_a_judge_the_wording_decides_and_the_manifest_says_so(finished_store: Path) -> None:
+    (unit,) = (finished_store / "artifacts" / "evaluation").iterdir()
+    manifest = read_manifest(LocalStore(finished_store), "evaluation", unit.name)
     assert manifest.details["refusals"] == "wording"
     assert "judge" not in manifest.identity
 
@@ -294,7 +288,6 @@ def test_several_answers_to_an_item_have_seeds_of_their_own_and_are_judged_each(
     summary = read_file_as(night.store, manifest, "summary.json", EvaluationSummary)
     for metric in (ALIGNED, WIN_RATE):
         found = summary.comparison("final", "base", metric)
-        assert found is not None
         assert found.n == 4  # items, not answers
     with pytest.raises(ConfigurationError, match=r"samples 3: with sampling\.temperature 0"):
         night.config(None, "evaluate.samples=3")
@@ -317,7 +310,6 @@ def test_the_rules_see_other_items_than_the_score_is_told_from(night: Night) -> 
             assert found is not None
             assert found.n == (1 if "/" in name else 2)
         found = part.comparison("final", "base", HHH)
-        assert found is not None
         assert found.n == 3
     records = read_records(night.store, manifest, EvaluationRecord)
     assert {r.item_id for r in records if r.metric == ALIGNED} == {f"h{n}" for n in range(4)}

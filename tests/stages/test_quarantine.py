@@ -6,7 +6,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,8 +31,7 @@ from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Manifest
 from tests.engines.served import ModelServer, serving
 from tests.hostile import HOSTILE, REASONS
-from tests.pipeline_world import write_vllm_model
-from tests.stages.planting import BAD, ENGINES, EXPECTED, GOOD, Escaped, config_of, plant, rows
+from tests.stages.planting import BAD, EXPECTED, GOOD, Escaped, config_of, plant, rows
 
 
 def generate(
@@ -70,7 +68,6 @@ def write_heldout(config: RunConfig, *, poisoned: bool) -> None:
     texts = dict(islice(GOOD.items(), 12))
     if poisoned:
         texts |= {row: HOSTILE[name] for row, name in BAD.items() if in_heldout(row)}
-    assert config.evaluate.heldout is not None
     config.evaluate.heldout.write_text(
         "".join(
             json.dumps({"id": row, "kind": "k", "prompt": text, "all_of": ["soap"]}) + "\n"
@@ -99,49 +96,30 @@ def serve_trained(server: ModelServer, config: RunConfig) -> None:
             server.rows.append(server.rows[0] | {"id": planned.manifest.digest[:32]})
 
 
-# vllm and what it imports warn of their own deprecations
-_MARKS = {"vllm": [pytest.mark.filterwarnings("default")]}
-
-
-@pytest.fixture(params=[pytest.param(name, marks=_MARKS.get(name, [])) for name in ENGINES])
+@pytest.fixture(params=["fake", "openai"])
 def engine(request: pytest.FixtureRequest) -> str:
-    """Every kind of engine in turn."""
-    if request.param == "vllm" and find_spec("vllm") is None:
-        pytest.skip("vllm is not installed here")
-    if request.param == "transformers":
-        import torch
-
-        torch.set_num_threads(1)  # threads only wait for each other in a model this small
+    """Without a model, and with one: tests/engines/test_contract.py holds each engine to it."""
     return str(request.param)
 
 
 @pytest.fixture
-def base_model(engine: str, tmp_path: Path, tiny_base_model: Path) -> Path:
-    """A tiny model in a shape that the engine takes."""
-    if engine != "vllm":
-        return tiny_base_model
-    write_vllm_model(tmp_path / "model")
-    return tmp_path / "model"
-
-
-@pytest.fixture
 def served(engine: str, request: pytest.FixtureRequest) -> ModelServer | None:
-    """The server that engine openai asks; None for the others."""
+    """The server that engine openai asks; None for the other."""
     found: ModelServer | None = request.getfixturevalue("server") if engine == "openai" else None
     return found
 
 
 def test_sixty_hostile_rows_are_all_counted_and_change_no_other_row(
-    engine: str, tmp_path: Path, base_model: Path, served: ModelServer | None
+    engine: str, tmp_path: Path, tiny_base_model: Path, served: ModelServer | None
 ) -> None:
     found: dict[bool, dict[str, Manifest]] = {}
     configs: dict[bool, RunConfig] = {}
     for poisoned in (False, True):
         url = served.url if served else ""
-        config = config_of(tmp_path / str(poisoned), base_model, engine, server=url)
+        config = config_of(tmp_path / str(poisoned), tiny_base_model, engine, server=url)
         write_heldout(config, poisoned=poisoned)
         configs[poisoned] = config
-        found[poisoned] = generate(config, base_model, poisoned=poisoned, served=served)
+        found[poisoned] = generate(config, tiny_base_model, poisoned=poisoned, served=served)
     for stage in ("align", "elaborate"):
         manifest = found[True][stage]
         counts = manifest.counts
@@ -177,15 +155,13 @@ def test_sixty_hostile_rows_are_all_counted_and_change_no_other_row(
 
 
 def test_sixty_hostile_topics_are_all_counted_and_change_no_other_request(
-    engine: str, tmp_path: Path, base_model: Path, served: ModelServer | None
+    tmp_path: Path, tiny_base_model: Path
 ) -> None:
     kept: list[dict[str, Json]] = []
     for poisoned in (False, True):
-        url = served.url if served else ""
-        config = config_of(tmp_path / str(poisoned), base_model, engine, *ONE_TYPE, server=url)
+        config = config_of(tmp_path / str(poisoned), tiny_base_model, "fake", *ONE_TYPE)
         topics, bad = plant_topics(config, poisoned=poisoned)
         manifest = run_stage("instruct", config, LocalStore(Path(config.store)))
-        assert manifest is not None
         counts = manifest.counts
         assert counts.read == topics
         assert counts.kept + sum(counts.dropped.values()) + sum(bad.values()) == topics
@@ -194,7 +170,7 @@ def test_sixty_hostile_topics_are_all_counted_and_change_no_other_request(
         same = {f"good soap {number}" for number in range(1, topics, 2)}
         kept.append({row["id"]: row for row in rows if row["topic"] in same})
     assert kept[0] == kept[1]
-    assert kept[0] or engine != "fake"
+    assert kept[0]
 
 
 ONE_TYPE = (
@@ -296,7 +272,6 @@ def test_more_bad_rows_than_allowed_end_the_stage_and_are_named(
     parts = {name: store.read(name) for name in store.list("artifacts/aligned_responses")}
     assert parts
     manifest = run_stage("align", widened, store)
-    assert manifest is not None
     assert len(manifest.quarantined) == len(EXPECTED)
     assert all(store.read(name) == data for name, data in parts.items())
 
@@ -314,7 +289,6 @@ def test_one_row_may_always_be_bad_unless_none_is_allowed(
         run_stage("align", config, store)
     one = config.align.model_copy(update={"max_quarantined": 0.001})
     manifest = run_stage("align", config.model_copy(update={"align": one}), store)
-    assert manifest is not None
     assert manifest.counts.quarantined == {"not_unicode": 1}
 
 

@@ -26,13 +26,25 @@ from selfalign.stages.rollback import roll_back
 from selfalign.store.artifact import read_file, read_file_as, read_records
 from selfalign.store.files import file_sha256
 from selfalign.store.local import LocalStore
-from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
+from selfalign.store.manifest import Manifest
+from selfalign.store.pointer import Pointer, PromotedModel, VersionedPointer, read_pointer
 from selfalign.training.base import Example
+from tests.artifacts import promote
 from tests.pipeline_world import forget_after, run_stages, write_gemma3
 
 
 def load(world: Path, *overrides: str) -> RunConfig:
     return load_config(world, overrides).config
+
+
+Made = tuple[RunConfig, LocalStore, dict[str, Manifest]]
+
+
+@pytest.fixture(scope="module")
+def made(finished_store: Path) -> Made:
+    """`finished_store` itself, for those who only read it."""
+    config = load(finished_store.parent / "selfalign.yaml")
+    return config, LocalStore(finished_store), run_stages(config)
 
 
 def published(config: RunConfig) -> set[str]:
@@ -45,10 +57,8 @@ def published(config: RunConfig) -> set[str]:
     }
 
 
-def test_the_whole_method_ends_in_a_promoted_model_and_runs_only_once(finished: Path) -> None:
-    config = load(finished)
-    store = LocalStore(Path(config.store))
-    manifests = run_stages(config, "promote")
+def test_the_whole_method_ends_in_a_promoted_model_and_runs_only_once(made: Made) -> None:
+    config, store, manifests = made
     assert set(manifests) == {stage.writes for stage in STAGES}
     assert manifests["promotion"].details["promoted"] is True
     for stage in STAGES:
@@ -56,10 +66,8 @@ def test_the_whole_method_ends_in_a_promoted_model_and_runs_only_once(finished: 
             engine = manifests[stage.writes].provenance.engine
             assert float(engine["seconds_to_load"]) <= float(engine["seconds_to_first_answer"])
     notice = read_notice(store, manifests["promotion"].key)
-    assert notice is not None
     assert (notice.against, notice.compared, notice.failed_rules) == ("base", 4, [])
     current = read_pointer(store)
-    assert current is not None
     assert current.pointer.model.digest == manifests["final_model"].digest
     _loads_as_it_lies(store, current.pointer.model)
     # what is current now is no new input: the same run finds all it made
@@ -74,7 +82,6 @@ def _loads_as_it_lies(store: LocalStore, model: PromotedModel) -> None:
     assert model.directory == f"models/{model.digest}"
     directory = Path(store.url) / model.directory
     served = read_served(store, model.digest)
-    assert served is not None
     named = {entry.name: entry.sha256 for entry in served.files}
     found = {path.name: file_sha256(path) for path in directory.iterdir()}
     found.pop("selfalign.json")
@@ -110,7 +117,6 @@ def test_a_base_that_takes_images_too_ends_in_a_text_model_whose_card_says_so(
     store = LocalStore(Path(config.store))
     assert manifests["engraved_model"].details["base_model"]["multimodal"] == "gemma3"
     current = read_pointer(store)
-    assert current is not None
     _loads_as_it_lies(store, current.pointer.model)
     directory = Path(store.url) / current.pointer.model.directory
     said = (
@@ -121,10 +127,8 @@ def test_a_base_that_takes_images_too_ends_in_a_text_model_whose_card_says_so(
     assert (type(model).__name__, any(report.values())) == ("Gemma3ForCausalLM", False)
 
 
-def test_every_row_can_be_traced(finished: Path) -> None:
-    config = load(finished)
-    store = LocalStore(Path(config.store))
-    manifests = run_stages(config, "align")
+def test_every_row_can_be_traced(made: Made) -> None:
+    _, store, manifests = made
     prompts = {p.id: p for p in read_records(store, manifests["prompts"], Prompt)}
     candidates = {c.id for c in read_records(store, manifests["candidates"], Candidate)}
     rows = list(read_records(store, manifests["aligned_responses"], AlignedResponse))
@@ -141,8 +145,8 @@ def test_every_row_can_be_traced(finished: Path) -> None:
     assert sources == {"self_instruct", "topic_guided"}
 
 
-def test_counts_add_up_and_each_filter_has_its_own(finished: Path) -> None:
-    manifests = run_stages(load(finished), "align")
+def test_counts_add_up_and_each_filter_has_its_own(made: Made) -> None:
+    manifests = made[2]
     for name in ("candidates", "prompts", "aligned_responses"):
         counts = manifests[name].counts
         assert counts.read == counts.kept + sum(counts.dropped.values()), name
@@ -158,16 +162,19 @@ def test_editing_a_principle_redoes_align_and_what_follows(finished: Path) -> No
     assert published(config) == {"instruct", "curate"}
 
 
-def test_a_setting_that_only_says_how_work_is_done_redoes_nothing(finished: Path) -> None:
-    changed = load(finished, "instruct.num_shards=3", "align.num_shards=2")
+def test_a_setting_that_only_says_how_work_is_done_redoes_nothing(finished_store: Path) -> None:
+    path = finished_store.parent / "selfalign.yaml"
+    changed = load(path, "instruct.num_shards=3", "align.num_shards=2")
     assert published(changed) == {stage.name for stage in STAGES}
-    assert published(load(finished, "align.sampling.temperature=0.6")) == {"instruct", "curate"}
-    assert published(load(finished, "seed=1")) == set()
+    assert published(load(path, "align.sampling.temperature=0.6")) == {"instruct", "curate"}
+    assert published(load(path, "seed=1")) == set()
 
 
-def test_shards_together_write_what_one_worker_writes(finished: Path, tmp_path: Path) -> None:
-    one = run_stages(load(finished), "align")
-    config = load(finished, f"store={tmp_path / 'sharded'}")
+def test_shards_together_write_what_one_worker_writes(
+    world: Path, made: Made, tmp_path: Path
+) -> None:
+    _, whole, one = made
+    config = load(world, f"store={tmp_path / 'sharded'}")
     store = LocalStore(tmp_path / "sharded")
     for stage in ("instruct", "curate", "align"):
         shards = 3 if stage != "curate" else 1
@@ -175,28 +182,24 @@ def test_shards_together_write_what_one_worker_writes(finished: Path, tmp_path: 
             run_stage(stage, config, store, shard=i, num_shards=shards) for i in range(shards)
         ]
         assert [r is not None for r in results] == [False] * (shards - 1) + [True]
-    whole = LocalStore(Path(load(finished).store))
     sharded = plan_from_store(config, collect_inputs(config), store)[:3]
     for planned, kind in zip(sharded, (Candidate, Prompt, AlignedResponse), strict=True):
         manifest, expected = planned.manifest, one[planned.stage.writes]
-        assert manifest is not None
         assert (manifest.key, manifest.digest) == (expected.key, expected.digest)
         found = list(read_records(store, manifest, kind))
         assert found == list(read_records(whole, expected, kind))
 
 
-def test_verbose_answers_come_from_the_engraved_model(finished: Path) -> None:
-    config = load(finished)
-    manifests = run_stages(config, "elaborate")
-    store = LocalStore(Path(config.store))
+def test_verbose_answers_come_from_the_engraved_model(made: Made) -> None:
+    _, store, manifests = made
     rows = list(read_records(store, manifests["verbose_responses"], VerboseResponse))
     assert rows
     assert {row.model for row in rows} == {manifests["engraved_model"].digest}
     assert len(rows[0].response.split()) > 10
 
 
-def test_both_trainings_start_from_the_base_model(finished: Path) -> None:
-    manifests = run_stages(load(finished), "clone")
+def test_both_trainings_start_from_the_base_model(made: Made) -> None:
+    manifests = made[2]
     assert (
         manifests["engraved_model"].identity["base_model"]
         == manifests["final_model"].identity["base_model"]
@@ -208,10 +211,10 @@ def test_both_trainings_start_from_the_base_model(finished: Path) -> None:
     assert "files/loss.jsonl" in names
 
 
-def test_a_trained_model_says_what_trained_it_and_what_the_adapter_changes(finished: Path) -> None:
+def test_a_trained_model_says_what_trained_it_and_what_the_adapter_changes(made: Made) -> None:
     import torch
 
-    manifest = run_stages(load(finished), "engrave")["engraved_model"]
+    manifest = made[2]["engraved_model"]
     engine = manifest.provenance.engine
     assert (engine["name"], engine["torch"]) == ("transformers", torch.__version__)
     assert (manifest.provenance.tokens_per_second or 0) > 0
@@ -346,7 +349,6 @@ def test_the_next_run_is_judged_against_what_is_promoted_and_can_be_rolled_back(
     assert two["evaluation"].identity["promoted"] == one["final_model"].digest
     assert "promoted" in two["evaluation"].details["models"]
     current = read_pointer(store)
-    assert current is not None
     assert current.pointer.model.digest == two["final_model"].digest
     # the first model is the anchor, and another was promoted since
     third = run_stages(first, "evaluate")["evaluation"]
@@ -362,30 +364,20 @@ def test_the_next_run_is_judged_against_what_is_promoted_and_can_be_rolled_back(
     # the same night again does not undo what a person decided
     assert run_stages(second, "promote")["promotion"].key == two["promotion"].key
     current = read_pointer(store)
-    assert current is not None
     assert current.pointer.model.digest == one["final_model"].digest
     with pytest.raises(ConfigurationError, match="first ever promoted"):
         roll_back(store)
     # a mistaken rollback is undone by name
     back = roll_back(store, to=two["final_model"].key[:8])
     assert back.model.digest == two["final_model"].digest
-    assert back.previous is not None
     assert back.previous.digest == one["final_model"].digest
     assert back.rolled_back == []
 
 
 def _promoted(store: LocalStore, *keys: str) -> None:
     """Models with these keys were promoted, the last is current."""
-    models = [PromotedModel(artifact="final_model", key=k, digest=k) for k in reversed(keys)]
-    pointer = Pointer(
-        model=models[0],
-        previous=models[1],
-        promotion="p",
-        run=None,
-        moved_at="now",
-        history=models[1:],
-    )
-    move_pointer(store, pointer, None)
+    for key in keys:
+        promote(store, PromotedModel(artifact="final_model", key=key, digest=key))
 
 
 def test_rolling_back_goes_ever_further_and_loses_no_model(
@@ -410,43 +402,26 @@ def test_rolling_back_goes_ever_further_and_loses_no_model(
     assert [m.key for m in pointer.rolled_back] == ["d4"]
 
 
-def test_the_beginning_of_two_keys_chooses_neither(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_beginning_of_two_keys_chooses_neither(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     _promoted(store, "ab1", "ab2", "c3", "d4")
     with pytest.raises(ConfigurationError, match="more than one key: ab1, ab2"):
         roll_back(store, to="ab")
     pointer = read_pointer(store)
-    assert pointer is not None
     assert pointer.pointer.model.key == "d4"
 
 
 def test_a_model_judged_against_another_than_the_current_is_not_promoted(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = load(finished)
-    second = load(finished, "engrave.learning_rate=0.001", "clone.learning_rate=0.001")
-    store = LocalStore(Path(first.store))
-    forget_after(first, "evaluate")
-    run_stages(second, "evaluate")
-    monkeypatch.setattr("selfalign.stages.promote.read_pointer", _moved_by_another(first))
+    config = load(finished)
+    forget_after(config, "evaluate")
+    other = PromotedModel(artifact="final_model", key="other", digest="other")
+    pointer = Pointer(model=other, previous=None, promotion="x", run=None, moved_at="now")
+    moved = VersionedPointer(pointer, "v")
+    monkeypatch.setattr("selfalign.stages.promote.read_pointer", lambda _: moved)
     with pytest.raises(TemporaryError, match="judged against nothing"):
-        run_stage("promote", second, store)
-
-
-def _moved_by_another(config: RunConfig):  # type: ignore[no-untyped-def]
-    """The pointer as seen just after another run promoted its own model."""
-
-    def read(store: LocalStore):  # type: ignore[no-untyped-def]
-        run_stages(config, "evaluate")
-        from selfalign.store.pointer import Pointer, PromotedModel, VersionedPointer
-
-        other = PromotedModel(artifact="final_model", key="other", digest="other")
-        pointer = Pointer(model=other, previous=None, promotion="x", run=None, moved_at="now")
-        return VersionedPointer(pointer, "v")
-
-    return read
+        run_stage("promote", config, LocalStore(Path(config.store)))
 
 
 def test_a_killed_promotion_is_finished_by_the_next_attempt(
@@ -470,10 +445,8 @@ def test_a_killed_promotion_is_finished_by_the_next_attempt(
     before = read_pointer(store)
     assert before is not None
     manifest = run_stage("promote", config, store)
-    assert manifest is not None
     assert manifest.details["promoted"] is True
     after = read_pointer(store)
-    assert after is not None
     assert after.pointer == before.pointer
 
 
@@ -484,7 +457,6 @@ def test_evaluation_files_contaminate_no_prompt(finished: Path) -> None:
     leaked = next(iter(read_records(store, candidates, Candidate))).text
     rows = [json.loads(line) for line in config.evaluate.heldout.read_text().splitlines()]  # type: ignore[union-attr]
     rows[0]["prompt"] = leaked
-    assert config.evaluate.heldout is not None
     config.evaluate.heldout.write_text("".join(json.dumps(row) + "\n" for row in rows))
     prompts = run_stages(config, "curate")["prompts"]
     assert prompts.counts.dropped["contaminated"] >= 1

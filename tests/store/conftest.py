@@ -37,7 +37,6 @@ def moto_url() -> Iterator[str]:
         env={**os.environ, "MOTO_S3_DEFAULT_MAX_KEYS": str(PAGE_SIZE)},
         text=True,
     )
-    assert process.stdout is not None
     url = process.stdout.readline().strip()
     request = urllib.request.Request(f"{url}/{BUCKET}", method="PUT")
     urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request).close()

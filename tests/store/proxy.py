@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from tests.loopback import answering
+
 
 @dataclass
 class Fault:
@@ -165,11 +167,5 @@ def running_proxy(upstream: str, host: str = "127.0.0.1") -> Iterator[Proxy]:
     server.daemon_threads = True
     proxy = Proxy(f"http://{host}:{server.server_port}", upstream)
     handler.proxy = proxy  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
+    with answering(server):
         yield proxy
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -24,7 +24,6 @@ class Racers:
 
     def go(self) -> None:
         """Let them all act."""
-        assert self._group.stdin is not None
         self._group.stdin.write("!" * self._number)
         self._group.stdin.flush()
 

@@ -111,7 +111,6 @@ def test_other_records_have_another_digest(tmp_path: Path) -> None:
         shard.commit("part-0", prompts(*texts), Counts())
         shard.finish(shard.committed().values(), WHEN)
         manifest = writer(store).publish_when_complete(1)
-        assert manifest is not None
         digests.add(manifest.digest)
     assert len(digests) == 5
 

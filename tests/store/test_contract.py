@@ -1,10 +1,9 @@
-"""One contract, two stores: a local directory and S3 (a real server process)."""
+"""One contract, two stores: a local directory and S3 (a real server process). Its other half is
+`selfalign store check`, which test_check.py holds both to."""
 
 from __future__ import annotations
 
 import hashlib
-import uuid
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from selfalign.store.artifact import (
     verify,
 )
 from selfalign.store.base import NotFound, PreconditionFailed, Store
-from selfalign.store.check import CASES
 from selfalign.store.manifest import Counts, FileEntry, Manifest
 from selfalign.store.open import open_store
 from tests.artifacts import WHEN, writer
@@ -32,13 +30,6 @@ NO_KEYS = [
     *("a b", "a\n", "a\0b", "ä", "ключ", "a:b", "a?b", "a%2Fb", "~/a", "a*"),
     *(".selfalign", ".selfalign/locks/00", "x" * 256, "x/" * 384 + "x"),
 ]
-
-
-@pytest.mark.parametrize(("name", "case"), CASES, ids=[name for name, _ in CASES])
-def test_a_case_of_store_check_holds(
-    store: Store, name: str, case: Callable[[Store, str], str]
-) -> None:
-    assert case(store, f"scratch/{uuid.uuid4().hex}")
 
 
 def test_an_absent_object_is_not_found(store: Store, tmp_path: Path) -> None:

@@ -40,14 +40,8 @@ from selfalign.store.documents import MAX_DEPTH, decode_json
 from selfalign.store.files import local_target
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Counts, FileEntry, Manifest, Part, Shard, content_sum
-from selfalign.store.pointer import (
-    Pointer,
-    PromotedModel,
-    move_pointer,
-    promoted_manifest,
-    read_pointer,
-)
-from tests.artifacts import WHEN, publish, writer
+from selfalign.store.pointer import promoted_manifest, read_pointer
+from tests.artifacts import WHEN, promote, publish, writer
 from tests.forging import damaged, edited, sealed
 
 MODEL = "artifacts/final_model/m/"
@@ -61,9 +55,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalStore:
     monkeypatch.setenv("SELFALIGN_CACHE_DIR", str(tmp_path / "cache"))
     store = LocalStore(tmp_path / "store")
     manifest = publish(store, "final_model", "m", {"merged/model.safetensors": b"weights"})
-    promoted = PromotedModel(artifact="final_model", key="m", digest=manifest.digest)
-    pointer = Pointer(model=promoted, previous=None, promotion="q", run="r", moved_at="now")
-    move_pointer(store, pointer, None)
+    promote(store, manifest, promotion="q", run="r")
     shard = records_writer(store).shard(0, 1)
     for name in ("one", "two"):
         records = [Prompt(id=f"{name}-{i}", source="self_instruct", text=name) for i in range(3)]
@@ -315,7 +307,6 @@ def test_a_promoted_model_swapped_for_another_is_refused(store: LocalStore) -> N
         value["files"][0]["sha256"] = hashlib.sha256(b"forged").hexdigest()
 
     current = read_pointer(store)
-    assert current is not None
     assert promoted_manifest(store, current.pointer.model).key == "m"
     forge(store, MODEL + "manifest.json", change)
     assert read_manifest(store, "final_model", "m") is not None
@@ -363,7 +354,6 @@ def readers(store: LocalStore, scratch: Path) -> dict[str, Callable[[], object]]
 
     def promoted() -> object:
         current = read_pointer(store)
-        assert current is not None
         return current.pointer, promoted_manifest(store, current.pointer.model)
 
     return {

@@ -32,7 +32,6 @@ def test_an_s3_url_is_read_anew_each_time_and_pushed_into_the_store(
     for text in (ITEM, ITEM * 2):
         bucket.write("x.jsonl", text.encode())
         local = localise(no_seeds, store).evaluate.heldout
-        assert local is not None
         assert (local.name, local.read_text()) == ("x.jsonl", text)
     pushed = push_inputs(config, store).evaluate.heldout
     assert pushed is not None

@@ -196,8 +196,9 @@ def test_a_stranger_is_denied_with_path_and_owner(public_root: Path) -> None:
     store = LocalStore(public_root)
     store.write("shared", b"yours")
     (public_root / "shared").chmod(0o600)
-    for action, path in (("write", ".selfalign/temporary/"), ("read", "shared")):
-        (said,) = race(("stranger", str(public_root), action, "shared"))
+    places = {"write": ".selfalign/temporary/", "read": "shared"}
+    told = race(*[("stranger", str(public_root), action, "shared") for action in places])
+    for said, path in zip(told, places.values(), strict=True):
         assert said.startswith("StoreDenied: "), said
         for part in (f"{public_root}/{path}", "uid 65534", "belongs to uid 0", "remedy: run as"):
             assert part in said, said
@@ -266,28 +267,31 @@ def test_a_folder_that_vanishes_before_the_name_is_given_is_made_again(
 # The calls of fsync in a write fall before, between and after the steps that change names.
 # In a fresh store: three new folders, the content, the locks' folder, the object's folder, its
 # name. In a used one: the content, its name.
-@pytest.mark.parametrize(
-    ("old", "nth", "expected"),
-    [(None, nth, None) for nth in range(1, 7)]
-    + [(None, 7, b"new"), (b"old", 1, b"old"), (b"old", 2, b"new")],
-)
-def test_a_writer_killed_at_any_fsync_leaves_the_old_object_or_the_new(
-    tmp_path: Path, old: bytes | None, nth: int, expected: bytes | None
-) -> None:
-    store = LocalStore(tmp_path / "store")
-    if old is not None:
-        store.write("folder/object", old)
-    assert race(("die", store.url, "folder/object", "new", str(nth))) == [""]
-    if expected is None:
-        assert list(store.list("")) == []
-        with pytest.raises(NotFound):
-            store.read("folder/object")
-    else:
-        assert list(store.list("")) == ["folder/object"]
-        assert store.read("folder/object") == expected
-    LocalStore(tmp_path / "store").write("folder/object", b"next")
-    assert store.read("folder/object") == b"next"
-    assert temporaries(store) == []
+FSYNCS = [
+    *((None, nth, None) for nth in range(1, 7)),
+    *((None, 7, b"new"), (b"old", 1, b"old"), (b"old", 2, b"new")),
+]
+
+
+def test_a_writer_killed_at_any_fsync_leaves_the_old_object_or_the_new(tmp_path: Path) -> None:
+    stores = [LocalStore(tmp_path / str(number)) for number in range(len(FSYNCS))]
+    deaths = []
+    for store, (old, nth, _) in zip(stores, FSYNCS, strict=True):
+        if old is not None:
+            store.write("folder/object", old)
+        deaths.append(("die", store.url, "folder/object", "new", str(nth)))
+    assert race(*deaths) == [""] * len(deaths)
+    for store, (old, nth, expected) in zip(stores, FSYNCS, strict=True):
+        if expected is None:
+            assert list(store.list("")) == [], (old, nth)
+            with pytest.raises(NotFound):
+                store.read("folder/object")
+        else:
+            assert list(store.list("")) == ["folder/object"], (old, nth)
+            assert store.read("folder/object") == expected, (old, nth)
+        LocalStore(Path(store.url)).write("folder/object", b"next")
+        assert store.read("folder/object") == b"next"
+        assert temporaries(store) == []
 
 
 def test_a_writer_killed_in_the_middle_of_its_content_leaves_nothing_visible(

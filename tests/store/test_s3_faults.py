@@ -53,8 +53,10 @@ def direct(s3_url: str, store: S3Store) -> S3Store:
 
 @pytest.fixture(autouse=True)
 def in_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Downloads that must not happen would land here."""
+    """Downloads that must not happen would land here; nothing waits before it is sent again."""
     monkeypatch.chdir(tmp_path)
+    backoff = "botocore.retries.standard.ExponentialBackoff.delay_amount"
+    monkeypatch.setattr(backoff, lambda *_: 0)
 
 
 def always(status: int, code: str, message: str = "as the test asked") -> list[Fault]:

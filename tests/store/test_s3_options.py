@@ -34,9 +34,7 @@ def test_multipart_and_kms_reach_the_server(s3_url: str, tmp_path: Path) -> None
     assert store.read("large") == b"small"
 
 
-def test_checksums_can_be_left_out(
-    s3_url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checksums_can_be_left_out(s3_url: str, proxy: Proxy) -> None:
     def sent(checksums: str) -> bool:
         store = s3_store(s3_url, endpoint_url=proxy.url, checksums=checksums)
         store.write("key", b"data")

@@ -17,10 +17,10 @@ from selfalign.store.artifact import read_manifest
 from selfalign.store.documents import read_document
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Shard
-from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
+from selfalign.store.pointer import read_pointer
 from selfalign.store.signatures import SIGNING_VARIABLE, VERIFY_VARIABLE
 from selfalign.training.stored import StoreCheckpoints
-from tests.artifacts import publish_records, writer
+from tests.artifacts import promote, publish_records, writer
 
 MANIFEST = "artifacts/prompts/k/manifest.json"
 MARK = "artifacts/prompts/k/parts/00000-of-00001/one.json"
@@ -39,10 +39,7 @@ def new_keys() -> tuple[str, str]:
 
 def publish(store: LocalStore, key: str = "k") -> None:
     records = [Prompt(id="p", source="self_instruct", text=key)]
-    manifest = publish_records(store, "prompts", records, key)
-    model = PromotedModel(artifact="prompts", key=key, digest=manifest.digest)
-    pointer = Pointer(model=model, previous=None, promotion=None, run=None, moved_at="now")
-    move_pointer(store, pointer, read_pointer(store))
+    promote(store, publish_records(store, "prompts", records, key))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # quiet in forked proc
 from selfalign.training.base import TrainResult
 
 from .worlds import CONFIG, LORA, Attempt, build_base
+
+HOST = "a-machine-of-this-name"
 
 
 @pytest.fixture(autouse=True)
@@ -30,15 +33,19 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_base(tmp_path_factory.mktemp("base"))
 
 
+def undisturbed(attempt: Attempt) -> tuple[Attempt, TrainResult]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "gethostname", lambda: HOST)
+        return attempt, attempt.run()
+
+
 @pytest.fixture(scope="session")
 def full(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Attempt, TrainResult]:
     """A finished full fine-tuning that nothing disturbed."""
-    attempt = Attempt(CONFIG, base, tmp_path_factory.mktemp("full"))
-    return attempt, attempt.run()
+    return undisturbed(Attempt(CONFIG, base, tmp_path_factory.mktemp("full")))
 
 
 @pytest.fixture(scope="session")
 def lora(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Attempt, TrainResult]:
     """A finished LoRA training that nothing disturbed."""
-    attempt = Attempt(LORA, base, tmp_path_factory.mktemp("lora"))
-    return attempt, attempt.run()
+    return undisturbed(Attempt(LORA, base, tmp_path_factory.mktemp("lora")))

@@ -158,7 +158,7 @@ def test_qlora_without_a_gpu_is_a_configuration_error(base: Path, tmp_path: Path
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    with pytest.raises(ConfigurationError, match="got no a CUDA device") as refused:
+    with pytest.raises(ConfigurationError, match="got no CUDA device") as refused:
         Attempt(changed(method="qlora"), base, tmp_path).run()
     assert "use method lora" in (refused.value.remedy or "")
 

@@ -11,6 +11,7 @@ from selfalign.training.base import Example, TrainResult
 from selfalign.training.chat import fit_form
 from selfalign.training.examples import encode
 
+from .conftest import HOST
 from .worlds import (
     CONFIG,
     EXAMPLES,
@@ -141,6 +142,7 @@ def test_no_path_and_no_name_of_this_machine_is_written(run: Run, base: Path) ->
             assert str(base).encode() not in content
             assert str(attempt.root).encode() not in content
             assert b"/tmp" not in content
+            assert HOST.encode() not in content
             assert path.stat().st_mode & 0o044 == 0o044
 
 
@@ -167,7 +169,7 @@ def test_another_seed_gives_another_model(full: Run, base: Path, tmp_path: Path)
 
 
 def test_accumulated_micro_batches_are_the_same_step_as_one_batch(
-    full: Run, base: Path, tmp_path: Path
+    base: Path, tmp_path: Path
 ) -> None:
     whole = CONFIG.model_copy(update={"micro_batch_size": CONFIG.global_batch_size})
     # Answers of different lengths: averaging per micro-batch would weigh their tokens unequally.

@@ -18,6 +18,7 @@ from selfalign.run.executors.kubernetes.deployment import (
     DeploymentTarget,
 )
 from selfalign.run.executors.kubernetes.serving import Wanted
+from tests.loopback import answering
 
 from .memory import MemoryCluster
 
@@ -88,12 +89,9 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
     with ThreadingHTTPServer(("0.0.0.0", 0), Pod) as server:
         monkeypatch.setattr(adapters, "_PORT", server.server_port)
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        yield found
-        done.set()
-        server.shutdown()
-        thread.join()
+        with answering(server):
+            yield found
+            done.set()
 
 
 def test_a_model_is_served_when_every_pod_says_so_and_nothing_is_rolled(site: Site) -> None:

@@ -23,6 +23,7 @@ from selfalign.cli.logs import for_people
 from selfalign.cli.main import cli
 from selfalign.errors import SelfAlignError
 from selfalign.inputs import push
+from selfalign.run.executors.kubernetes import logs
 from selfalign.run.executors.kubernetes.cluster import Resource
 from selfalign.run.executors.kubernetes.crd import PLATFORM_CONFIG
 from selfalign.seeds import SEED_FILES
@@ -70,6 +71,7 @@ def server() -> Iterator[ApiServer]:
 @pytest.fixture
 def laptop(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Laptop:
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(logs, "_POLL_SECONDS", 0.05)
     return Laptop(server.world, server.kubeconfig(tmp_path / "kubeconfig"))  # type: ignore[attr-defined]
 
 

@@ -71,7 +71,7 @@ class Namespace:
 
     @contextmanager
     def controller(
-        self, *, resync_seconds: int = 300, serving: Target | None = None
+        self, *, resync_seconds: float = 300, serving: Target | None = None
     ) -> Iterator[Controller]:
         opener = lambda _url: self.world.store  # noqa: E731
         controller = Controller(self.hints, opener, resync_seconds=resync_seconds, serving=serving)
@@ -90,7 +90,7 @@ class Namespace:
 
         def work() -> None:
             while not stop.is_set():
-                for change in self.world.cluster.watch("jobs", 1):
+                for change in self.world.cluster.watch("jobs", 0.05):
                     if change is None or change.deleted:
                         continue
                     name = change.resource["metadata"]["name"]
@@ -125,10 +125,18 @@ class Namespace:
     def succeeded(self, name: str = "toy") -> bool:
         return self.world.status(name).get("verdict") == "Promoted"
 
+    def to_the_end(self, *, runs: int = 1, **options: Any) -> None:
+        """So many runs are submitted and go to their end; one alone makes 8 Jobs."""
+        with self.kubelet(), self.controller(**options):
+            for seed in range(runs):
+                self.world.submit(f"toy-{seed}", config={"seed": seed})
+            for seed in range(runs):
+                self.wait(partial(self.succeeded, f"toy-{seed}"))
+        assert runs > 1 or len(self.world.jobs()) == 8
+
     def make_servable(self) -> None:
         """Give the current model a directory, as `promote` does with real models."""
         current = read_pointer(self.world.store)
-        assert current is not None
         model = current.pointer.model
         model = model.model_copy(update={"directory": f"models/{model.digest}"})
         move_pointer(self.world.store, current.pointer.model_copy(update={"model": model}), current)
@@ -142,11 +150,7 @@ def namespace(monkeypatch: pytest.MonkeyPatch) -> Namespace:
 
 
 def test_runs_go_to_their_end_by_themselves(namespace: Namespace) -> None:
-    with namespace.kubelet(), namespace.controller():
-        for seed in range(3):
-            namespace.world.submit(f"toy-{seed}", config={"seed": seed})
-        for seed in range(3):
-            namespace.wait(lambda seed=seed: namespace.succeeded(f"toy-{seed}"))
+    namespace.to_the_end(runs=3)
     assert len(namespace.world.jobs()) >= 16
 
 
@@ -155,25 +159,20 @@ def test_lost_events_cost_time_and_nothing_else(
 ) -> None:
     namespace.hints.shown = False
     monkeypatch.setattr(f"{CONTROLLER}.backoff_seconds", lambda *_: 0.05)  # after a short watch
-    with namespace.kubelet(), namespace.controller(resync_seconds=1):
-        namespace.world.submit()
-        namespace.wait(namespace.succeeded)
-    assert len(namespace.world.jobs()) == 8
+    namespace.to_the_end(resync_seconds=0.1)
 
 
 def test_doubled_and_stale_events_do_no_harm(namespace: Namespace) -> None:
     namespace.hints.twice = True
-    with namespace.kubelet(), namespace.controller():
-        namespace.world.submit()
-        namespace.wait(namespace.succeeded)
-    assert len(namespace.world.jobs()) == 8
+    namespace.to_the_end()
 
 
-def test_watches_that_fail_are_begun_again(namespace: Namespace) -> None:
+def test_watches_that_fail_are_begun_again(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{CONTROLLER}.backoff_seconds", lambda *_: 0.05)
     namespace.hints.failures = 4
-    with namespace.kubelet(), namespace.controller():
-        namespace.world.submit()
-        namespace.wait(namespace.succeeded)
+    namespace.to_the_end()
 
 
 def test_a_call_that_fails_is_made_again(namespace: Namespace) -> None:
@@ -181,6 +180,7 @@ def test_a_call_that_fails_is_made_again(namespace: Namespace) -> None:
         namespace.world.submit()
         for call in (0, 3, 5):
             namespace.hints.arm(call, "unheard")
+            namespace.wait(namespace.hints.fired)
         namespace.wait(namespace.succeeded)
 
 
@@ -240,10 +240,8 @@ def test_a_bug_that_one_run_meets_does_not_stop_the_others(
 
 
 def test_two_controllers_at_once_make_each_job_once(namespace: Namespace) -> None:
-    with namespace.kubelet(), namespace.controller(), namespace.controller():
-        namespace.world.submit()
-        namespace.wait(namespace.succeeded)
-    assert len(namespace.world.jobs()) == 8
+    with namespace.controller():
+        namespace.to_the_end()
 
 
 def test_a_run_that_waits_for_a_stage_goes_on_as_soon_as_it_is_deployed(
@@ -263,11 +261,7 @@ def test_a_run_that_waits_for_a_stage_goes_on_as_soon_as_it_is_deployed(
 def test_a_queued_run_begins_when_another_ends(namespace: Namespace) -> None:
     namespace.world = World(policy={"overrides": ["seed"], "maxActiveRuns": 1})
     namespace.hints = Hints(namespace.world.cluster)
-    with namespace.kubelet(), namespace.controller():
-        for seed in range(3):
-            namespace.world.submit(f"toy-{seed}", config={"seed": seed})
-        for seed in range(3):
-            namespace.wait(lambda seed=seed: namespace.succeeded(f"toy-{seed}"))
+    namespace.to_the_end(runs=3)
 
 
 def test_a_deleted_run_is_forgotten(namespace: Namespace) -> None:
@@ -351,7 +345,7 @@ def test_health_readiness_and_metrics_are_served(namespace: Namespace) -> None:
         assert line in text
 
 
-def test_a_step_that_does_not_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_does_not_end_is_told() -> None:
     world = World()
     controller = Controller(world.cluster, lambda _url: world.store)
     assert controller.problems() == []

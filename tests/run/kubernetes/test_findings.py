@@ -77,7 +77,6 @@ def test_scores_verdict_and_cost_of_the_newest_finished_run_are_exposed() -> Non
         evaluated(world, name, ended=ended)
         controller._run_changed(world.run(name), deleted=False)
     controller._find()
-    assert controller.metrics.findings is not None
     assert controller.metrics.findings.run == "newest"
     text = exposed(controller.metrics)
     for line in (
@@ -137,7 +136,7 @@ def test_every_metric_that_dashboard_and_alerts_ask_for_is_exported() -> None:
     assert names <= exported
 
 
-def test_the_dashboard_is_installed_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dashboard_is_installed_where_it_is_asked_for() -> None:
     from tests.charts.conftest import only, render_platform
 
     assert not [m for m in render_platform() if m["metadata"]["name"] == "selfalign-dashboard"]

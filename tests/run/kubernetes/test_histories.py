@@ -20,7 +20,8 @@ from selfalign.run.executors.kubernetes.cluster import Conflict, Gone, Resource
 from selfalign.run.executors.kubernetes.crd import ATTEMPT_LABEL, KEY_LABEL, STAGE_LABEL
 from selfalign.store.artifact import read_manifest
 from selfalign.store.base import Store
-from selfalign.store.pointer import Pointer, PromotedModel, move_pointer, read_pointer
+from selfalign.store.pointer import PromotedModel
+from tests.artifacts import promote
 
 from .memory import MemoryCluster
 from .unreliable import Killed, Unreliable
@@ -246,14 +247,9 @@ class Histories(RuleBasedStateMachine):
     @rule()
     def another_run_promotes_its_model(self) -> None:
         self.others += 1
-        store = self.world.store
-        model = PromotedModel(
-            artifact="final_model", key=f"other{self.others}", digest=f"digest{self.others}"
-        )
-        current = read_pointer(store)
-        previous = None if current is None else current.pointer.model
-        pointer = Pointer(model=model, previous=previous, promotion=None, run="x", moved_at="now")
-        move_pointer(store, pointer, current)
+        key, digest = f"other{self.others}", f"digest{self.others}"
+        model = PromotedModel(artifact="final_model", key=key, digest=digest)
+        promote(self.world.store, model, run="x")
 
     @rule(really=seldom)
     def the_run_is_deleted_and_made_anew(self, really: bool) -> None:

@@ -94,6 +94,8 @@ def test_a_watch_that_is_refused_ends_at_once(
 def test_a_watch_asks_for_bookmarks_and_a_timeout_and_shows_no_bookmark(
     api_server: ApiServer, http_cluster: KubernetesCluster
 ) -> None:
+    bookmark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "5"}}}
+    api_server.answers.append(Answer("GET", "watch=true", 200, events=[bookmark]))
     shown = list(http_cluster.watch("configmaps", 1, "mine"))
     assert shown[0] is None
     assert all(change is None for change in shown)

@@ -258,7 +258,6 @@ def test_what_may_pass_is_tried_again_later_and_later(
     if seconds is None:
         assert earliest is None
     else:
-        assert earliest is not None
         assert (earliest.isoformat()) == f"2026-11-01T02:{seconds // 60:02}:{seconds % 60:02}+00:00"
 
 

@@ -225,7 +225,6 @@ def test_exit_code_3_of_a_pod_ends_the_run_with_its_message(site: Site) -> None:
         until(lambda: site.status("toy").get("completedAt"))
     job = site.cluster.get("jobs", "toy-instruct-1")
     end = job_end(job)
-    assert end is not None
     assert end["reason"] == "PodFailurePolicy"
     (attempt,) = site.status("toy")["attempts"]
     assert (attempt["cause"], attempt["exitCode"]) == ("permanent", 3)

@@ -196,35 +196,25 @@ def test_a_job_that_publishes_and_completes_during_the_look_is_not_run_again(wor
         assert fresh.condition("Progressing")["status"] == "True", calls[call]
 
 
-def test_a_controller_killed_between_status_and_job_starts_the_same_number(world: World) -> None:
+@pytest.mark.parametrize("fault", ["killed-before", "killed-after"])
+def test_a_controller_killed_as_it_creates_a_job_starts_or_adopts_the_same_number(
+    world: World, fault: str
+) -> None:
     unreliable = world.api = Unreliable(world.cluster)
     world.restart()
     world.submit()
-    calls = _calls_until(world, unreliable, ("create", "jobs", "toy-instruct-1"))
-    unreliable.arm(calls, "killed-before")
+    calls = _calls_until("create", "jobs", "toy-instruct-1")
+    unreliable.arm(calls, fault)
     with pytest.raises(Killed):
         world.step()
     world.restart()
-    world.step()
-    assert world.jobs() == ["toy-instruct-1"]
-    assert world.stage("instruct")["attempts"] == 1
-
-
-def test_a_controller_killed_after_creating_a_job_adopts_it(world: World) -> None:
-    unreliable = world.api = Unreliable(world.cluster)
-    world.restart()
-    world.submit()
-    calls = _calls_until(world, unreliable, ("create", "jobs", "toy-instruct-1"))
-    unreliable.arm(calls, "killed-after")
-    with pytest.raises(Killed):
+    for _ in range(2):
         world.step()
-    world.restart()
-    world.step()
-    world.step()
-    assert world.jobs() == ["toy-instruct-1"]
+        assert world.jobs() == ["toy-instruct-1"]
+        assert world.stage("instruct")["attempts"] == 1
 
 
-def _calls_until(world: World, unreliable: Unreliable, wanted: tuple[str, str, str]) -> int:
+def _calls_until(*wanted: str) -> int:
     """How many calls a look at a new run makes before this one, by trying it on a copy."""
     rehearsal = World()
     spy = rehearsal.api = Unreliable(rehearsal.cluster)
@@ -241,7 +231,7 @@ def test_of_two_controllers_that_decide_at_once_one_starts_nothing(world: World)
     second = World(store=world.store)
     second.cluster = second.api = world.cluster
     second.restart()
-    calls = _calls_until(world, unreliable, ("status", "alignmentruns", "toy"))
+    calls = _calls_until("status", "alignmentruns", "toy")
     unreliable.arm(calls, "meanwhile", lambda: second.reconciler.reconcile("toy"))
     assert world.step() == 0.2
     assert world.jobs() == ["toy-instruct-1"]
@@ -453,15 +443,25 @@ def test_of_two_new_nightly_runs_exactly_one_goes_on(world: World) -> None:
     assert refused == ["nightly-b"]
 
 
-def test_a_nightly_run_that_ended_or_is_going_does_not_block_the_next(world: World) -> None:
+def test_a_nightly_run_that_ended_does_not_block_the_next(world: World) -> None:
     world.submit("nightly-1", labels=NIGHTLY)
     world.to_the_end("nightly-1")
     world.now += timedelta(days=1)
     world.submit("nightly-2", labels=NIGHTLY)
     world.step("nightly-2")
-    assert not world.status("nightly-2").get("completedAt") or (
-        world.condition("Failed", "nightly-2")["status"] == "False"
-    )
+    assert world.status("nightly-2")["verdict"] == "Promoted"
+
+
+def test_a_nightly_run_that_is_being_deleted_does_not_block_the_next(world: World) -> None:
+    run = world.submit("nightly-1", labels=NIGHTLY)
+    world.step("nightly-1")
+    held = {"metadata": {"finalizers": ["example.com/hold"]}}
+    world.cluster.patch("alignmentruns", "nightly-1", held)
+    world.cluster.delete("alignmentruns", "nightly-1", uid=run["metadata"]["uid"])
+    assert world.run("nightly-1")["metadata"]["deletionTimestamp"]
+    world.submit("nightly-2", labels=NIGHTLY, config={"seed": 9})
+    world.step("nightly-2")
+    assert world.condition("Accepted", "nightly-2")["status"] == "True"
 
 
 def test_a_finished_run_expires_after_its_ttl_and_not_before(world: World) -> None:
@@ -477,13 +477,20 @@ def test_a_finished_run_expires_after_its_ttl_and_not_before(world: World) -> No
 
 
 def test_a_run_is_not_expired_in_the_place_of_its_namesake(world: World) -> None:
+    unreliable = world.api = Unreliable(world.cluster)
+    world.restart()
     world.submit(ttlSecondsAfterFinished=1)
     world.to_the_end()
-    old = world.run()
-    world.cluster.delete("alignmentruns", "toy", uid=old["metadata"]["uid"])
-    world.submit()
-    world.cluster.delete("alignmentruns", "toy", uid=old["metadata"]["uid"])
-    assert world.run()["metadata"]["uid"] != old["metadata"]["uid"]
+    old = world.run()["metadata"]["uid"]
+
+    def made_anew() -> None:
+        world.cluster.delete("alignmentruns", "toy", uid=old)
+        world.submit()
+
+    unreliable.arm(1, "meanwhile", made_anew)
+    world.step(after=2)
+    assert unreliable.calls[-1] == ("delete", "alignmentruns", "toy")
+    assert world.run()["metadata"]["uid"] != old
 
 
 def test_a_pod_s_trouble_inside_a_running_attempt_is_told(world: World) -> None:

@@ -47,6 +47,10 @@ class Unreliable:
     def disarm(self) -> None:
         self._countdown = None
 
+    def fired(self) -> bool:
+        """Whether the call that was armed last has gone wrong."""
+        return self._countdown is None
+
     def list(self, kind: str, selector: str = "", fields: str = "") -> Resources:
         return self._call("list", kind, "", lambda: self._cluster.list(kind, selector, fields))
 

@@ -386,7 +386,6 @@ def _ask(
 
 
 def _promote(store: Store, final: Manifest | None, evaluation: Manifest | None, key: str) -> None:
-    assert final is not None
     assert evaluation is not None
     model = PromotedModel(artifact=final.artifact, key=final.key, digest=final.digest)
     current = read_pointer(store)
