@@ -11,7 +11,7 @@ from selfalign.cli.options import FiniteRange, Opened, StoreOptions, json_option
 from selfalign.cli.show import find_artifact
 from selfalign.engines.base import Engine, GenerationRequest, Sampling
 from selfalign.errors import DataError, json_text, printable
-from selfalign.inputs import localise
+from selfalign.inputs import local_seeds
 from selfalign.prompts import render_align, render_verbose, stop_strings
 from selfalign.records import record_seed
 from selfalign.seeds import load_seeds
@@ -71,7 +71,7 @@ def chat_command(
     if prompt != "standard" and (system or conversation):
         raise click.UsageError(f"--prompt {prompt} asks single questions without a system message")
     opened = where.open()
-    seeds = load_seeds(localise(opened.config, opened.store).seeds)
+    seeds = load_seeds(local_seeds(opened.config.seeds, opened.store))
     manifest = _manifest(opened, model)
     found = asking(opened.store, manifest, seeds)
     sampling = Sampling(

@@ -1,4 +1,4 @@
-"""Commands that look and check: `config`, `seeds`, `store`, `show`, `status`, `rollback`."""
+"""Commands that look and check: `config`, `seeds`, `store`, `inputs`, `rollback`."""
 
 from __future__ import annotations
 

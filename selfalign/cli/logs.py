@@ -47,7 +47,7 @@ def logs_command(
     With --namespace, --context or --kubeconfig it is the log of the stage's latest Job there, and
     with --follow the exit code is the stage's. Otherwise it is that of a run on this machine.
     """
-    if where.given:
+    if where.on_cluster:
         cluster = where.connect()
         return _of_cluster(cluster, stage, run, follow, tail_lines)
     store = where.open().store

@@ -66,6 +66,8 @@ def run_command(
     What is published already is reused, so running again with the same configuration resumes an
     interrupted run, and costs nothing after a finished one. Ctrl-C is safe at any moment.
     """
+    run_id = run_id or new_run_id()
+    check_run_name(run_id)
     config = load_config(config_path, overrides).config
     store = open_store(config.store)
     config = localise(config, store)
@@ -73,8 +75,6 @@ def run_command(
     check_run(config, seeds, until=until)
     check_targets(config.notify)
     inputs = collect_inputs(config)
-    run_id = run_id or new_run_id()
-    check_run_name(run_id)
     record = RunRecord(
         id=run_id,
         created_at=now(),

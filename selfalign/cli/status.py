@@ -45,11 +45,11 @@ def status_command(run_id: str | None, with_logs: bool, where: Place, as_json: b
         return
     store = where.open().store
     chosen = run_id or latest_run(store)
-    read_run(store, chosen)
+    run = read_run(store, chosen)
     status = status_to_show(store, chosen)
     found = read_pointer(store)
     current = None if found is None else found.pointer
-    action = next_action(status)
+    action = next_action(status, "NAMESPACE" if run.on_cluster else None)
     written, held = written_bytes(store, status), held_bytes(store)
     if as_json:
         model = None if current is None else current.model.model_dump()

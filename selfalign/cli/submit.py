@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,9 @@ from selfalign.store.open import open_store
 
 if TYPE_CHECKING:
     from selfalign.run.executors.kubernetes.cluster import Cluster
+
+# <CronJob>-<minutes since 1970>-<suffix>
+_POD_OF_CRON_JOB = re.compile(r"(.+-\d{8,})-[a-z0-9]{5}")
 
 
 @click.command("submit")
@@ -144,7 +148,6 @@ def _configuration(
 
 
 def _this_job() -> str:
-    """The Job whose pod this is, by the pod's name `<job>-<suffix>`; empty outside of pods."""
-    if "KUBERNETES_SERVICE_HOST" not in os.environ:
-        return ""
-    return os.environ.get("HOSTNAME", "").rpartition("-")[0]
+    """The CronJob's Job whose pod this is; empty in any other pod, which may submit many nights."""
+    found = _POD_OF_CRON_JOB.fullmatch(os.environ.get("HOSTNAME", ""))
+    return found[1] if found and "KUBERNETES_SERVICE_HOST" in os.environ else ""

@@ -15,7 +15,14 @@ from functools import partial
 
 from selfalign import __version__
 from selfalign.config import RunConfig
-from selfalign.errors import ConfigurationError, PermanentError, SelfAlignError, StoreDenied
+from selfalign.errors import (
+    ConfigurationError,
+    PermanentError,
+    SelfAlignError,
+    StoreDenied,
+    hide_secrets,
+    printable,
+)
 from selfalign.records import digest
 from selfalign.run.drive import Driver, failed, iso
 from selfalign.run.executors.kubernetes import configuration, crd
@@ -228,9 +235,11 @@ class _Step:
     config: RunConfig | None = None
     driver: Driver | None = None
     began: float = field(init=False)
+    told: tuple[str, str] = field(init=False)  # before this step
 
     def __post_init__(self) -> None:
         self.began = self.by.monotonic()
+        self.told = (self.status.reason, self.status.message)
 
     def take(self) -> float | None:
         """Take the step. Whatever goes wrong ends the run or is explained in its status."""
@@ -248,7 +257,7 @@ class _Step:
             self._explain(type(error).__name__, error.message, error.remedy)
             raise
         except Exception as error:
-            message = f"{type(error).__name__}: {str(error)[:300]}"
+            message = printable(hide_secrets(f"{type(error).__name__}: {error}"))[:300]
             self._explain("InternalError", message, "report this bug; it is tried again")
             raise
 
@@ -336,9 +345,8 @@ class _Step:
 
     def _explain(self, reason: str, message: str, remedy: str | None) -> None:
         """Say why the run does not move; it is tried again."""
-        known = (self.status.reason, self.status.message) == (reason, message)
         self.save(self._changed(reason=reason, message=message, remedy=remedy))
-        if not known:
+        if self.told != (reason, message):
             self.by.emit(self.run, reason, crd.one_line(self.status), warning=True)
 
     def _fail(self, error: SelfAlignError) -> None:
@@ -359,7 +367,7 @@ class _Step:
         known = {attempt.identity: attempt.condition for attempt in before.attempts}
         for attempt in after.attempts:
             was = known.get(attempt.identity)
-            if was is None and attempt.condition in ("Pending", "Active"):
+            if was in (None, "Pending") and attempt.condition != "Pending":  # its Job was seen
                 job = crd.job_name(name, attempt.stage, attempt.number)
                 self.by.emit(self.run, "StageStarted", f"{attempt.stage}: starts as Job {job}")
             if attempt.condition == was or attempt.condition not in ("Complete", "Failed"):

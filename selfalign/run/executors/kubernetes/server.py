@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -174,7 +175,7 @@ class Server:
             start_response(status, [("Content-Type", "text/plain")])
             return ["\n".join([*problems, "" if problems else "ok\n"]).encode()]
 
-        self._server = make_server("", port, app, _Threads, _Quiet)
+        self._server = make_server("", port, app, _DualStack, _Quiet)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
         self.port = int(self._server.server_port)
@@ -186,8 +187,16 @@ class Server:
         self._thread.join()
 
 
-class _Threads(ThreadingMixIn, WSGIServer):
+class _DualStack(ThreadingMixIn, WSGIServer):
+    """Listens to IPv4 and IPv6, as far as the machine has them."""
+
     daemon_threads = True
+    address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
 
 
 class _Quiet(WSGIRequestHandler):
