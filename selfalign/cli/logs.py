@@ -16,7 +16,7 @@ from selfalign.run.record import latest_run, read_run
 from selfalign.telemetry import parse_event
 
 if TYPE_CHECKING:
-    from selfalign.run.executors.kubernetes.cluster import Cluster
+    from selfalign.run.executors.kubernetes.api import Cluster
 
 _HIDDEN = ("event", "level", "timestamp", "run", "stage", "shard", "logger")
 

@@ -21,7 +21,7 @@ from selfalign.store.open import open_store
 from selfalign.telemetry import log
 
 if TYPE_CHECKING:
-    from selfalign.run.executors.kubernetes.api import KubernetesCluster
+    from selfalign.run.executors.kubernetes.api import Cluster
 
 DEFAULT_CONFIG = "selfalign.yaml"
 _UNCUT = 10_000  # columns
@@ -173,7 +173,7 @@ class ClusterOptions:
         """Whether one was named."""
         return bool(self.namespace or self.context or self.kubeconfig)
 
-    def connect(self) -> KubernetesCluster:
+    def connect(self) -> Cluster:
         """Open the connection; the Kubernetes client is imported here and not before."""
         from selfalign.run.executors.kubernetes.api import connect
 

@@ -17,7 +17,8 @@ from selfalign.run.view import Progress, next_action, progress_of, show_status, 
 from selfalign.store.pointer import read_pointer
 
 if TYPE_CHECKING:
-    from selfalign.run.executors.kubernetes.cluster import Cluster, Resource
+    from selfalign.run.executors.kubernetes.api import Cluster
+    from selfalign.run.executors.kubernetes.cluster import Resource
 
 _LOG_LINES = 10
 _PROGRESS_LINES, _PROGRESS_PODS = 20, 16  # of a log, and pods, that are read for the progress

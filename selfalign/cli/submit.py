@@ -19,7 +19,7 @@ from selfalign.seeds import load_seeds
 from selfalign.store.open import open_store
 
 if TYPE_CHECKING:
-    from selfalign.run.executors.kubernetes.cluster import Cluster
+    from selfalign.run.executors.kubernetes.api import Cluster
 
 # <CronJob>-<minutes since 1970>-<suffix>
 _POD_OF_CRON_JOB = re.compile(r"(.+-\d{8,})-[a-z0-9]{5}")

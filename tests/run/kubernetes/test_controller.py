@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from selfalign.errors import ConfigurationError
-from selfalign.run.executors.kubernetes.cluster import Change, Cluster, ClusterUnavailable, Resource
+from selfalign.run.executors.kubernetes.api import Cluster
+from selfalign.run.executors.kubernetes.cluster import Change, ClusterUnavailable, Resource
 from selfalign.run.executors.kubernetes.controller import Controller, open_shared_store
 from selfalign.run.executors.kubernetes.server import Metrics, Server
 from selfalign.run.executors.kubernetes.serving import Reason, Target, Wanted

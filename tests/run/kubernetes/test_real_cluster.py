@@ -20,7 +20,7 @@ import yaml
 from selfalign.deploy import releases
 from selfalign.deploy.helm import render
 from selfalign.pipeline import STAGES
-from selfalign.run.executors.kubernetes.api import KubernetesCluster, connect
+from selfalign.run.executors.kubernetes.api import Cluster, connect
 from selfalign.run.executors.kubernetes.cluster import (
     ClusterDenied,
     ClusterRejected,
@@ -55,7 +55,7 @@ PATIENCE_SECONDS = 180
 class Node:
     """What a kubelet would write: how the pods of Jobs end."""
 
-    def __init__(self, cluster: KubernetesCluster, kubeconfig: str) -> None:
+    def __init__(self, cluster: Cluster, kubeconfig: str) -> None:
         from kubernetes import client, config
 
         self.cluster = cluster
@@ -100,7 +100,7 @@ class Site:
 
     def __init__(
         self,
-        cluster: KubernetesCluster,
+        cluster: Cluster,
         kubeconfig: str,
         platform: dict[str, Any] | None = None,
         store: Store | None = None,
@@ -167,7 +167,7 @@ def until(condition: Callable[[], Any]) -> Any:
     raise AssertionError("it did not happen")
 
 
-def as_account(site: Site, kubeconfig: str, account: str, tmp_path: Path) -> KubernetesCluster:
+def as_account(site: Site, kubeconfig: str, account: str, tmp_path: Path) -> Cluster:
     """A connection with nothing but what charts/selfalign allows this account."""
     from kubernetes import client, config
 
@@ -199,7 +199,7 @@ def as_account(site: Site, kubeconfig: str, account: str, tmp_path: Path) -> Kub
 
 
 @pytest.fixture
-def site(real_cluster: KubernetesCluster, real_crd: str) -> Site:
+def site(real_cluster: Cluster, real_crd: str) -> Site:
     return Site(real_cluster, real_crd)
 
 

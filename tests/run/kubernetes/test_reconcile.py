@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from selfalign.errors import SelfAlignError, StoreDenied, StoreUnavailable
+from selfalign.run.executors.kubernetes.api import Cluster
 from selfalign.run.executors.kubernetes.cluster import (
-    Cluster,
     ClusterDenied,
     ClusterRejected,
     ClusterUnavailable,

@@ -17,8 +17,8 @@ from functools import cache
 
 from selfalign.errors import ConfigurationError, SelfAlignError
 from selfalign.run.executors.kubernetes import crd
+from selfalign.run.executors.kubernetes.api import Cluster
 from selfalign.run.executors.kubernetes.cluster import (
-    Cluster,
     Conflict,
     Resource,
     backoff_seconds,

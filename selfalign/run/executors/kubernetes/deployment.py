@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from selfalign.run.executors.kubernetes import crd
 from selfalign.run.executors.kubernetes.adapters import Told, ask_pods, serves_adapters
+from selfalign.run.executors.kubernetes.api import Cluster
 from selfalign.run.executors.kubernetes.cluster import (
-    Cluster,
     Gone,
     Resource,
     annotations_of,

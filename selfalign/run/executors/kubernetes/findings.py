@@ -15,7 +15,8 @@ from pydantic import BaseModel
 
 from selfalign.errors import DataError
 from selfalign.run.executors.kubernetes import configuration, crd
-from selfalign.run.executors.kubernetes.cluster import Cluster, Resource
+from selfalign.run.executors.kubernetes.api import Cluster
+from selfalign.run.executors.kubernetes.cluster import Resource
 from selfalign.run.record import Attempt, StageState
 from selfalign.serving.card import Score
 from selfalign.store.artifact import artifact_prefix, read_file_as, read_manifest

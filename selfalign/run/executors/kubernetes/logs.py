@@ -12,8 +12,8 @@ from itertools import islice
 
 from selfalign.errors import ConfigurationError, SelfAlignError, TemporaryError
 from selfalign.run.executors.kubernetes import crd
+from selfalign.run.executors.kubernetes.api import Cluster
 from selfalign.run.executors.kubernetes.cluster import (
-    Cluster,
     ClusterUnavailable,
     Gone,
     Resource,

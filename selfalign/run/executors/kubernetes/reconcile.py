@@ -26,8 +26,8 @@ from selfalign.errors import (
 from selfalign.records import digest
 from selfalign.run.drive import Driver, failed, iso
 from selfalign.run.executors.kubernetes import configuration, crd
+from selfalign.run.executors.kubernetes.api import Cluster
 from selfalign.run.executors.kubernetes.cluster import (
-    Cluster,
     ClusterUnavailable,
     Conflict,
     Gone,

@@ -17,7 +17,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from selfalign.run.drive import iso
 from selfalign.run.executors.kubernetes import configuration, crd
-from selfalign.run.executors.kubernetes.cluster import Cluster, Conflict, Gone, Resource, name_of
+from selfalign.run.executors.kubernetes.api import Cluster
+from selfalign.run.executors.kubernetes.cluster import Conflict, Gone, Resource, name_of
 from selfalign.run.executors.kubernetes.reconcile import emit
 from selfalign.store.base import Store
 from selfalign.store.pointer import Pointer, read_pointer

@@ -17,8 +17,8 @@ from selfalign.load import deep_merge, validate_config
 from selfalign.pipeline import BY_NAME
 from selfalign.run.drive import iso
 from selfalign.run.executors.kubernetes import crd
+from selfalign.run.executors.kubernetes.api import Cluster
 from selfalign.run.executors.kubernetes.cluster import (
-    Cluster,
     Conflict,
     Resource,
     annotations_of,
