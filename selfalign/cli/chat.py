@@ -32,21 +32,19 @@ _PROMPTS = {"verbose": render_verbose, "align": render_align}
     "--model",
     type=click.Choice(["current", "final", "engraved", "base"]),
     default="current",
-    show_default=True,
     help="The promoted model, or one of this configuration.",
 )
 @click.option(
     "--prompt",
     type=click.Choice(["standard", *_PROMPTS]),
     default="standard",
-    show_default=True,
     help="standard is the model's chat template, as it is served; align shows the model the "
     "principles and lets it think.",
 )
 @click.option("--system", metavar="TEXT", help="A system message before the conversation.")
 @click.option("--conversation", is_flag=True, help="The questions are turns of one conversation.")
-@click.option("--temperature", type=FiniteRange(min=0), default=0.0, show_default=True)
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True)
+@click.option("--temperature", type=FiniteRange(min=0), default=0.0)
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=256)
 @store_options
 @json_option
 def chat_command(

@@ -23,21 +23,18 @@ STAGE_NAME = click.Choice([stage.name for stage in STAGES])
     "--resync-seconds",
     type=click.IntRange(min=1),
     default=300,
-    show_default=True,
     help="Everything is listed anew this often.",
 )
 @click.option(
     "--metrics-port",
     type=click.IntRange(0, 65535),
     default=8080,
-    show_default=True,
     help="Of /healthz, /readyz and /metrics; 0 chooses one.",
 )
 @click.option(
     "--serving",
     type=click.Choice(["vllm", "kserve", "webhook", "none"]),
     default="none",
-    show_default=True,
     help="What follows the promoted model: vllm is the Deployment of charts/serving, kserve an "
     "InferenceService, webhook whoever answers at $SELFALIGN_WEBHOOK_URL.",
 )
@@ -45,7 +42,6 @@ STAGE_NAME = click.Choice([stage.name for stage in STAGES])
     "--serving-name",
     metavar="NAME",
     default="selfalign-serving",
-    show_default=True,
     help="Of the Deployment or InferenceService.",
 )
 @cluster_options
@@ -98,12 +94,7 @@ def controller_command(
 @click.command("start-stage")
 @click.argument("stage", type=STAGE_NAME)
 @click.option("--run", required=True, metavar="NAME", help="Of which run.")
-@click.option(
-    "--follow/--no-follow",
-    default=True,
-    show_default=True,
-    help="Show its log and end with its exit code.",
-)
+@click.option("--follow/--no-follow", default=True, help="Show its log and end with its exit code.")
 @cluster_options
 def start_stage_command(stage: str, run: str, follow: bool, platform: ClusterOptions) -> int:
     """Start STAGE of a run by hand, as the controller would, and follow it to its exit code.

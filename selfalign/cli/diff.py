@@ -22,7 +22,6 @@ from selfalign.report.words import sentences
     "limit",
     type=click.IntRange(min=0),
     default=3,
-    show_default=True,
     help="How many of the most changed answers to show of each sort.",
 )
 @place_options

@@ -35,14 +35,12 @@ from selfalign.stages.models import current_model
     "--form",
     type=click.Choice(["merged", "adapter"]),
     default="merged",
-    show_default=True,
     help="merged is the whole model; adapter is what fine-tuning added (LoRA methods).",
 )
 @click.option(
     "--artifact",
     type=click.Choice(["final_model", "engraved_model"]),
     default="final_model",
-    show_default=True,
     help="What KEY is a key of.",
 )
 @verify_option("copy")
@@ -53,13 +51,7 @@ from selfalign.stages.models import current_model
     help="Register the promoted model in MLflow's model registry, once, and move the alias "
     "`current` to it. Nothing is copied: its source is the store.",
 )
-@click.option(
-    "--mlflow-name",
-    metavar="NAME",
-    default="selfalign",
-    show_default=True,
-    help="Of the registered model.",
-)
+@click.option("--mlflow-name", metavar="NAME", default="selfalign", help="Of the registered model.")
 @click.option(
     "--tensorboard",
     "events",

@@ -26,7 +26,6 @@ from selfalign.run.reachable import Retention, Unit, texts
     "--grace-hours",
     type=click.IntRange(2, 876_000),
     default=48,
-    show_default=True,
     metavar="HOURS",
     help="Keep whatever was written within this time. More than a stage takes that is run by hand.",
 )

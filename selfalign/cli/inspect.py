@@ -91,7 +91,6 @@ def _count_options(function: _Function) -> _Function:
                 f"--{name.replace('_', '-')}",
                 type=click.IntRange(min=1),
                 default=field.default,
-                show_default=True,
                 help=f"How many {field.description} there must be.",
             )(function)
     return function
@@ -165,7 +164,6 @@ def inputs_group() -> None:
     "--out",
     "-o",
     type=click.Path(path_type=Path),
-    default=None,
     help="Write the configuration with `store:` names here.  [default: stdout]",
 )
 def inputs_push(config_path: Path, overrides: tuple[str, ...], out: Path | None) -> None:
@@ -191,7 +189,6 @@ def inputs_push(config_path: Path, overrides: tuple[str, ...], out: Path | None)
 @place_options
 @click.option(
     "--to",
-    default=None,
     metavar="KEY",
     help="A model promoted before, also one rolled back from (key or its beginning).  "
     "[default: the one before]",

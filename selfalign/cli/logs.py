@@ -25,7 +25,6 @@ _HIDDEN = ("event", "level", "timestamp", "run", "stage", "shard", "logger")
 @click.argument("stage", type=STAGE_NAME)
 @click.option(
     "--run",
-    default=None,
     metavar="NAME",
     help="Of which run.  [default: the newest that has not ended, else the newest]",
 )
@@ -34,7 +33,6 @@ _HIDDEN = ("event", "level", "timestamp", "run", "stage", "shard", "logger")
     "--tail",
     "tail_lines",
     type=click.IntRange(min=1),
-    default=None,
     metavar="LINES",
     help="The last lines only (on a cluster: of each pod).",
 )

@@ -69,7 +69,6 @@ def config_options(function: _Function) -> _Function:
         type=click.Path(path_type=Path),
         default=DEFAULT_CONFIG,
         envvar="SELFALIGN_CONFIG",
-        show_default=True,
         show_envvar=True,
         help="The run's configuration, a YAML file.",
     )(function)
@@ -84,7 +83,6 @@ def _of_store(function: _Function) -> _Function:
     function = click.option(
         "--store",
         "store_url",
-        default=None,
         metavar="URL",
         envvar="SELFALIGN_STORE",
         show_envvar=True,
@@ -106,18 +104,16 @@ def cluster_options(function: _Function) -> _Function:
 def _of_cluster(function: _Function) -> _Function:
     function = click.option(
         "--kubeconfig",
-        default=None,
         metavar="FILE",
         help="How to reach the cluster.  [default: $KUBECONFIG or ~/.kube/config; in a pod, its "
         "service account]",
     )(function)
-    function = click.option(
-        "--context", default=None, metavar="NAME", help="Context of the kubeconfig."
-    )(function)
+    function = click.option("--context", metavar="NAME", help="Context of the kubeconfig.")(
+        function
+    )
     return click.option(
         "--namespace",
         "-n",
-        default=None,
         metavar="NAME",
         envvar="SELFALIGN_NAMESPACE",
         show_envvar=True,

@@ -28,7 +28,6 @@ from selfalign.store.files import os_errors, replacing
     "-o",
     type=click.Path(path_type=Path),
     default=Path("report.html"),
-    show_default=True,
     help="Where to write it.",
 )
 @place_options

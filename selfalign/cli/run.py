@@ -38,18 +38,14 @@ AWAITS_APPROVAL = 10  # exit code: the gate passed, a person is to decide
 
 @click.command("run")
 @config_options
-@click.option("--run-id", default=None, metavar="ID", help="Name of the run.  [default: by time]")
+@click.option("--run-id", metavar="ID", help="Name of the run.  [default: by time]")
 @click.option(
-    "--until",
-    type=click.Choice([stage.name for stage in STAGES]),
-    default=None,
-    help="Stop after this stage.",
+    "--until", type=click.Choice([stage.name for stage in STAGES]), help="Stop after this stage."
 )
 @click.option(
     "--max-attempts",
     type=click.IntRange(min=1),
     default=3,
-    show_default=True,
     help="Attempts per stage at failures that may pass.",
 )
 @json_option

@@ -38,7 +38,6 @@ from selfalign.store.manifest import Manifest
     "-n",
     type=click.IntRange(min=0),
     default=3,
-    show_default=True,
     help="How many records to show; 0 is none.",
 )
 @click.option("--records", is_flag=True, help="Print every record as one JSON line; nothing else.")

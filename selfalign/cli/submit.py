@@ -31,7 +31,6 @@ _POD_OF_CRON_JOB = re.compile(r"(.+-\d{8,})-[a-z0-9]{5}")
     "-c",
     "config_path",
     type=click.Path(path_type=Path),
-    default=None,
     help="A run configuration; what it names locally is uploaded to its store first. Without it "
     "the run is the one that the platform was installed with.",
 )
@@ -42,7 +41,7 @@ _POD_OF_CRON_JOB = re.compile(r"(.+-\d{8,})-[a-z0-9]{5}")
     metavar="KEY=VALUE",
     help="Override one value of the configuration. May be repeated.",
 )
-@click.option("--name", default=None, metavar="NAME", help="Of the run.  [default: by time]")
+@click.option("--name", metavar="NAME", help="Of the run.  [default: by time]")
 @click.option(
     "--nightly",
     is_flag=True,
@@ -59,15 +58,13 @@ _POD_OF_CRON_JOB = re.compile(r"(.+-\d{8,})-[a-z0-9]{5}")
 @click.option(
     "--max-attempts",
     type=click.IntRange(min=1),
-    default=None,
     help="Attempts per stage at failures that may pass.  [default: 3]",
 )
-@click.option("--queue", default=None, metavar="NAME", help="Kueue LocalQueue of its Jobs.")
-@click.option("--priority", default=None, metavar="NAME", help="PriorityClass of its pods.")
+@click.option("--queue", metavar="NAME", help="Kueue LocalQueue of its Jobs.")
+@click.option("--priority", metavar="NAME", help="PriorityClass of its pods.")
 @click.option(
     "--ttl-seconds",
     type=click.IntRange(min=0),
-    default=None,
     help="Delete the AlignmentRun (never its artifacts) this long after its end.",
 )
 @cluster_options

@@ -65,6 +65,19 @@ def is_terminating(resource: Resource) -> bool:
     return bool(resource["metadata"].get("deletionTimestamp"))
 
 
+def container_statuses(pod: Resource) -> list[Resource]:
+    """How a pod's containers stand, those that run before the others first."""
+    status = pod.get("status") or {}
+    kinds = ("initContainerStatuses", "containerStatuses")
+    return [container for kind in kinds for container in status.get(kind) or []]
+
+
+def is_true(resource: Resource, kind: str) -> bool:
+    """Whether the object's condition of this type is there and true."""
+    conditions = (resource.get("status") or {}).get("conditions") or []
+    return any(c.get("type") == kind and c.get("status") == "True" for c in conditions)
+
+
 def owner_of(resource: Resource) -> Resource:
     """The reference to the object's controller; empty when it has none."""
     owners = resource["metadata"].get("ownerReferences") or []

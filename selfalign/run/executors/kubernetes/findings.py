@@ -41,10 +41,7 @@ class Findings(NamedTuple):
         verdict: one of VERDICTS; "None" where the run ended before its gate judged.
         scores: overall means; those of single kinds, and of variants without a principle, are in
             the report.
-        tokens_per_second: by stage, as its manifest says.
-        gpu_seconds: by stage, of the attempts of this run: how long each took, times the GPUs of
-            its pods. A stage that was reused has none.
-        seconds: by stage, of all attempts.
+        gpu_seconds: by stage, of this run's attempts; a stage that was reused has none.
     """
 
     run: str

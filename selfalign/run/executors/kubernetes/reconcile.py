@@ -33,6 +33,7 @@ from selfalign.run.executors.kubernetes.cluster import (
     Gone,
     Resource,
     is_terminating,
+    is_true,
     labels_of,
     name_of,
 )
@@ -76,8 +77,6 @@ class Reconciler:
     """Brings one run at a time closer to its end.
 
     Attributes:
-        open_store: opens the store of a run's configuration.
-        clock: the time; a fixed one in tests.
         monotonic: seconds, for what is remembered.
         on_attempt_ended: called with each attempt that was seen to end.
         is_owed: whether somebody is still to be told how a run ended, before it may be deleted.
@@ -93,14 +92,9 @@ class Reconciler:
     _recorded: dict[str, tuple[Store, RunStatus]] = field(default_factory=dict)  # by run's name
 
     def reconcile(self, name: str) -> float | None:
-        """Take one step of a run.
-
-        Returns:
-            Seconds until the next step is due; None waits for an event.
-
-        Raises:
-            SelfAlignError: API server or store fail or refuse; to be tried again, always.
-        """
+        """Take one step of a run; the seconds until the next one is due, or None to wait for an
+        event. Raises SelfAlignError where API server or store fail or refuse; to be tried again,
+        always."""
         try:
             run = self.cluster.get(crd.PLURAL, name)
         except Gone:
@@ -221,13 +215,8 @@ class Reconciler:
 
 @dataclass(slots=True)
 class _Step:
-    """One step of one run.
-
-    Attributes:
-        run: as last read or written, so that the next write has the right version.
-        status: as last read or written.
-        config: once it is known.
-    """
+    """One step of one run; `run` and `status` are as last read or written, so that the next write
+    has the right version."""
 
     by: Reconciler
     run: Resource
@@ -264,7 +253,7 @@ class _Step:
     def _take(self) -> float | None:
         check_run_name(name_of(self.run))
         spec = crd.parse_spec(self.run)
-        if not crd.is_true(self.run, "Accepted"):
+        if not is_true(self.run, "Accepted"):
             self._refuse_overlap()
         self.config = configuration.pinned_config(self.by.cluster, self.run, spec)
         if not spec.suspend and not _has_a_turn(self.run) and (ahead := self._ahead()):
@@ -399,7 +388,7 @@ def running_nightly(cluster: Cluster, besides: Resource | None = None) -> Resour
             return other
         if other["metadata"]["uid"] == besides["metadata"]["uid"]:
             continue
-        if crd.is_true(other, "Accepted") or _turn(other) < _turn(besides):
+        if is_true(other, "Accepted") or _turn(other) < _turn(besides):
             return other
     return None
 

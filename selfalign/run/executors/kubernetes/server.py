@@ -26,10 +26,6 @@ class Metrics:
     Args:
         phases: how many AlignmentRuns stand in which phase.
         depth: how many runs are due.
-
-    Attributes:
-        standing: how the current model stands; None while none was promoted.
-        findings: what the newest finished run found.
     """
 
     def __init__(self, phases: Callable[[], Counter[str]], depth: Callable[[], int]) -> None:
@@ -149,13 +145,7 @@ def _of_newest_run(findings: Findings) -> Iterator[Any]:
 
 
 class Server:
-    """Serves health and metrics until it is closed.
-
-    Args:
-        port: 0 lets the system choose (tests).
-        healthy: what is wrong, or nothing.
-        ready: what is missing, or nothing.
-    """
+    """Serves health and metrics until it is closed; port 0 lets the system choose."""
 
     def __init__(self, port: int, metrics: Metrics, healthy: Problems, ready: Problems) -> None:
         from prometheus_client import make_wsgi_app
