@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import click
 
-from selfalign.cli.options import FiniteRange, Opened, StoreOptions, json_option, store_options
+from selfalign.cli.options import FiniteRange, Opened, Place, json_option, store_options
 from selfalign.cli.show import find_artifact
 from selfalign.engines.base import Engine, GenerationRequest, Sampling
 from selfalign.errors import DataError, json_text, printable
@@ -55,7 +55,7 @@ def chat_command(
     conversation: bool,
     temperature: float,
     max_new_tokens: int,
-    where: StoreOptions,
+    where: Place,
     as_json: bool,
 ) -> None:
     """Ask QUESTION, or one question per line of standard input, each on its own.

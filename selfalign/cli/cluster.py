@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import click
 
-from selfalign.cli.options import ClusterOptions, cluster_options
+from selfalign.cli.options import Place, cluster_options
 from selfalign.errors import Interrupted
 from selfalign.pipeline import STAGES
 
@@ -46,11 +46,7 @@ STAGE_NAME = click.Choice([stage.name for stage in STAGES])
 )
 @cluster_options
 def controller_command(
-    resync_seconds: int,
-    metrics_port: int,
-    serving: str,
-    serving_name: str,
-    platform: ClusterOptions,
+    resync_seconds: int, metrics_port: int, serving: str, serving_name: str, where: Place
 ) -> None:
     """Drive the AlignmentRuns of a namespace to their ends.
 
@@ -66,7 +62,7 @@ def controller_command(
     from selfalign.store.open import open_store
 
     in_a_pod = "KUBERNETES_SERVICE_HOST" in os.environ
-    cluster = platform.connect()
+    cluster = where.connect()
     targets: dict[str, Callable[[], Target]] = {
         "vllm": lambda: DeploymentTarget(cluster, serving_name),
         "kserve": lambda: InferenceServiceTarget(cluster, serving_name),
@@ -96,7 +92,7 @@ def controller_command(
 @click.option("--run", required=True, metavar="NAME", help="Of which run.")
 @click.option("--follow/--no-follow", default=True, help="Show its log and end with its exit code.")
 @cluster_options
-def start_stage_command(stage: str, run: str, follow: bool, platform: ClusterOptions) -> int:
+def start_stage_command(stage: str, run: str, follow: bool, where: Place) -> int:
     """Start STAGE of a run by hand, as the controller would, and follow it to its exit code.
 
     The run must exist (`selfalign submit --suspend` makes one that starts nothing by itself) and
@@ -106,7 +102,7 @@ def start_stage_command(stage: str, run: str, follow: bool, platform: ClusterOpt
     from selfalign.cli.logs import follow_job, tell
     from selfalign.run.executors.kubernetes.submit import start_by_hand
 
-    cluster = platform.connect()
+    cluster = where.connect()
     try:
         job = start_by_hand(cluster, run, stage, tell=tell, sleep=time.sleep)
         return follow_job(cluster, job) if job is not None and follow else 0

@@ -8,13 +8,7 @@ from typing import Any, Literal
 import click
 
 from selfalign.cli.mlflow_registry import register
-from selfalign.cli.options import (
-    StoreOptions,
-    json_option,
-    print_json,
-    store_options,
-    verify_option,
-)
+from selfalign.cli.options import Place, json_option, print_json, store_options, verify_option
 from selfalign.cli.show import find_artifact
 from selfalign.cli.tensorboard import write_events
 from selfalign.errors import printable
@@ -70,7 +64,7 @@ def export_command(
     registry: str | None,
     mlflow_name: str,
     events: Path | None,
-    where: StoreOptions,
+    where: Place,
     as_json: bool,
 ) -> None:
     """Copy the promoted model, or the one whose key begins with KEY, out of the store.

@@ -13,7 +13,6 @@ from rich.table import Table
 
 from selfalign.cli.options import (
     Place,
-    StoreOptions,
     config_options,
     json_option,
     new_console,
@@ -137,7 +136,7 @@ def store_group() -> None:
 @store_group.command("check")
 @store_options
 @json_option
-def store_check(where: StoreOptions, as_json: bool) -> int:
+def store_check(where: Place, as_json: bool) -> int:
     """Prove that the store honours conditional writes, which publication relies on.
 
     Some S3-compatible stores accept the conditions and ignore them: two workers could then

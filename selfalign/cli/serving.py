@@ -17,7 +17,7 @@ import click
 
 from selfalign.cli.options import (
     FiniteRange,
-    StoreOptions,
+    Place,
     json_option,
     print_json,
     store_options,
@@ -90,7 +90,7 @@ def fetch_command(
     form: Literal["merged", "adapter"],
     digest: str | None,
     public_key: Path | None,
-    where: StoreOptions,
+    where: Place,
     as_json: bool,
 ) -> None:
     """Copy a promoted model from the store into a directory, every file verified.
@@ -209,7 +209,7 @@ def probe_command(directory: Path, url: str, as_json: bool) -> None:
 @_verify
 @store_options
 def follow_command(
-    directory: Path, url: str, interval_seconds: float, public_key: Path | None, where: StoreOptions
+    directory: Path, url: str, interval_seconds: float, public_key: Path | None, where: Place
 ) -> None:
     """Keep the server at URL, started from DIRECTORY (`fetch --form adapter`), at the promoted
     model, until SIGTERM.

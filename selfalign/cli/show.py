@@ -11,14 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from selfalign.cli.options import (
-    Opened,
-    StoreOptions,
-    json_option,
-    new_console,
-    print_json,
-    store_options,
-)
+from selfalign.cli.options import Opened, Place, json_option, new_console, print_json, store_options
 from selfalign.cli.parquet import write_parquet
 from selfalign.errors import ConfigurationError, DataError, json_text, printable
 from selfalign.identity import collect_inputs
@@ -64,7 +57,7 @@ def show_command(
     target: Path | None,
     dropped: bool,
     check: bool,
-    where: StoreOptions,
+    where: Place,
     as_json: bool,
 ) -> int:
     """Show an artifact: the one of this configuration, or the one whose key begins with KEY."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from selfalign.cli.options import ClusterOptions, cluster_options, json_option, print_json
+from selfalign.cli.options import Place, cluster_options, json_option, print_json
 from selfalign.errors import ConfigurationError
 from selfalign.inputs import is_stored, push_inputs
 from selfalign.load import load_config, override_values
@@ -80,7 +80,7 @@ def submit_command(
     queue: str | None,
     priority: str | None,
     ttl_seconds: int | None,
-    platform: ClusterOptions,
+    where: Place,
     as_json: bool,
 ) -> int:
     """Start a run on a cluster: make an AlignmentRun, which the controller drives to its end.
@@ -88,11 +88,11 @@ def submit_command(
     What earlier runs have finished under the same inputs is reused. --set and --config win over
     the configuration that the platform and the stages were installed with.
     """
-    from selfalign.run.executors.kubernetes.submit import Submission
+    from selfalign.run.executors.kubernetes.submit import submit, submit_nightly
 
     if fresh_seed:
         overrides = (f"seed={datetime.now(UTC):%Y%m%d}", *overrides)
-    cluster = platform.connect()
+    cluster = where.connect()
     spec = {
         "suspend": suspend or None,
         "maxAttempts": max_attempts,
@@ -100,17 +100,16 @@ def submit_command(
         "priority": priority,
         "ttlSecondsAfterFinished": ttl_seconds,
     }
-    submission = Submission(cluster, lambda: datetime.now(UTC), _this_job(), spec)
     if nightly:
         if config_path is not None or name is not None:
             raise ConfigurationError(
                 "--nightly takes the platform's configuration and a name by time",
                 remedy="leave --config and --name out, or leave --nightly out",
             )
-        run = submission.submit_nightly(override_values(overrides))
+        run = submit_nightly(cluster, override_values(overrides), spec, submitter=_this_job())
     else:
         config = _configuration(cluster, config_path, overrides)
-        run = submission.submit(name or new_run_id(), config)
+        run = submit(cluster, name or new_run_id(), config, spec)
     name = run["metadata"]["name"]
     if as_json:
         print_json({"run": name, "namespace": cluster.namespace})

@@ -10,7 +10,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from selfalign.run.executors.kubernetes.controller import Controller
 from selfalign.run.executors.kubernetes.crd import PLATFORM_CONFIG, POLICY_FILE, new_run
 from selfalign.run.executors.kubernetes.outcome import job_end, pods_of
 from selfalign.run.executors.kubernetes.reconcile import NightlyOverlap
-from selfalign.run.executors.kubernetes.submit import Submission
+from selfalign.run.executors.kubernetes.submit import submit_nightly
 from selfalign.store.base import Store
 
 from .worlds import (
@@ -322,9 +321,9 @@ def test_the_nightly_submission_s_role_allows_what_it_does(
     site: Site, real_crd: str, tmp_path: Path
 ) -> None:
     own = as_account(site, real_crd, "selfalign-submit", tmp_path)
-    made = Submission(own, lambda: datetime.now(UTC)).submit_nightly({})
+    made = submit_nightly(own, {}, {})
     with pytest.raises(NightlyOverlap):
-        Submission(own, lambda: datetime.now(UTC)).submit_nightly({})
+        submit_nightly(own, {}, {})
     (event,) = [e for e in site.cluster.list("events") if e["reason"] == "NightlyRefused"]
     assert event["involvedObject"]["name"] == name_of(made)
 
