@@ -17,8 +17,7 @@ from selfalign.errors import DataError
 from selfalign.evaluation.scores import ALIGNED, HHH, MC1
 from selfalign.evaluation.summary import EvaluationSummary, MetricSummary
 from selfalign.records import AlignedResponse, Prompt
-from selfalign.report.compare import RunDiff, compare
-from selfalign.report.view import RunView, view
+from selfalign.report.compare import RunDiff, RunView, compare, view
 from selfalign.run.record import RunStatus, read_status, run_ids
 from selfalign.run.storage import Held, held_bytes, written_bytes
 from selfalign.stages.train import loss_curve
