@@ -14,7 +14,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from selfalign.config import BaseModelConfig, RunConfig
+from selfalign.config import BaseModelConfig, RunConfig, SeedsConfig
 from selfalign.errors import ConfigurationError, DataError
 from selfalign.identity import (
     DATA_FIELDS,
@@ -213,6 +213,13 @@ def push_inputs(config: RunConfig, store: Store) -> RunConfig:
     return replaced(config, names)
 
 
+def local_seeds(seeds: SeedsConfig, store: Store) -> SeedsConfig:
+    """The seeds with a local copy of stored ones; nothing else is read."""
+    if not is_stored(seeds.directory):
+        return seeds
+    return seeds.model_copy(update={"directory": fetch(store, str(seeds.directory))})
+
+
 def localise(config: RunConfig, store: Store) -> RunConfig:
     """The configuration with local copies of stored seeds and evaluation files.
 
@@ -224,8 +231,7 @@ def localise(config: RunConfig, store: Store) -> RunConfig:
         if (path := data_of(config.evaluate, field)) is not None
         and (is_stored(path) or is_remote(path))
     }
-    if is_stored(config.seeds.directory):
-        local["seeds.directory"] = fetch(store, str(config.seeds.directory))
+    local["seeds.directory"] = local_seeds(config.seeds, store).directory
     for name, model in _models(config).items():
         if is_stored(model.path) and model.revision is None:
             local[f"{name}.revision"] = revision_of(model.path)

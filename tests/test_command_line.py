@@ -220,6 +220,12 @@ def assert_refused(world: Path, code: int, expected: str) -> None:
     assert not (world.parent / "store" / "artifacts").exists()
 
 
+def test_a_run_s_name_is_checked_before_anything_is_read() -> None:
+    error = CliRunner().invoke(cli, ["run", "--config", "missing", "--run-id", "A b"]).exception
+    assert isinstance(error, ConfigurationError)
+    assert "run name 'A b'" in error.message
+
+
 def test_errors_are_json_for_programs(world: Path) -> None:
     done = selfalign("status", "--config", world, "--json")
     assert done.returncode == 2

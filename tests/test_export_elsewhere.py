@@ -112,6 +112,15 @@ def test_of_two_exports_at_once_one_version_stays(
     assert len(versions(registry)) == 2
 
 
+def test_a_version_that_the_registry_does_not_list_yet_is_registered(
+    store: LocalStore, registry: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote(store, "one")
+    monkeypatch.setattr(mlflow_registry, "_versions", lambda *_asked: None)
+    assert register(store, registry, "selfalign") == "1"
+    assert versions(registry)["current"] == "1"
+
+
 def test_what_cannot_be_registered_is_told(
     store: LocalStore, registry: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

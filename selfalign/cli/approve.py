@@ -53,7 +53,9 @@ def _options(function: _Function) -> _Function:
 
 @click.command("approve")
 @_options
-@click.option("--reason", default="", metavar="TEXT", help="Why; it is written down.")
+@click.option(
+    "--reason", default="", show_default=False, metavar="TEXT", help="Why; it is written down."
+)
 def approve_command(**options: Any) -> None:
     """Let the final model of RUN be promoted, which passed the gate and waits for this.
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import click
 
-from selfalign.cli.options import FiniteRange, Opened, StoreOptions, json_option, store_options
+from selfalign.cli.options import FiniteRange, Opened, Place, json_option, store_options
 from selfalign.cli.show import find_artifact
 from selfalign.engines.base import Engine, GenerationRequest, Sampling
 from selfalign.errors import DataError, json_text, printable
-from selfalign.inputs import localise
+from selfalign.inputs import local_seeds
 from selfalign.prompts import render_align, render_verbose, stop_strings
 from selfalign.records import record_seed
 from selfalign.seeds import load_seeds
@@ -32,21 +32,19 @@ _PROMPTS = {"verbose": render_verbose, "align": render_align}
     "--model",
     type=click.Choice(["current", "final", "engraved", "base"]),
     default="current",
-    show_default=True,
     help="The promoted model, or one of this configuration.",
 )
 @click.option(
     "--prompt",
     type=click.Choice(["standard", *_PROMPTS]),
     default="standard",
-    show_default=True,
     help="standard is the model's chat template, as it is served; align shows the model the "
     "principles and lets it think.",
 )
 @click.option("--system", metavar="TEXT", help="A system message before the conversation.")
 @click.option("--conversation", is_flag=True, help="The questions are turns of one conversation.")
-@click.option("--temperature", type=FiniteRange(min=0), default=0.0, show_default=True)
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True)
+@click.option("--temperature", type=FiniteRange(min=0), default=0.0)
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=256)
 @store_options
 @json_option
 def chat_command(
@@ -57,7 +55,7 @@ def chat_command(
     conversation: bool,
     temperature: float,
     max_new_tokens: int,
-    where: StoreOptions,
+    where: Place,
     as_json: bool,
 ) -> None:
     """Ask QUESTION, or one question per line of standard input, each on its own.
@@ -71,7 +69,7 @@ def chat_command(
     if prompt != "standard" and (system or conversation):
         raise click.UsageError(f"--prompt {prompt} asks single questions without a system message")
     opened = where.open()
-    seeds = load_seeds(localise(opened.config, opened.store).seeds)
+    seeds = load_seeds(local_seeds(opened.config.seeds, opened.store))
     manifest = _manifest(opened, model)
     found = asking(opened.store, manifest, seeds)
     sampling = Sampling(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import click
 
-from selfalign.cli.options import ClusterOptions, cluster_options
+from selfalign.cli.options import Place, cluster_options
 from selfalign.errors import Interrupted
 from selfalign.pipeline import STAGES
 
@@ -23,21 +23,18 @@ STAGE_NAME = click.Choice([stage.name for stage in STAGES])
     "--resync-seconds",
     type=click.IntRange(min=1),
     default=300,
-    show_default=True,
     help="Everything is listed anew this often.",
 )
 @click.option(
     "--metrics-port",
     type=click.IntRange(0, 65535),
     default=8080,
-    show_default=True,
     help="Of /healthz, /readyz and /metrics; 0 chooses one.",
 )
 @click.option(
     "--serving",
     type=click.Choice(["vllm", "kserve", "webhook", "none"]),
     default="none",
-    show_default=True,
     help="What follows the promoted model: vllm is the Deployment of charts/serving, kserve an "
     "InferenceService, webhook whoever answers at $SELFALIGN_WEBHOOK_URL.",
 )
@@ -45,16 +42,11 @@ STAGE_NAME = click.Choice([stage.name for stage in STAGES])
     "--serving-name",
     metavar="NAME",
     default="selfalign-serving",
-    show_default=True,
     help="Of the Deployment or InferenceService.",
 )
 @cluster_options
 def controller_command(
-    resync_seconds: int,
-    metrics_port: int,
-    serving: str,
-    serving_name: str,
-    platform: ClusterOptions,
+    resync_seconds: int, metrics_port: int, serving: str, serving_name: str, where: Place
 ) -> None:
     """Drive the AlignmentRuns of a namespace to their ends.
 
@@ -70,7 +62,7 @@ def controller_command(
     from selfalign.store.open import open_store
 
     in_a_pod = "KUBERNETES_SERVICE_HOST" in os.environ
-    cluster = platform.connect()
+    cluster = where.connect()
     targets: dict[str, Callable[[], Target]] = {
         "vllm": lambda: DeploymentTarget(cluster, serving_name),
         "kserve": lambda: InferenceServiceTarget(cluster, serving_name),
@@ -98,14 +90,9 @@ def controller_command(
 @click.command("start-stage")
 @click.argument("stage", type=STAGE_NAME)
 @click.option("--run", required=True, metavar="NAME", help="Of which run.")
-@click.option(
-    "--follow/--no-follow",
-    default=True,
-    show_default=True,
-    help="Show its log and end with its exit code.",
-)
+@click.option("--follow/--no-follow", default=True, help="Show its log and end with its exit code.")
 @cluster_options
-def start_stage_command(stage: str, run: str, follow: bool, platform: ClusterOptions) -> int:
+def start_stage_command(stage: str, run: str, follow: bool, where: Place) -> int:
     """Start STAGE of a run by hand, as the controller would, and follow it to its exit code.
 
     The run must exist (`selfalign submit --suspend` makes one that starts nothing by itself) and
@@ -115,7 +102,7 @@ def start_stage_command(stage: str, run: str, follow: bool, platform: ClusterOpt
     from selfalign.cli.logs import follow_job, tell
     from selfalign.run.executors.kubernetes.submit import start_by_hand
 
-    cluster = platform.connect()
+    cluster = where.connect()
     try:
         job = start_by_hand(cluster, run, stage, tell=tell, sleep=time.sleep)
         return follow_job(cluster, job) if job is not None and follow else 0

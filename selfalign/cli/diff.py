@@ -9,8 +9,7 @@ import click
 from selfalign.cli.options import Place, json_option, place_options, print_json
 from selfalign.errors import printable
 from selfalign.evaluation.answers import Pair
-from selfalign.report.compare import RunDiff, compare
-from selfalign.report.view import view
+from selfalign.report.compare import RunDiff, compare, view
 from selfalign.report.words import sentences
 
 
@@ -22,7 +21,6 @@ from selfalign.report.words import sentences
     "limit",
     type=click.IntRange(min=0),
     default=3,
-    show_default=True,
     help="How many of the most changed answers to show of each sort.",
 )
 @place_options

@@ -8,13 +8,7 @@ from typing import Any, Literal
 import click
 
 from selfalign.cli.mlflow_registry import register
-from selfalign.cli.options import (
-    StoreOptions,
-    json_option,
-    print_json,
-    store_options,
-    verify_option,
-)
+from selfalign.cli.options import Place, json_option, print_json, store_options, verify_option
 from selfalign.cli.show import find_artifact
 from selfalign.cli.tensorboard import write_events
 from selfalign.errors import printable
@@ -35,14 +29,12 @@ from selfalign.stages.models import current_model
     "--form",
     type=click.Choice(["merged", "adapter"]),
     default="merged",
-    show_default=True,
     help="merged is the whole model; adapter is what fine-tuning added (LoRA methods).",
 )
 @click.option(
     "--artifact",
     type=click.Choice(["final_model", "engraved_model"]),
     default="final_model",
-    show_default=True,
     help="What KEY is a key of.",
 )
 @verify_option("copy")
@@ -53,13 +45,7 @@ from selfalign.stages.models import current_model
     help="Register the promoted model in MLflow's model registry, once, and move the alias "
     "`current` to it. Nothing is copied: its source is the store.",
 )
-@click.option(
-    "--mlflow-name",
-    metavar="NAME",
-    default="selfalign",
-    show_default=True,
-    help="Of the registered model.",
-)
+@click.option("--mlflow-name", metavar="NAME", default="selfalign", help="Of the registered model.")
 @click.option(
     "--tensorboard",
     "events",
@@ -78,7 +64,7 @@ def export_command(
     registry: str | None,
     mlflow_name: str,
     events: Path | None,
-    where: StoreOptions,
+    where: Place,
     as_json: bool,
 ) -> None:
     """Copy the promoted model, or the one whose key begins with KEY, out of the store.

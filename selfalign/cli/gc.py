@@ -9,7 +9,7 @@ import click
 from rich.filesize import decimal
 from rich.table import Table
 
-from selfalign.cli.options import StoreOptions, json_option, new_console, print_json, store_options
+from selfalign.cli.options import Place, json_option, new_console, print_json, store_options
 from selfalign.run.gc import collect
 from selfalign.run.reachable import Retention, Unit, texts
 
@@ -26,7 +26,6 @@ from selfalign.run.reachable import Retention, Unit, texts
     "--grace-hours",
     type=click.IntRange(2, 876_000),
     default=48,
-    show_default=True,
     metavar="HOURS",
     help="Keep whatever was written within this time. More than a stage takes that is run by hand.",
 )
@@ -34,7 +33,7 @@ from selfalign.run.reachable import Retention, Unit, texts
 @store_options
 @json_option
 def gc_command(
-    keep_nights: int, grace_hours: int, dry_run: bool, where: StoreOptions, as_json: bool
+    keep_nights: int, grace_hours: int, dry_run: bool, where: Place, as_json: bool
 ) -> None:
     """Delete what nothing needs any more from the store.
 

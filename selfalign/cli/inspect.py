@@ -1,4 +1,4 @@
-"""Commands that look and check: `config`, `seeds`, `store`, `show`, `status`, `rollback`."""
+"""Commands that look and check: `config`, `seeds`, `store`, `inputs`, `rollback`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from rich.table import Table
 
 from selfalign.cli.options import (
     Place,
-    StoreOptions,
     config_options,
     json_option,
     new_console,
@@ -91,7 +90,6 @@ def _count_options(function: _Function) -> _Function:
                 f"--{name.replace('_', '-')}",
                 type=click.IntRange(min=1),
                 default=field.default,
-                show_default=True,
                 help=f"How many {field.description} there must be.",
             )(function)
     return function
@@ -135,7 +133,7 @@ def store_group() -> None:
 @store_group.command("check")
 @store_options
 @json_option
-def store_check(where: StoreOptions, as_json: bool) -> int:
+def store_check(where: Place, as_json: bool) -> int:
     """Prove that the store honours conditional writes, which publication relies on.
 
     Some S3-compatible stores accept the conditions and ignore them: two workers could then
@@ -162,7 +160,6 @@ def inputs_group() -> None:
     "--out",
     "-o",
     type=click.Path(path_type=Path),
-    default=None,
     help="Write the configuration with `store:` names here.  [default: stdout]",
 )
 def inputs_push(config_path: Path, overrides: tuple[str, ...], out: Path | None) -> None:
@@ -188,7 +185,6 @@ def inputs_push(config_path: Path, overrides: tuple[str, ...], out: Path | None)
 @place_options
 @click.option(
     "--to",
-    default=None,
     metavar="KEY",
     help="A model promoted before, also one rolled back from (key or its beginning).  "
     "[default: the one before]",

@@ -16,7 +16,7 @@ from selfalign.run.record import latest_run, read_run
 from selfalign.telemetry import parse_event
 
 if TYPE_CHECKING:
-    from selfalign.run.executors.kubernetes.cluster import Cluster
+    from selfalign.run.executors.kubernetes.api import Cluster
 
 _HIDDEN = ("event", "level", "timestamp", "run", "stage", "shard", "logger")
 
@@ -25,7 +25,6 @@ _HIDDEN = ("event", "level", "timestamp", "run", "stage", "shard", "logger")
 @click.argument("stage", type=STAGE_NAME)
 @click.option(
     "--run",
-    default=None,
     metavar="NAME",
     help="Of which run.  [default: the newest that has not ended, else the newest]",
 )
@@ -34,7 +33,6 @@ _HIDDEN = ("event", "level", "timestamp", "run", "stage", "shard", "logger")
     "--tail",
     "tail_lines",
     type=click.IntRange(min=1),
-    default=None,
     metavar="LINES",
     help="The last lines only (on a cluster: of each pod).",
 )
@@ -47,7 +45,7 @@ def logs_command(
     With --namespace, --context or --kubeconfig it is the log of the stage's latest Job there, and
     with --follow the exit code is the stage's. Otherwise it is that of a run on this machine.
     """
-    if where.given:
+    if where.on_cluster:
         cluster = where.connect()
         return _of_cluster(cluster, stage, run, follow, tail_lines)
     store = where.open().store

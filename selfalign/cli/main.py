@@ -46,15 +46,19 @@ Start here:
 
 @click.group(
     cls=LazyGroup,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "show_default": True,
+    },
     epilog=_EPILOG,
 )
 @click.version_option(__version__, prog_name="selfalign")
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
-    default=lambda: os.environ.get("SELFALIGN_LOG_LEVEL", "info"),
-    show_default="info",
+    default="info",
+    envvar="SELFALIGN_LOG_LEVEL",
     help="Least severe event shown on stderr.",
 )
 def cli(log_level: str) -> None:

@@ -62,9 +62,10 @@ def register(store: Store, uri: str, name: str) -> str:
             client.create_registered_model(name, description="Promoted by selfalign's gate")
         if not versions:
             source = f"{store.url}/{directory_of(model.digest)}"
-            client.create_model_version(name, source, tags=tags, await_creation_for=0)
-            # two at once: the first one's stands
-            versions = _versions(client, name, model.digest) or []
+            made = client.create_model_version(name, source, tags=tags, await_creation_for=0)
+            # Two at once: the first one's stands. A search may not know the newest one yet.
+            found = {made.version, *(_versions(client, name, model.digest) or [])}
+            versions = sorted(found, key=int)
             for later in versions[1:]:
                 client.delete_model_version(name, later)
         if client.get_registered_model(name).aliases.get(ALIAS) != versions[0]:

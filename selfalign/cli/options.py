@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -21,7 +21,7 @@ from selfalign.store.open import open_store
 from selfalign.telemetry import log
 
 if TYPE_CHECKING:
-    from selfalign.run.executors.kubernetes.api import KubernetesCluster
+    from selfalign.run.executors.kubernetes.api import Cluster
 
 DEFAULT_CONFIG = "selfalign.yaml"
 _UNCUT = 10_000  # columns
@@ -69,7 +69,6 @@ def config_options(function: _Function) -> _Function:
         type=click.Path(path_type=Path),
         default=DEFAULT_CONFIG,
         envvar="SELFALIGN_CONFIG",
-        show_default=True,
         show_envvar=True,
         help="The run's configuration, a YAML file.",
     )(function)
@@ -77,14 +76,23 @@ def config_options(function: _Function) -> _Function:
 
 def store_options(function: _Function) -> _Function:
     """`--store URL`, or the store that `--config` names; the command takes them as `where`."""
-    return _of_store(_as_one(StoreOptions, "where", function))
+    return _of_store(_as_where(function, "config_path", "overrides", "store_url"))
+
+
+def cluster_options(function: _Function) -> _Function:
+    """`--namespace`, `--context`, `--kubeconfig`; the command takes them as `where`."""
+    return _of_cluster(_as_where(function, "namespace", "context", "kubeconfig"))
+
+
+def place_options(function: _Function) -> _Function:
+    """The options of both; the command takes them as `where`."""
+    return _of_cluster(_of_store(_as_where(function, *Place.__dataclass_fields__)))
 
 
 def _of_store(function: _Function) -> _Function:
     function = click.option(
         "--store",
         "store_url",
-        default=None,
         metavar="URL",
         envvar="SELFALIGN_STORE",
         show_envvar=True,
@@ -93,31 +101,19 @@ def _of_store(function: _Function) -> _Function:
     return config_options(function)
 
 
-def place_options(function: _Function) -> _Function:
-    """The options of both; the command takes them as `where`."""
-    return _of_cluster(_of_store(_as_one(Place, "where", function)))
-
-
-def cluster_options(function: _Function) -> _Function:
-    """`--namespace`, `--context`, `--kubeconfig`; the command takes them as `platform`."""
-    return _of_cluster(_as_one(ClusterOptions, "platform", function))
-
-
 def _of_cluster(function: _Function) -> _Function:
     function = click.option(
         "--kubeconfig",
-        default=None,
         metavar="FILE",
         help="How to reach the cluster.  [default: $KUBECONFIG or ~/.kube/config; in a pod, its "
         "service account]",
     )(function)
-    function = click.option(
-        "--context", default=None, metavar="NAME", help="Context of the kubeconfig."
-    )(function)
+    function = click.option("--context", metavar="NAME", help="Context of the kubeconfig.")(
+        function
+    )
     return click.option(
         "--namespace",
         "-n",
-        default=None,
         metavar="NAME",
         envvar="SELFALIGN_NAMESPACE",
         show_envvar=True,
@@ -125,13 +121,13 @@ def _of_cluster(function: _Function) -> _Function:
     )(function)
 
 
-def _as_one(kind: type[Any], name: str, function: _Function) -> _Function:
-    """The command with one parameter for the options that are called like the fields of `kind`."""
+def _as_where(function: _Function, *names: str) -> _Function:
+    """The command with one parameter for the options of these names."""
 
     @functools.wraps(function)
     def command(**values: Any) -> Any:
-        values[name] = kind(**{option.name: values.pop(option.name) for option in fields(kind)})
-        return function(**values)
+        where = Place(**{name: values.pop(name) for name in names})
+        return function(**values, where=where)
 
     return cast(_Function, command)
 
@@ -161,19 +157,22 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class ClusterOptions:
-    """Which platform a command is about; by default that of the kubeconfig's context."""
+class Place:
+    """A store, by itself or by a configuration, or the platform of a cluster, which has one."""
 
-    namespace: str | None
-    context: str | None
-    kubeconfig: str | None
+    config_path: Path = Path(DEFAULT_CONFIG)
+    overrides: tuple[str, ...] = ()
+    store_url: str | None = None
+    namespace: str | None = None
+    context: str | None = None
+    kubeconfig: str | None = None
 
     @property
     def given(self) -> bool:
-        """Whether one was named."""
+        """Whether a cluster was named."""
         return bool(self.namespace or self.context or self.kubeconfig)
 
-    def connect(self) -> KubernetesCluster:
+    def connect(self) -> Cluster:
         """Open the connection; the Kubernetes client is imported here and not before."""
         from selfalign.run.executors.kubernetes.api import connect
 
@@ -192,35 +191,6 @@ class ClusterOptions:
             )
         return found
 
-
-@dataclass(frozen=True)
-class StoreOptions:
-    """Which store a command is about, and by which configuration."""
-
-    config_path: Path
-    overrides: tuple[str, ...]
-    store_url: str | None
-
-    def open(self) -> Opened:
-        """Open the store of `--store`, else of the configuration."""
-        if self.store_url is not None:
-            return self._opened(self.store_url)
-        if not self.config_path.exists():
-            raise ConfigurationError(
-                f"{self.config_path}: no such file, so the store is not known",
-                remedy="give --config FILE, or --store with a directory or s3://bucket/prefix",
-            )
-        loaded = load_config(self.config_path, self.overrides)
-        return Opened(open_store(loaded.config.store), loaded)
-
-    def _opened(self, url: str) -> Opened:
-        return Opened(open_store(url), config_if_any(self.config_path, self.overrides))
-
-
-@dataclass(frozen=True)
-class Place(ClusterOptions, StoreOptions):
-    """A store, or the platform of a cluster, which has one."""
-
     @property
     def on_cluster(self) -> bool:
         """Whether a cluster was named and no store."""
@@ -228,7 +198,16 @@ class Place(ClusterOptions, StoreOptions):
 
     def open(self) -> Opened:
         """Open the store of `--store`, else of the platform, else of the configuration."""
-        return self._opened(self.platform_store()) if self.on_cluster else super().open()
+        url = self.platform_store() if self.on_cluster else self.store_url
+        if url is not None:
+            return Opened(open_store(url), config_if_any(self.config_path, self.overrides))
+        if not self.config_path.exists():
+            raise ConfigurationError(
+                f"{self.config_path}: no such file, so the store is not known",
+                remedy="give --config FILE, or --store with a directory or s3://bucket/prefix",
+            )
+        loaded = load_config(self.config_path, self.overrides)
+        return Opened(open_store(loaded.config.store), loaded)
 
 
 def config_if_any(config_path: Path, overrides: tuple[str, ...]) -> LoadedConfig | None:

@@ -36,7 +36,7 @@ from selfalign.telemetry import Progress
 @click.argument(
     "file", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=False
 )
-@click.option("--by", default=None, help="A column to tell apart, such as model.")
+@click.option("--by", help="A column to tell apart, such as model.")
 @config_options
 @json_option
 def refusals_command(

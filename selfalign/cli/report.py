@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from selfalign.cli.options import Place, json_option, place_options, print_json
 from selfalign.config import RunConfig
 from selfalign.errors import SelfAlignError, printable
-from selfalign.inputs import localise
+from selfalign.inputs import local_seeds
 from selfalign.report.collect import ReportData, collect
 from selfalign.report.render import render_report
 from selfalign.report.tables import funnel
@@ -28,7 +28,6 @@ from selfalign.store.files import os_errors, replacing
     "-o",
     type=click.Path(path_type=Path),
     default=Path("report.html"),
-    show_default=True,
     help="Where to write it.",
 )
 @place_options
@@ -59,15 +58,15 @@ def _of_seeds(store: Store, data: ReportData) -> tuple[dict[int, str], int | Non
     if aligned is None:
         return {}, None
     try:
-        config = localise(RunConfig.model_validate(data.run.config), store)
-        found = file_digests(config.seeds.directory)[PRINCIPLES]
+        config = local_seeds(RunConfig.model_validate(data.run.config).seeds, store)
+        found = file_digests(config.directory)[PRINCIPLES]
         if found != aligned.identity["seeds"][PRINCIPLES]:
             return {}, None
-        seeds = load_seeds(config.seeds)
+        seeds = load_seeds(config)
     except (SelfAlignError, ValidationError, KeyError):
         return {}, None
     names = {rule.number: rule.name for rule in seeds.principles}
-    return names, sum(annotation_lines(config.seeds.directory).values())
+    return names, sum(annotation_lines(config.directory).values())
 
 
 def _as_json(data: ReportData) -> dict[str, object]:

@@ -38,18 +38,14 @@ AWAITS_APPROVAL = 10  # exit code: the gate passed, a person is to decide
 
 @click.command("run")
 @config_options
-@click.option("--run-id", default=None, metavar="ID", help="Name of the run.  [default: by time]")
+@click.option("--run-id", metavar="ID", help="Name of the run.  [default: by time]")
 @click.option(
-    "--until",
-    type=click.Choice([stage.name for stage in STAGES]),
-    default=None,
-    help="Stop after this stage.",
+    "--until", type=click.Choice([stage.name for stage in STAGES]), help="Stop after this stage."
 )
 @click.option(
     "--max-attempts",
     type=click.IntRange(min=1),
     default=3,
-    show_default=True,
     help="Attempts per stage at failures that may pass.",
 )
 @json_option
@@ -66,6 +62,8 @@ def run_command(
     What is published already is reused, so running again with the same configuration resumes an
     interrupted run, and costs nothing after a finished one. Ctrl-C is safe at any moment.
     """
+    run_id = run_id or new_run_id()
+    check_run_name(run_id)
     config = load_config(config_path, overrides).config
     store = open_store(config.store)
     config = localise(config, store)
@@ -73,8 +71,6 @@ def run_command(
     check_run(config, seeds, until=until)
     check_targets(config.notify)
     inputs = collect_inputs(config)
-    run_id = run_id or new_run_id()
-    check_run_name(run_id)
     record = RunRecord(
         id=run_id,
         created_at=now(),

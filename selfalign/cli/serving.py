@@ -17,7 +17,7 @@ import click
 
 from selfalign.cli.options import (
     FiniteRange,
-    StoreOptions,
+    Place,
     json_option,
     print_json,
     store_options,
@@ -79,7 +79,6 @@ def serving_group() -> None:
     "--form",
     type=click.Choice(["merged", "adapter"]),
     default="merged",
-    show_default=True,
     help="merged is the whole model; adapter is the base model, and beside it what fine-tuning "
     "added: for a vLLM server that takes later adapters while it runs (LoRA methods).",
 )
@@ -91,7 +90,7 @@ def fetch_command(
     form: Literal["merged", "adapter"],
     digest: str | None,
     public_key: Path | None,
-    where: StoreOptions,
+    where: Place,
     as_json: bool,
 ) -> None:
     """Copy a promoted model from the store into a directory, every file verified.
@@ -113,18 +112,16 @@ def fetch_command(
 
 @serving_group.command("start")
 @_directory
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000)
 @click.option(
     "--host",
     default="127.0.0.1",
-    show_default=True,
     help="Address to listen at; 0.0.0.0 is every one. There is no authentication.",
 )
 @click.option(
     "--shutdown-seconds",
     type=click.IntRange(min=1),
     default=60,
-    show_default=True,
     help="How long after SIGTERM vLLM goes on with the requests that it has accepted. The small "
     "server answers all of them.",
 )
@@ -207,13 +204,12 @@ def probe_command(directory: Path, url: str, as_json: bool) -> None:
     "--interval-seconds",
     type=FiniteRange(min=0.1),
     default=15.0,
-    show_default=True,
     help="Between two looks at current.json; four times that after a failure.",
 )
 @_verify
 @store_options
 def follow_command(
-    directory: Path, url: str, interval_seconds: float, public_key: Path | None, where: StoreOptions
+    directory: Path, url: str, interval_seconds: float, public_key: Path | None, where: Place
 ) -> None:
     """Keep the server at URL, started from DIRECTORY (`fetch --form adapter`), at the promoted
     model, until SIGTERM.

@@ -11,14 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from selfalign.cli.options import (
-    Opened,
-    StoreOptions,
-    json_option,
-    new_console,
-    print_json,
-    store_options,
-)
+from selfalign.cli.options import Opened, Place, json_option, new_console, print_json, store_options
 from selfalign.cli.parquet import write_parquet
 from selfalign.errors import ConfigurationError, DataError, json_text, printable
 from selfalign.identity import collect_inputs
@@ -38,7 +31,6 @@ from selfalign.store.manifest import Manifest
     "-n",
     type=click.IntRange(min=0),
     default=3,
-    show_default=True,
     help="How many records to show; 0 is none.",
 )
 @click.option("--records", is_flag=True, help="Print every record as one JSON line; nothing else.")
@@ -65,7 +57,7 @@ def show_command(
     target: Path | None,
     dropped: bool,
     check: bool,
-    where: StoreOptions,
+    where: Place,
     as_json: bool,
 ) -> int:
     """Show an artifact: the one of this configuration, or the one whose key begins with KEY."""

@@ -16,11 +16,6 @@ from selfalign.store.open import open_store
 from selfalign.telemetry import no_progress_bars
 
 
-def _shard_from_environment() -> str:
-    # An Indexed Job tells each pod its index in this variable; click checks that it is a number.
-    return os.environ.get("JOB_COMPLETION_INDEX", "0")
-
-
 def stage_command(stage: Stage) -> click.Command:
     """The command of one stage."""
 
@@ -29,23 +24,22 @@ def stage_command(stage: Stage) -> click.Command:
     @click.option(
         "--shard",
         type=click.IntRange(min=0),
-        default=_shard_from_environment,
+        default=0,
+        envvar="JOB_COMPLETION_INDEX",  # by which an Indexed Job tells each pod its index
         show_default="$JOB_COMPLETION_INDEX or 0",
         help="Which shard to do.",
     )
     @click.option(
         "--num-shards",
         type=click.IntRange(min=1),
-        default=None,
         help=f"How many shards there are.  [default: {stage.name}.num_shards]",
     )
     @click.option(
         "--expect-key",
-        default=None,
         metavar="KEY",
         help="Refuse to work unless this is the artifact key planned here.",
     )
-    @click.option("--run", default=None, metavar="ID", help="The run this is done for (logs).")
+    @click.option("--run", metavar="ID", help="The run this is done for (logs).")
     @json_option
     def command(
         config_path: Path,

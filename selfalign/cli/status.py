@@ -17,7 +17,8 @@ from selfalign.run.view import Progress, next_action, progress_of, show_status, 
 from selfalign.store.pointer import read_pointer
 
 if TYPE_CHECKING:
-    from selfalign.run.executors.kubernetes.cluster import Cluster, Resource
+    from selfalign.run.executors.kubernetes.api import Cluster
+    from selfalign.run.executors.kubernetes.cluster import Resource
 
 _LOG_LINES = 10
 _PROGRESS_LINES, _PROGRESS_PODS = 20, 16  # of a log, and pods, that are read for the progress
@@ -45,11 +46,11 @@ def status_command(run_id: str | None, with_logs: bool, where: Place, as_json: b
         return
     store = where.open().store
     chosen = run_id or latest_run(store)
-    read_run(store, chosen)
+    run = read_run(store, chosen)
     status = status_to_show(store, chosen)
     found = read_pointer(store)
     current = None if found is None else found.pointer
-    action = next_action(status)
+    action = next_action(status, "NAMESPACE" if run.on_cluster else None)
     written, held = written_bytes(store, status), held_bytes(store)
     if as_json:
         model = None if current is None else current.model.model_dump()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from selfalign.cli.options import ClusterOptions, cluster_options, json_option, print_json
+from selfalign.cli.options import Place, cluster_options, json_option, print_json
 from selfalign.errors import ConfigurationError
 from selfalign.inputs import is_stored, push_inputs
 from selfalign.load import load_config, override_values
@@ -18,7 +19,10 @@ from selfalign.seeds import load_seeds
 from selfalign.store.open import open_store
 
 if TYPE_CHECKING:
-    from selfalign.run.executors.kubernetes.cluster import Cluster
+    from selfalign.run.executors.kubernetes.api import Cluster
+
+# <CronJob>-<minutes since 1970>-<suffix>
+_POD_OF_CRON_JOB = re.compile(r"(.+-\d{8,})-[a-z0-9]{5}")
 
 
 @click.command("submit")
@@ -27,7 +31,6 @@ if TYPE_CHECKING:
     "-c",
     "config_path",
     type=click.Path(path_type=Path),
-    default=None,
     help="A run configuration; what it names locally is uploaded to its store first. Without it "
     "the run is the one that the platform was installed with.",
 )
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
     metavar="KEY=VALUE",
     help="Override one value of the configuration. May be repeated.",
 )
-@click.option("--name", default=None, metavar="NAME", help="Of the run.  [default: by time]")
+@click.option("--name", metavar="NAME", help="Of the run.  [default: by time]")
 @click.option(
     "--nightly",
     is_flag=True,
@@ -55,15 +58,13 @@ if TYPE_CHECKING:
 @click.option(
     "--max-attempts",
     type=click.IntRange(min=1),
-    default=None,
     help="Attempts per stage at failures that may pass.  [default: 3]",
 )
-@click.option("--queue", default=None, metavar="NAME", help="Kueue LocalQueue of its Jobs.")
-@click.option("--priority", default=None, metavar="NAME", help="PriorityClass of its pods.")
+@click.option("--queue", metavar="NAME", help="Kueue LocalQueue of its Jobs.")
+@click.option("--priority", metavar="NAME", help="PriorityClass of its pods.")
 @click.option(
     "--ttl-seconds",
     type=click.IntRange(min=0),
-    default=None,
     help="Delete the AlignmentRun (never its artifacts) this long after its end.",
 )
 @cluster_options
@@ -79,7 +80,7 @@ def submit_command(
     queue: str | None,
     priority: str | None,
     ttl_seconds: int | None,
-    platform: ClusterOptions,
+    where: Place,
     as_json: bool,
 ) -> int:
     """Start a run on a cluster: make an AlignmentRun, which the controller drives to its end.
@@ -87,11 +88,11 @@ def submit_command(
     What earlier runs have finished under the same inputs is reused. --set and --config win over
     the configuration that the platform and the stages were installed with.
     """
-    from selfalign.run.executors.kubernetes.submit import Submission
+    from selfalign.run.executors.kubernetes.submit import submit, submit_nightly
 
     if fresh_seed:
         overrides = (f"seed={datetime.now(UTC):%Y%m%d}", *overrides)
-    cluster = platform.connect()
+    cluster = where.connect()
     spec = {
         "suspend": suspend or None,
         "maxAttempts": max_attempts,
@@ -99,17 +100,16 @@ def submit_command(
         "priority": priority,
         "ttlSecondsAfterFinished": ttl_seconds,
     }
-    submission = Submission(cluster, lambda: datetime.now(UTC), _this_job(), spec)
     if nightly:
         if config_path is not None or name is not None:
             raise ConfigurationError(
                 "--nightly takes the platform's configuration and a name by time",
                 remedy="leave --config and --name out, or leave --nightly out",
             )
-        run = submission.submit_nightly(override_values(overrides))
+        run = submit_nightly(cluster, override_values(overrides), spec, submitter=_this_job())
     else:
         config = _configuration(cluster, config_path, overrides)
-        run = submission.submit(name or new_run_id(), config)
+        run = submit(cluster, name or new_run_id(), config, spec)
     name = run["metadata"]["name"]
     if as_json:
         print_json({"run": name, "namespace": cluster.namespace})
@@ -144,7 +144,6 @@ def _configuration(
 
 
 def _this_job() -> str:
-    """The Job whose pod this is, by the pod's name `<job>-<suffix>`; empty outside of pods."""
-    if "KUBERNETES_SERVICE_HOST" not in os.environ:
-        return ""
-    return os.environ.get("HOSTNAME", "").rpartition("-")[0]
+    """The CronJob's Job whose pod this is; empty in any other pod, which may submit many nights."""
+    found = _POD_OF_CRON_JOB.fullmatch(os.environ.get("HOSTNAME", ""))
+    return found[1] if found and "KUBERNETES_SERVICE_HOST" in os.environ else ""

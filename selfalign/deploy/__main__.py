@@ -135,7 +135,9 @@ def prepare_command(
     environment = platform.get("environment") or {}
     if check_bucket and (doubt := releases.check_bucket(checked.store, environment)):
         click.echo(f"note: {checked.store} could not be checked from here: {doubt}", err=True)
-    if note := releases.leave_resource_alone(platform, cluster.resource_owner(), namespace):
+    makes_resource = (platform.get("crd") or {}).get("create") is not False
+    owner = cluster.resource_owner() if makes_resource else None
+    if note := releases.leave_resource_alone(platform, owner, namespace):
         click.echo(f"note: {note}", err=True)
     _write(out, releases.PLATFORM, platform)
     for name, merged in stages.items():

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from selfalign.errors import ConfigurationError, StoreUnavailable
+from selfalign.errors import ConfigurationError, StoreDenied, StoreUnavailable
 
 NAMESPACE_LABELS = {"pod-security.kubernetes.io/enforce": "restricted"}
 RESOURCE = "alignmentruns.selfalign.io"
@@ -44,7 +44,7 @@ def require_cluster() -> None:
 
 def ensure_namespace(namespace: str) -> bool:
     """Make the namespace, enforcing Pod Security `restricted`; True when it was not there."""
-    if kubectl("get", "namespace", namespace).returncode == 0:
+    if _get("namespace", namespace, f"`kubectl get namespace {namespace}` must answer"):
         return False
     metadata = {"name": namespace, "labels": NAMESPACE_LABELS}
     body = {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
@@ -59,12 +59,25 @@ def ensure_namespace(namespace: str) -> bool:
 
 def resource_owner() -> str | None:
     """namespace/release that owns the AlignmentRun resource; "": no release; None: not there."""
-    answer = kubectl("get", "crd", RESOURCE, "-o", "json")
-    if answer.returncode != 0:
+    remedy = "allow it, or let an administrator install it and set crd.create: false (VALUES=...)"
+    found = _get("crd", RESOURCE, remedy)
+    if not found:
         return None
-    marks = json.loads(answer.stdout)["metadata"].get("annotations") or {}
+    marks = json.loads(found)["metadata"].get("annotations") or {}
     release = marks.get("meta.helm.sh/release-name")
     return f"{marks.get('meta.helm.sh/release-namespace')}/{release}" if release else ""
+
+
+def _get(kind: str, name: str, remedy: str) -> str:
+    """An object as JSON; empty where it is not there.
+
+    Raises StoreDenied or StoreUnavailable where that cannot be found out.
+    """
+    answer = kubectl("get", kind, name, "--ignore-not-found", "-o", "json")
+    if answer.returncode != 0:
+        failure = StoreDenied if "(Forbidden)" in answer.stderr else StoreUnavailable
+        raise failure(f"{kind} {name}: {_last_line(answer.stderr)}", remedy=remedy)
+    return answer.stdout.strip()
 
 
 def kubectl(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:

@@ -41,6 +41,18 @@ def require_stage(name: str | None) -> str:
     return name
 
 
+def _values(
+    *before: Path, files: Sequence[Path], image: Values | None, config: Path | None = None
+) -> dict[str, Any]:
+    layers: list[Values] = [{"config": read_values(config)}] if config else []
+    layers += map(read_values, [*before, *files])
+    return merge_values([*layers, {"image": image}] if image else layers)
+
+
+def _variant(root: Path, name: str, variant: Variant) -> list[Path]:
+    return [] if variant == "gpu" else [root / "jobs" / "variants" / f"{name}{variant}.yaml"]
+
+
 def stage_values(
     root: Path,
     stage: str,
@@ -55,16 +67,9 @@ def stage_values(
     Args:
         files: the user's, in their order.
         config: a run configuration, to make the release's own complete.
-        image: registry and tag.
     """
-    layers: list[Values] = [{"config": read_values(config)}] if config else []
-    layers.append(read_values(root / "jobs" / f"{stage}.yaml"))
-    if variant != "gpu":
-        layers.append(read_values(root / "jobs" / "variants" / f"{variant}.yaml"))
-    layers += [read_values(path) for path in files]
-    if image:
-        layers.append({"image": image})
-    values = merge_values(layers)
+    before = [root / "jobs" / f"{stage}.yaml", *_variant(root, "", variant)]
+    values = _values(*before, files=files, image=image, config=config)
     if config is None:  # a file shared by all stages brings other stages' sections along
         others = set(BY_NAME) - {stage}
         own = {k: v for k, v in (values.get("config") or {}).items() if k not in others}
@@ -76,13 +81,7 @@ def serving_values(
     root: Path, *, variant: Variant, files: Sequence[Path] = (), image: Values | None = None
 ) -> dict[str, Any]:
     """The values of the release that serves the promoted model."""
-    layers: list[Values] = []
-    if variant != "gpu":
-        layers.append(read_values(root / "jobs" / "variants" / f"serving-{variant}.yaml"))
-    layers += [read_values(path) for path in files]
-    if image:
-        layers.append({"image": image})
-    return merge_values(layers)
+    return _values(*_variant(root, "serving-", variant), files=files, image=image)
 
 
 def platform_values(
@@ -90,11 +89,7 @@ def platform_values(
 ) -> dict[str, Any]:
     """The values of the platform's release; the files' own `config` wins over `config`, in which
     every key has a value."""
-    layers: list[Values] = [{"config": read_values(config)}] if config else []
-    layers += [read_values(path) for path in files]
-    if image:
-        layers.append({"image": image})
-    return merge_values(layers)
+    return _values(files=files, image=image, config=config)
 
 
 def check_platform_config(values: Values, stages: Iterable[Values]) -> RunConfig:

@@ -17,8 +17,7 @@ from selfalign.errors import DataError
 from selfalign.evaluation.scores import ALIGNED, HHH, MC1
 from selfalign.evaluation.summary import EvaluationSummary, MetricSummary
 from selfalign.records import AlignedResponse, Prompt
-from selfalign.report.compare import RunDiff, compare
-from selfalign.report.view import RunView, view
+from selfalign.report.compare import RunDiff, RunView, compare, view
 from selfalign.run.record import RunStatus, read_status, run_ids
 from selfalign.run.storage import Held, held_bytes, written_bytes
 from selfalign.stages.train import loss_curve
@@ -63,9 +62,7 @@ class Citations:
     """Which rules the aligned responses cite.
 
     Attributes:
-        rules: citations by rule number.
         by_kind: kind of prompt -> answers that cite each rule; `answers` counts the answers.
-        topics: curated prompts by topic, of those that have one.
         responses: a few, which cite many rules between them.
     """
 
@@ -89,13 +86,10 @@ class ReportData(RunView):
     """What the report shows.
 
     Attributes:
-        current: the model that is promoted now, by this run or another.
         standing: what became of the final model if it passed the gate, else empty.
         losses: stage -> loss curve.
         history: earlier runs and this one, oldest first.
         since: from the latest earlier run that has an evaluation.
-        study: the newest `selfalign ablate` of this run's base model and seeds.
-        bytes_written: of the artifacts that this run made.
     """
 
     standing: str = ""

@@ -12,7 +12,7 @@ from selfalign.evaluation.summary import Comparison, EvaluationSummary, MetricSu
 from selfalign.pipeline import STAGES
 from selfalign.report import charts
 from selfalign.report.collect import Citations, PastRun, Study
-from selfalign.report.view import RunView
+from selfalign.report.compare import RunView
 from selfalign.report.words import is_sure, signed
 from selfalign.store.manifest import Manifest, QuarantinedRow
 

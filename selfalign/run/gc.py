@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -69,7 +69,8 @@ def collect(
     condemned = sorted(unreachable(store, units, retention, clock()), key=_order)
     if dry_run or not condemned:
         return Outcome(units, condemned, [])
-    with _notice(store, condemned, clock) as notice:
+    collection = Collection(by=secrets.token_hex(8), renewed_at=clock(), condemned=condemned)
+    with _Notice(store, collection, clock) as notice:
         # Again, because a run may have named or claimed something before the notice was there.
         units = find_units(store)
         still = unreachable(store, units, retention, clock())
@@ -113,8 +114,18 @@ class _Notice:
 
     store: Store
     collection: Collection
-    version: str
     clock: Callable[[], datetime]
+    version: str = ""
+
+    def __enter__(self) -> _Notice:
+        """Put it up. Raises Collecting where another one stands."""
+        try:
+            self.version = self._put_up()
+        except PreconditionFailed:
+            raise Collecting(
+                f"{self.store.url}: another gc has just begun", remedy=_LATER
+            ) from None
+        return self
 
     def hold(self) -> None:
         """Make sure that others still heed the notice. Raises Collecting when it is not ours."""
@@ -146,35 +157,18 @@ class _Notice:
                 remedy="leave it to that one",
             ) from None
 
-    def take_down(self) -> None:
-        """Remove the notice, if others still heed it as ours."""
-        with contextlib.suppress(SelfAlignError):
+    def __exit__(self, *_ended: object) -> None:
+        with contextlib.suppress(SelfAlignError):  # another's, or disregarded: let it stand
             self.hold()
             self.store.delete(COLLECTION_KEY)
 
-
-@contextlib.contextmanager
-def _notice(store: Store, condemned: list[str], clock: Callable[[], datetime]) -> Iterator[_Notice]:
-    """Put gc.json up, and take it down at the end. Raises Collecting where another one stands."""
-    notice = Collection(by=secrets.token_hex(8), renewed_at=clock(), condemned=condemned)
-    try:
-        version = _put_up(store, notice, clock)
-    except PreconditionFailed:
-        raise Collecting(f"{store.url}: another gc has just begun", remedy=_LATER) from None
-    held = _Notice(store, notice, version, clock)
-    try:
-        yield held
-    finally:
-        held.take_down()
-
-
-def _put_up(store: Store, notice: Collection, clock: Callable[[], datetime]) -> str:
-    where = f"{store.url}/{COLLECTION_KEY}"
-    try:
-        data, version = store.read_versioned(COLLECTION_KEY)
-    except NotFound:
-        return store.write(COLLECTION_KEY, notice.to_bytes(), if_absent=True)
-    found = parse_document(where, data, Collection, remedy="delete it, if no gc is at work")
-    if abs(clock() - found.renewed_at) <= HEED:
-        raise Collecting(f"{where}: a gc is at work since {found.renewed_at}", remedy=_LATER)
-    return store.write(COLLECTION_KEY, notice.to_bytes(), if_version=version)
+    def _put_up(self) -> str:
+        where, data = f"{self.store.url}/{COLLECTION_KEY}", self.collection.to_bytes()
+        try:
+            stored, version = self.store.read_versioned(COLLECTION_KEY)
+        except NotFound:
+            return self.store.write(COLLECTION_KEY, data, if_absent=True)
+        found = parse_document(where, stored, Collection, remedy="delete it, if no gc is at work")
+        if abs(self.clock() - found.renewed_at) <= HEED:
+            raise Collecting(f"{where}: a gc is at work since {found.renewed_at}", remedy=_LATER)
+        return self.store.write(COLLECTION_KEY, data, if_version=version)

@@ -212,6 +212,11 @@ class RunRecord(StoredModel):
     config: dict[str, Any]
     annotation_lines: StoredCount | None = None
 
+    @property
+    def on_cluster(self) -> bool:
+        """Whether the controller made the run: it reads no seeds, so it counts no lines."""
+        return self.annotation_lines is None
+
 
 def of_stage(attempts: Iterable[Attempt], stage: str, key: str | None) -> list[Attempt]:
     """The attempts at one artifact, by number."""

@@ -65,7 +65,8 @@ def next_action(status: RunStatus, namespace: str | None = None) -> str:
     if status.phase == "Succeeded":
         return f"look at it: selfalign report {run}{where}"
     if status.phase == "Interrupted":
-        return "run `selfalign run` again with the same configuration: it resumes"
+        same = "run `selfalign run` again with the same configuration: it resumes"
+        return again if namespace else same
     if status.phase == "Failed":
         remedy = status.remedy or REMEDIES.get(status.exit_code or 0, "see the log of its stage")
         return f"{remedy}; then {again}"

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from selfalign.run.executors.kubernetes.api import KubernetesCluster
+from selfalign.run.executors.kubernetes.api import Cluster
 from selfalign.run.executors.kubernetes.cluster import Conflict, Gone, Resource, name_of
 from selfalign.run.executors.kubernetes.crd import new_run
 from tests.store.proxy import Proxy, running_proxy
@@ -105,7 +105,7 @@ class Site:
         config: the run configuration, with `store:` names.
     """
 
-    cluster: KubernetesCluster
+    cluster: Cluster
     s3: S3
     tag: str
     config: dict[str, Any]

@@ -105,6 +105,9 @@ def test_rules_have_the_names_they_had_in_the_run_or_none(world: Path) -> None:
     gathered.manifests["aligned_responses"] = SimpleNamespace(identity={"seeds": seeds})  # type: ignore[assignment]
     store = LocalStore(world.parent / "store")
     assert _of_seeds(store, gathered)[0][3] == "helpful"
+    forged = {"heldout": "s3://elsewhere/huge"}  # no reason to read it, nor to hide the names
+    gathered.run.config["evaluate"] |= forged
+    assert _of_seeds(store, gathered)[0][3] == "helpful"
     principles = config.seeds.directory / "principles.txt"
     principles.write_text(principles.read_text().replace("(helpful)", "(useful)"))
     assert _of_seeds(store, gathered) == ({}, None)

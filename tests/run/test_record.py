@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from selfalign.cli.main import cli
 from selfalign.errors import ConfigurationError, DataError
 from selfalign.report.collect import collect
 from selfalign.run.record import (
@@ -47,6 +50,18 @@ def test_gpu_hours_count_what_each_attempt_held_for_as_long_as_it_took() -> None
     open_or_uncounted = [attempt(3, None, 8), attempt(4, "2026-01-02T00:00:00Z", None)]
     assert RunStatus(id="a", attempts=[*ended, *open_or_uncounted]).gpu_hours == 6.0
     assert RunStatus(id="a", attempts=open_or_uncounted[1:]).gpu_hours is None
+
+
+def test_who_reads_a_cluster_s_run_in_its_store_is_sent_to_the_cluster(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    for run_id, lines in (("there", None), ("here", 299)):
+        about = {"created_at": "2026-01-01T00:00:00Z", "code_version": "0", "config": {}}
+        write_run(store, RunRecord(id=run_id, annotation_lines=lines, **about))
+        for phase in ("Interrupted", "Running"):
+            write_status(store, RunStatus(id=run_id, phase=phase))
+            told = CliRunner().invoke(cli, ["status", run_id, "--store", str(tmp_path), "--json"])
+            action = json.loads(told.stdout)["next_action"]
+            assert ("selfalign run" in action) == (run_id == "here")
 
 
 def test_a_store_of_many_objects_is_not_listed_to_its_end(tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from selfalign.run.executors.kubernetes.api import KubernetesCluster, connect
-from selfalign.run.executors.kubernetes.cluster import Cluster
+from selfalign.run.executors.kubernetes.api import Cluster, connect
 
 from .api_server import ApiServer
 from .memory import MemoryCluster
@@ -34,7 +33,7 @@ def api_server() -> Iterator[ApiServer]:
 
 
 @pytest.fixture
-def http_cluster(api_server: ApiServer, tmp_path: Path) -> KubernetesCluster:
+def http_cluster(api_server: ApiServer, tmp_path: Path) -> Cluster:
     kubeconfig = api_server.kubeconfig(tmp_path / "kubeconfig")
     return connect(kubeconfig=str(kubeconfig))
 
@@ -65,7 +64,7 @@ def real_crd() -> str:
 
 
 @pytest.fixture
-def real_cluster(real_crd: str) -> Iterator[KubernetesCluster]:
+def real_cluster(real_crd: str) -> Iterator[Cluster]:
     """A namespace of its own on a real API server."""
     from kubernetes import client, config
 

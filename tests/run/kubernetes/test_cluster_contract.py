@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from selfalign.run.executors.kubernetes.api import Cluster
 from selfalign.run.executors.kubernetes.cluster import (
     Change,
-    Cluster,
     ClusterRejected,
     Conflict,
     Gone,

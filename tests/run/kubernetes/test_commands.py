@@ -24,8 +24,9 @@ from selfalign.cli.main import cli
 from selfalign.errors import SelfAlignError
 from selfalign.inputs import push
 from selfalign.run.executors.kubernetes import logs
-from selfalign.run.executors.kubernetes.cluster import Resource
+from selfalign.run.executors.kubernetes.cluster import ClusterUnavailable, Resource
 from selfalign.run.executors.kubernetes.crd import PLATFORM_CONFIG
+from selfalign.run.executors.kubernetes.logs import Follower
 from selfalign.seeds import SEED_FILES
 from selfalign.store.local import LocalStore
 
@@ -203,6 +204,17 @@ def test_nightly_submitted_again_by_the_same_job_finds_its_own_run(
     assert laptop.fails("submit", "--nightly").exit_code == 2
 
 
+def test_nightly_from_a_pod_that_lives_on_makes_a_run_each_night(
+    laptop: Laptop, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    monkeypatch.setenv("HOSTNAME", "notebook-0")
+    first = laptop.json("submit", "--nightly")["run"]
+    assert laptop.fails("submit", "--nightly").exit_code == 2
+    world.to_the_end(first)
+    assert laptop.json("submit", "--nightly")["run"] != first
+
+
 def test_a_fresh_seed_is_the_date_and_a_seed_of_one_s_own_wins(laptop: Laptop) -> None:
     nightly = laptop.json("submit", "--nightly", "--fresh-seed")["run"]
     config = laptop.world.cluster.get("alignmentruns", nightly)["spec"]["config"]
@@ -362,6 +374,14 @@ def test_logs_of_a_stage_without_a_job_say_why_there_are_none(laptop: Laptop, wo
     assert "has not begun" in laptop.fails("logs", "-n", "selfalign", "align").message
 
 
+def test_the_log_of_a_store_s_run_is_asked_of_no_cluster(
+    laptop: Laptop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SELFALIGN_NAMESPACE", "selfalign")
+    error = laptop.fails("logs", "instruct", "--store", str(tmp_path))
+    assert "no run was made yet" in error.message
+
+
 def follow(laptop: Laptop, *arguments: str, then: Callable[[], None]) -> Result:
     """Run a command that follows, and let something happen once it does."""
     timer = threading.Timer(0.5, then)
@@ -384,6 +404,32 @@ def test_following_ends_with_the_stage_s_exit_code(laptop: Laptop, world: World)
     assert result.return_value == 71
     assert result.stdout.splitlines() == ["working", "out of memory"]
     assert "Job toy-instruct-1 failed" in result.stderr
+
+
+def test_a_log_that_broke_off_is_followed_from_where_it_was(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.submit()
+    world.step()
+    running_pod(world, "toy-instruct-1", "0", ended=0)
+    monkeypatch.setattr("selfalign.run.executors.kubernetes.logs._POLL_SECONDS", 0.01)
+    broken = [True]
+
+    def log_lines(_pod: str, **_options: Any) -> Iterator[str]:
+        yield from ["one", "two"]
+        if broken:
+            broken.clear()
+            raise ClusterUnavailable("the API server restarts")
+        yield "three"
+        complete(world.cluster, "toy-instruct-1", world.now)
+
+    monkeypatch.setattr(world.cluster, "log_lines", log_lines)
+    shown: list[str] = []
+    told: list[str] = []
+    follower = Follower(world.cluster, lambda _shard, line: shown.append(line), told.append)
+    assert follower.to_the_end("toy-instruct-1") == 0
+    assert shown == ["one", "two", "three"]
+    assert "broke off" in told[0]
 
 
 def test_following_a_job_that_completes_is_0_and_one_that_is_deleted_75(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 import urllib.error
@@ -15,7 +16,8 @@ from typing import Any
 import pytest
 
 from selfalign.errors import ConfigurationError
-from selfalign.run.executors.kubernetes.cluster import Change, Cluster, ClusterUnavailable, Resource
+from selfalign.run.executors.kubernetes.api import Cluster
+from selfalign.run.executors.kubernetes.cluster import Change, ClusterUnavailable, Resource
 from selfalign.run.executors.kubernetes.controller import Controller, open_shared_store
 from selfalign.run.executors.kubernetes.server import Metrics, Server
 from selfalign.run.executors.kubernetes.serving import Reason, Target, Wanted
@@ -306,10 +308,10 @@ def test_watches_that_end_at_once_are_not_begun_many_times_a_second(
     assert 1 <= begun["jobs"] <= 4
 
 
-def fetch(port: int, path: str) -> tuple[int, str]:
+def fetch(port: int, path: str, host: str = "127.0.0.1") -> tuple[int, str]:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"http://127.0.0.1:{port}{path}") as response:
+        with opener.open(f"http://{host}:{port}{path}") as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -330,6 +332,8 @@ def test_health_readiness_and_metrics_are_served(namespace: Namespace) -> None:
         assert fetch(server.port, "/healthz") == (200, "ok\n")
         assert fetch(server.port, "/readyz") == (200, "ok\n")
         assert fetch(server.port, "/other")[0] == 404
+        if socket.has_dualstack_ipv6():
+            assert fetch(server.port, "/healthz", host="[::1]") == (200, "ok\n")
         status, text = fetch(server.port, "/metrics")
         wrong.append("no step has ended for 400 s")
         assert fetch(server.port, "/healthz") == (503, "no step has ended for 400 s\n")

@@ -10,7 +10,7 @@ import pytest
 
 from selfalign.errors import ConfigurationError
 from selfalign.run.executors.kubernetes import crd
-from selfalign.run.executors.kubernetes.api import KubernetesCluster, connect, refusal
+from selfalign.run.executors.kubernetes.api import Cluster, connect, refusal
 from selfalign.run.executors.kubernetes.cluster import (
     ClusterDenied,
     ClusterRejected,
@@ -28,9 +28,7 @@ def config_map(name: str) -> Resource:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {}}
 
 
-def test_the_api_server_says_who_this_is(
-    api_server: ApiServer, http_cluster: KubernetesCluster
-) -> None:
+def test_the_api_server_says_who_this_is(api_server: ApiServer, http_cluster: Cluster) -> None:
     review = {"kind": "SelfSubjectReview", "status": {"userInfo": {"username": "anna"}}}
     path = "/apis/authentication.k8s.io/v1/selfsubjectreviews?"
     api_server.answers.append(Answer("POST", path, 201, raw=json.dumps(review)))
@@ -40,7 +38,7 @@ def test_the_api_server_says_who_this_is(
 
 
 def test_a_list_is_read_page_by_page(
-    api_server: ApiServer, http_cluster: KubernetesCluster, monkeypatch: pytest.MonkeyPatch
+    api_server: ApiServer, http_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("selfalign.run.executors.kubernetes.api._PAGE_SIZE", 3)
     for number in range(7):
@@ -51,7 +49,7 @@ def test_a_list_is_read_page_by_page(
 
 
 def test_a_list_whose_continuation_expired_starts_again(
-    api_server: ApiServer, http_cluster: KubernetesCluster, monkeypatch: pytest.MonkeyPatch
+    api_server: ApiServer, http_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("selfalign.run.executors.kubernetes.api._PAGE_SIZE", 3)
     for number in range(7):
@@ -61,7 +59,7 @@ def test_a_list_whose_continuation_expired_starts_again(
 
 
 def test_a_watch_that_fell_behind_ends_so_that_its_reader_lists_again(
-    api_server: ApiServer, http_cluster: KubernetesCluster
+    api_server: ApiServer, http_cluster: Cluster
 ) -> None:
     changes = iter(http_cluster.watch("configmaps", 20))
     assert next(changes) is None
@@ -81,7 +79,7 @@ def test_a_watch_that_fell_behind_ends_so_that_its_reader_lists_again(
     ],
 )
 def test_a_watch_that_is_refused_ends_at_once(
-    api_server: ApiServer, http_cluster: KubernetesCluster, status: int, contains: str, raises: bool
+    api_server: ApiServer, http_cluster: Cluster, status: int, contains: str, raises: bool
 ) -> None:
     api_server.answers.append(Answer("GET", contains, status, "not now", "Any"))
     if raises:
@@ -92,7 +90,7 @@ def test_a_watch_that_is_refused_ends_at_once(
 
 
 def test_a_watch_asks_for_bookmarks_and_a_timeout_and_shows_no_bookmark(
-    api_server: ApiServer, http_cluster: KubernetesCluster
+    api_server: ApiServer, http_cluster: Cluster
 ) -> None:
     bookmark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "5"}}}
     api_server.answers.append(Answer("GET", "watch=true", 200, events=[bookmark]))
@@ -106,16 +104,14 @@ def test_a_watch_asks_for_bookmarks_and_a_timeout_and_shows_no_bookmark(
     assert query["resourceVersion"].isdigit()
 
 
-def test_writes_name_their_field_manager(
-    api_server: ApiServer, http_cluster: KubernetesCluster
-) -> None:
+def test_writes_name_their_field_manager(api_server: ApiServer, http_cluster: Cluster) -> None:
     http_cluster.create("configmaps", config_map("x"))
     method, _, query = api_server.requests[-1]
     assert (method, query["fieldManager"]) == ("POST", "selfalign-controller")
 
 
 def test_a_refusal_by_rbac_names_verb_resource_and_remedy(
-    api_server: ApiServer, http_cluster: KubernetesCluster
+    api_server: ApiServer, http_cluster: Cluster
 ) -> None:
     message = 'jobs.batch is forbidden: User "x" cannot create resource "jobs"'
     api_server.answers.append(Answer("POST", "/jobs", 403, message, "Forbidden"))
@@ -170,9 +166,7 @@ def test_an_answer_that_is_no_status_is_not_repeated() -> None:
     assert "Bearer" not in str(error)
 
 
-def test_a_missing_crd_says_how_to_install_it(
-    api_server: ApiServer, http_cluster: KubernetesCluster
-) -> None:
+def test_a_missing_crd_says_how_to_install_it(api_server: ApiServer, http_cluster: Cluster) -> None:
     api_server.answers.append(
         Answer("GET", "alignmentruns", 404, "could not find the resource", "NotFound")
     )
@@ -182,7 +176,7 @@ def test_a_missing_crd_says_how_to_install_it(
 
 
 def test_an_api_server_that_is_gone_is_unavailable_and_no_secret_is_told(
-    api_server: ApiServer, http_cluster: KubernetesCluster
+    api_server: ApiServer, http_cluster: Cluster
 ) -> None:
     api_server.answers.append(Answer("POST", "/configmaps", 0))
     with pytest.raises(ClusterUnavailable) as caught:
@@ -192,9 +186,7 @@ def test_an_api_server_that_is_gone_is_unavailable_and_no_secret_is_told(
     assert "secret" not in str(caught.value) + str(cause)
 
 
-def test_the_token_is_sent_and_never_told(
-    api_server: ApiServer, http_cluster: KubernetesCluster
-) -> None:
+def test_the_token_is_sent_and_never_told(api_server: ApiServer, http_cluster: Cluster) -> None:
     api_server.answers.append(Answer("GET", "limit=", 500, "etcd", "InternalError"))
     with pytest.raises(ClusterUnavailable) as caught:
         list(http_cluster.watch("configmaps", 1))
@@ -210,7 +202,7 @@ def test_the_token_is_sent_and_never_told(
     ],
 )
 def test_an_answer_that_is_no_kubernetes_object_is_an_error_or_an_empty_list(
-    api_server: ApiServer, http_cluster: KubernetesCluster, body: str
+    api_server: ApiServer, http_cluster: Cluster, body: str
 ) -> None:
     api_server.answers.append(Answer("GET", "limit=", 200, raw=body))
     if body in ("{}", '{"items": [null, 3, {}]}'):
@@ -227,7 +219,7 @@ def test_an_answer_that_is_no_kubernetes_object_is_an_error_or_an_empty_list(
     "line", ["5", '{"type": "ERROR"}', '{"type": "MODIFIED"}', "[" * 100_000], ids=lambda v: v[:20]
 )
 def test_a_watch_of_something_else_is_an_error(
-    api_server: ApiServer, http_cluster: KubernetesCluster, line: str
+    api_server: ApiServer, http_cluster: Cluster, line: str
 ) -> None:
     api_server.answers.append(Answer("GET", "watch=true", 200, raw=line + "\n"))
     with pytest.raises(ClusterUnavailable, match="no Kubernetes object"):
@@ -239,7 +231,7 @@ def test_a_watch_of_something_else_is_an_error(
     [(410, '{"reason": "Expired"}'), (200, '{"items": [], "metadata": {"continue": "same"}}')],
 )
 def test_a_list_that_never_ends_is_given_up(
-    api_server: ApiServer, http_cluster: KubernetesCluster, status: int, body: str
+    api_server: ApiServer, http_cluster: Cluster, status: int, body: str
 ) -> None:
     api_server.answers.extend(Answer("GET", "limit=", status, raw=body) for _ in range(9))
     with pytest.raises(ClusterUnavailable, match="never gives its end"):
@@ -248,7 +240,7 @@ def test_a_list_that_never_ends_is_given_up(
 
 
 def test_a_run_nested_thousands_deep_hides_no_other(
-    api_server: ApiServer, http_cluster: KubernetesCluster
+    api_server: ApiServer, http_cluster: Cluster
 ) -> None:
     limit = sys.getrecursionlimit()
     deep = '{"metadata": {"name": "deep"}, "spec": ' + '{"a":' * 9_900 + "1" + "}" * 9_901
@@ -259,9 +251,7 @@ def test_a_run_nested_thousands_deep_hides_no_other(
     assert sys.getrecursionlimit() == limit
 
 
-def test_a_pod_s_log_comes_line_by_line(
-    api_server: ApiServer, http_cluster: KubernetesCluster
-) -> None:
+def test_a_pod_s_log_comes_line_by_line(api_server: ApiServer, http_cluster: Cluster) -> None:
     api_server.cluster.create("pods", {"metadata": {"name": "p"}})
     api_server.cluster.logs["p"] = ["one", "zwei – ü", "three"]
     lines = http_cluster.log_lines("p", container="stage", follow=True)

@@ -10,7 +10,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import yaml
 from selfalign.deploy import releases
 from selfalign.deploy.helm import render
 from selfalign.pipeline import STAGES
-from selfalign.run.executors.kubernetes.api import KubernetesCluster, connect
+from selfalign.run.executors.kubernetes.api import Cluster, connect
 from selfalign.run.executors.kubernetes.cluster import (
     ClusterDenied,
     ClusterRejected,
@@ -35,7 +34,7 @@ from selfalign.run.executors.kubernetes.controller import Controller
 from selfalign.run.executors.kubernetes.crd import PLATFORM_CONFIG, POLICY_FILE, new_run
 from selfalign.run.executors.kubernetes.outcome import job_end, pods_of
 from selfalign.run.executors.kubernetes.reconcile import NightlyOverlap
-from selfalign.run.executors.kubernetes.submit import Submission
+from selfalign.run.executors.kubernetes.submit import submit_nightly
 from selfalign.store.base import Store
 
 from .worlds import (
@@ -55,7 +54,7 @@ PATIENCE_SECONDS = 180
 class Node:
     """What a kubelet would write: how the pods of Jobs end."""
 
-    def __init__(self, cluster: KubernetesCluster, kubeconfig: str) -> None:
+    def __init__(self, cluster: Cluster, kubeconfig: str) -> None:
         from kubernetes import client, config
 
         self.cluster = cluster
@@ -100,7 +99,7 @@ class Site:
 
     def __init__(
         self,
-        cluster: KubernetesCluster,
+        cluster: Cluster,
         kubeconfig: str,
         platform: dict[str, Any] | None = None,
         store: Store | None = None,
@@ -167,7 +166,7 @@ def until(condition: Callable[[], Any]) -> Any:
     raise AssertionError("it did not happen")
 
 
-def as_account(site: Site, kubeconfig: str, account: str, tmp_path: Path) -> KubernetesCluster:
+def as_account(site: Site, kubeconfig: str, account: str, tmp_path: Path) -> Cluster:
     """A connection with nothing but what charts/selfalign allows this account."""
     from kubernetes import client, config
 
@@ -199,7 +198,7 @@ def as_account(site: Site, kubeconfig: str, account: str, tmp_path: Path) -> Kub
 
 
 @pytest.fixture
-def site(real_cluster: KubernetesCluster, real_crd: str) -> Site:
+def site(real_cluster: Cluster, real_crd: str) -> Site:
     return Site(real_cluster, real_crd)
 
 
@@ -321,9 +320,9 @@ def test_the_nightly_submission_s_role_allows_what_it_does(
     site: Site, real_crd: str, tmp_path: Path
 ) -> None:
     own = as_account(site, real_crd, "selfalign-submit", tmp_path)
-    made = Submission(own, lambda: datetime.now(UTC)).submit_nightly({})
+    made = submit_nightly(own, {}, {})
     with pytest.raises(NightlyOverlap):
-        Submission(own, lambda: datetime.now(UTC)).submit_nightly({})
+        submit_nightly(own, {}, {})
     (event,) = [e for e in site.cluster.list("events") if e["reason"] == "NightlyRefused"]
     assert event["involvedObject"]["name"] == name_of(made)
 

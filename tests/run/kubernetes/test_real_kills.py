@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from selfalign.run.executors.kubernetes.api import KubernetesCluster
+from selfalign.run.executors.kubernetes.api import Cluster
 from selfalign.run.executors.kubernetes.cluster import Conflict, Gone, labels_of, name_of
 from selfalign.run.executors.kubernetes.crd import STAGE_LABEL
 from selfalign.run.executors.kubernetes.outcome import job_end
@@ -84,7 +84,7 @@ def disturb(site: Site, run: str, choose: random.Random, disturbed: Counter[str]
 
 
 def test_kills_and_disruptions_change_no_artifact_and_cost_no_attempt(
-    real_cluster: KubernetesCluster, real_crd: str, tmp_path: Path
+    real_cluster: Cluster, real_crd: str, tmp_path: Path
 ) -> None:
     choose = random.Random(5)
     store = LocalStore(tmp_path / "store")

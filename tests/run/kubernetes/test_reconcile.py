@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from selfalign.errors import SelfAlignError, StoreDenied, StoreUnavailable
+from selfalign.run.executors.kubernetes.api import Cluster
 from selfalign.run.executors.kubernetes.cluster import (
-    Cluster,
     ClusterDenied,
     ClusterRejected,
     ClusterUnavailable,
@@ -294,10 +294,27 @@ def test_a_refused_job_is_told_and_its_number_is_not_used_up(world: World) -> No
         assert world.condition("Progressing")["reason"] == "ClusterDenied"
         assert "exceeded quota" in world.status()["message"]
         assert world.status()["attempts"] == []
+    (event,) = world.cluster.list("events")  # and none of a Job that is not there
+    assert (event["reason"], event["count"]) == ("ClusterDenied", 1)
     world.api = world.cluster
     world.restart()
     world.step()
     assert world.jobs() == ["toy-instruct-1"]
+
+
+def test_a_bug_is_told_without_the_secrets_in_its_text(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_arguments: object) -> None:
+        raise KeyError("https://me:hunter2@proxy [31m")
+
+    world.submit()
+    monkeypatch.setattr("selfalign.run.executors.kubernetes.reconcile.plan_from_store", broken)
+    with pytest.raises(KeyError):
+        world.step()
+    for told in (world.status()["message"], world.events()[0][1]):
+        assert "hunter2" not in told
+        assert told.isprintable()
 
 
 def test_a_job_that_the_api_server_finds_wrong_ends_the_run(world: World) -> None:

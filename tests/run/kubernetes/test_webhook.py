@@ -138,6 +138,7 @@ def test_a_rollback_is_told_too(site: WebhookSite) -> None:
         (URL_VARIABLE, "ftp://a-secret", f"{URL_VARIABLE} holds no http address"),
         (KEY_VARIABLE, "short", f"{KEY_VARIABLE} holds no key of at least 24 bytes"),
         (KEY_VARIABLE, "whsec_!", f"{KEY_VARIABLE} holds no key of at least 24 bytes"),
+        (KEY_VARIABLE, "whsec_ü", f"{KEY_VARIABLE} holds no key of at least 24 bytes"),
     ],
     ids=str,
 )

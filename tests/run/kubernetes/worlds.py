@@ -17,7 +17,8 @@ import yaml
 from selfalign.inputs import push
 from selfalign.load import validate_config
 from selfalign.pipeline import STAGES
-from selfalign.run.executors.kubernetes.cluster import Cluster, Resource
+from selfalign.run.executors.kubernetes.api import Cluster
+from selfalign.run.executors.kubernetes.cluster import Resource
 from selfalign.run.executors.kubernetes.configuration import declared_inputs
 from selfalign.run.executors.kubernetes.crd import (
     CONFIG_ANNOTATION,

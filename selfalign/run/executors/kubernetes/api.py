@@ -58,7 +58,7 @@ class Expired(Exception):
 
 def connect(
     namespace: str | None = None, *, context: str | None = None, kubeconfig: str | None = None
-) -> KubernetesCluster:
+) -> Cluster:
     """Connect as a pod's service account, or as a person by kubeconfig.
 
     Args:
@@ -89,29 +89,40 @@ def connect(
             f"no usable kubeconfig: {str(error).splitlines()[0][:200]}",
             remedy="set KUBECONFIG to your cluster's file; `kubectl cluster-info` must answer",
         ) from error
-    return KubernetesCluster(namespace or found, client.ApiClient(settings))
+    return Cluster(namespace or found, client.ApiClient(settings))
 
 
-class KubernetesCluster:
-    """One namespace of a real cluster. Safe to use from several threads."""
+class Cluster:
+    """One namespace of a cluster. Safe to use from several threads.
+
+    Kinds are plural names: alignmentruns, jobs, pods, cronjobs, configmaps, events, deployments,
+    inferenceservices. Every method raises ClusterUnavailable or ClusterDenied where that is the
+    cause. The tests have another one, in memory, and both pass one contract suite.
+    """
 
     def __init__(self, namespace: str, client: Any) -> None:
         self.namespace = namespace
         self._client = client  # kubernetes.client.ApiClient
 
     def list(self, kind: str, selector: str = "", fields: str = "") -> Resources:
+        """All objects of a kind that match a label selector and a field selector."""
         return self._list(kind, selector, fields)[0]
 
     def get(self, kind: str, name: str) -> Resource:
+        """One object. Raises Gone."""
         return self._object("get", kind, name)
 
     def create(self, kind: str, body: Resource) -> Resource:
+        """Raises Conflict when the name is taken, ClusterRejected when the object is wrong."""
         return self._object("create", kind, body=body)
 
     def patch(self, kind: str, name: str, change: Resource) -> Resource:
+        """Apply a JSON merge patch. Raises Gone."""
         return self._object("patch", kind, name, body=change)
 
     def patch_status(self, run: Resource, status: Resource) -> Resource:
+        """Replace an AlignmentRun's status. Raises Gone, and Conflict when another version of the
+        run is stored than the one given."""
         metadata = {name: run["metadata"][name] for name in ("uid", "resourceVersion")}
         # a merge patch keeps what the new status does not have, unless it is null
         removed = {name: None for name in run.get("status") or {} if name not in status}
@@ -119,11 +130,16 @@ class KubernetesCluster:
         return self._object("patch", f"{crd.PLURAL}/status", run["metadata"]["name"], body=body)
 
     def delete(self, kind: str, name: str, *, uid: str) -> None:
+        """Delete this very object and, in the background, what it owns; it may be gone already."""
         body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
         with contextlib.suppress(Gone, Conflict):
             self._call("delete", kind, name, body=body)
 
     def watch(self, kind: str, timeout_seconds: int, selector: str = "") -> Iterator[Change | None]:
+        """All objects, None when that list is complete, then each as it changes.
+
+        Ends at the timeout, or when the server no longer has the history: list again then.
+        """
         from kubernetes import watch
         from kubernetes.client.exceptions import ApiException
 
@@ -155,6 +171,7 @@ class KubernetesCluster:
     def log_lines(
         self, pod: str, *, container: str, follow: bool, tail_lines: int | None = None
     ) -> Iterator[str]:
+        """Lines of a container's log; with `follow` until the container ends. Raises Gone."""
         from kubernetes.watch.watch import iter_resp_lines
 
         query: Query = {"container": container, "follow": str(follow).lower()}

@@ -1,13 +1,9 @@
-"""The seam to the Kubernetes API: what selfalign asks of it, as plain dicts, and its errors.
-
-`api.py` is the real cluster. The tests have one in memory, and both pass one contract suite.
-"""
+"""What the Kubernetes API answers, as plain dicts, and its errors; `api.py` asks it."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from selfalign.errors import ConfigurationError, StoreDenied, StoreUnavailable
 
@@ -43,55 +39,6 @@ class ClusterRejected(ConfigurationError):
     """The API server finds the object wrong."""
 
 
-class Cluster(Protocol):
-    """One namespace of a cluster.
-
-    Kinds are plural names: alignmentruns, jobs, pods, cronjobs, configmaps, events, deployments,
-    inferenceservices.
-    Every method raises ClusterUnavailable or ClusterDenied where that is the cause.
-    """
-
-    namespace: str
-
-    def list(self, kind: str, selector: str = "", fields: str = "") -> Resources:
-        """All objects of a kind that match a label selector and a field selector."""
-        ...
-
-    def get(self, kind: str, name: str) -> Resource:
-        """One object. Raises Gone."""
-        ...
-
-    def create(self, kind: str, body: Resource) -> Resource:
-        """Raises Conflict when the name is taken, ClusterRejected when the object is wrong."""
-        ...
-
-    def patch(self, kind: str, name: str, change: Resource) -> Resource:
-        """Apply a JSON merge patch. Raises Gone."""
-        ...
-
-    def patch_status(self, run: Resource, status: Resource) -> Resource:
-        """Replace an AlignmentRun's status. Raises Gone, and Conflict when another version of the
-        run is stored than the one given."""
-        ...
-
-    def delete(self, kind: str, name: str, *, uid: str) -> None:
-        """Delete this very object and, in the background, what it owns; it may be gone already."""
-        ...
-
-    def watch(self, kind: str, timeout_seconds: int, selector: str = "") -> Iterator[Change | None]:
-        """All objects, None when that list is complete, then each as it changes.
-
-        Ends at the timeout, or when the server no longer has the history: list again then.
-        """
-        ...
-
-    def log_lines(
-        self, pod: str, *, container: str, follow: bool, tail_lines: int | None = None
-    ) -> Iterator[str]:
-        """Lines of a container's log; with `follow` until the container ends. Raises Gone."""
-        ...
-
-
 def backoff_seconds(failures: int, limit_seconds: float = 15.0) -> float:
     """Before the next try: it doubles up to the limit, with jitter so that clients spread out."""
     longest: float = min(0.5 * 2 ** min(failures, 10), limit_seconds)
@@ -116,6 +63,19 @@ def annotations_of(resource: Resource) -> dict[str, str]:
 def is_terminating(resource: Resource) -> bool:
     """Whether the object is being deleted and waits for its finalizers."""
     return bool(resource["metadata"].get("deletionTimestamp"))
+
+
+def container_statuses(pod: Resource) -> list[Resource]:
+    """How a pod's containers stand, those that run before the others first."""
+    status = pod.get("status") or {}
+    kinds = ("initContainerStatuses", "containerStatuses")
+    return [container for kind in kinds for container in status.get(kind) or []]
+
+
+def is_true(resource: Resource, kind: str) -> bool:
+    """Whether the object's condition of this type is there and true."""
+    conditions = (resource.get("status") or {}).get("conditions") or []
+    return any(c.get("type") == kind and c.get("status") == "True" for c in conditions)
 
 
 def owner_of(resource: Resource) -> Resource:

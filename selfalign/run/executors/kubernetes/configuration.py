@@ -24,8 +24,8 @@ from selfalign.inputs import read_input, revision_of, unstored
 from selfalign.load import deep_merge, dump_config, read_yaml, validate_config, value_at
 from selfalign.pipeline import STAGES
 from selfalign.run.executors.kubernetes import crd
+from selfalign.run.executors.kubernetes.api import Cluster
 from selfalign.run.executors.kubernetes.cluster import (
-    Cluster,
     Conflict,
     Gone,
     Resource,

@@ -17,12 +17,13 @@ from functools import cache
 
 from selfalign.errors import ConfigurationError, SelfAlignError
 from selfalign.run.executors.kubernetes import crd
+from selfalign.run.executors.kubernetes.api import Cluster
 from selfalign.run.executors.kubernetes.cluster import (
-    Cluster,
     Conflict,
     Resource,
     backoff_seconds,
     is_terminating,
+    is_true,
     labels_of,
     name_of,
 )
@@ -253,7 +254,7 @@ class Controller:
             if self._is_newest(run):
                 self._newest = run
             completed = (run.get("status") or {}).get("completedAt")
-            if crd.is_true(run, "Succeeded") and completed:
+            if is_true(run, "Succeeded") and completed:
                 self.metrics.succeeded(completed)
             if was not in (None, "Succeeded", "Failed"):
                 self._wake()

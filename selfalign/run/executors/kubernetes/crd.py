@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
 
 from selfalign.errors import ConfigurationError
-from selfalign.run.executors.kubernetes.cluster import Resource, name_of
+from selfalign.run.executors.kubernetes.cluster import Resource, is_true, name_of
 from selfalign.run.record import RunStatus
 from selfalign.store.documents import first_problem
 
@@ -58,15 +59,15 @@ class AlignmentRunSpec(BaseModel):
         priority: a PriorityClass for the pods; None leaves it to the stage's template.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True
+    )
 
     config: dict[str, Any] = Field(default_factory=dict)
-    max_attempts: int = Field(default=3, alias="maxAttempts", ge=1, le=10)
+    max_attempts: int = Field(3, ge=1, le=10)
     suspend: bool = False
-    ttl_seconds_after_finished: int | None = Field(
-        default=None, alias="ttlSecondsAfterFinished", ge=0, le=2**31 - 1
-    )
-    queue_name: str | None = Field(default=None, alias="queueName")
+    ttl_seconds_after_finished: int | None = Field(None, ge=0, le=2**31 - 1)
+    queue_name: str | None = None
     priority: str | None = None
 
 
@@ -129,12 +130,6 @@ def condition(run: Resource, kind: ConditionType) -> Resource | None:
     """The run's condition of this type, if it has one."""
     conditions = (run.get("status") or {}).get("conditions") or []
     return next((c for c in conditions if c["type"] == kind), None)
-
-
-def is_true(run: Resource, kind: ConditionType) -> bool:
-    """Whether the condition is there and true."""
-    found = condition(run, kind)
-    return found is not None and found["status"] == "True"
 
 
 def is_finished(run: Resource) -> bool:

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 
 from selfalign.run.executors.kubernetes import crd
 from selfalign.run.executors.kubernetes.adapters import Told, ask_pods, serves_adapters
+from selfalign.run.executors.kubernetes.api import Cluster
 from selfalign.run.executors.kubernetes.cluster import (
-    Cluster,
     Gone,
     Resource,
     annotations_of,
+    container_statuses,
     is_terminating,
+    is_true,
     name_of,
 )
 from selfalign.run.executors.kubernetes.serving import Reason, Wanted
@@ -135,9 +137,7 @@ def _digest_of(template: Resource) -> str | None:
 
 
 def _is_ready(pod: Resource) -> bool:
-    conditions = (pod.get("status") or {}).get("conditions") or []
-    ready = any(c.get("type") == "Ready" and c.get("status") == "True" for c in conditions)
-    return ready and not is_terminating(pod)
+    return is_true(pod, "Ready") and not is_terminating(pod)
 
 
 def _gave_up(status: Resource) -> bool:
@@ -149,11 +149,7 @@ def _gave_up(status: Resource) -> bool:
 
 def _container_says(pod: Resource) -> str:
     """What a container of a pod that does not start ended with, or waits for."""
-    status = pod.get("status") or {}
-    for container in [
-        *(status.get("initContainerStatuses") or []),
-        *(status.get("containerStatuses") or []),
-    ]:
+    for container in container_statuses(pod):
         for state in (container.get("state") or {}, container.get("lastState") or {}):
             ended = state.get("terminated") or {}
             if ended.get("exitCode"):

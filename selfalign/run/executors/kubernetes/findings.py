@@ -15,7 +15,8 @@ from pydantic import BaseModel
 
 from selfalign.errors import DataError
 from selfalign.run.executors.kubernetes import configuration, crd
-from selfalign.run.executors.kubernetes.cluster import Cluster, Resource
+from selfalign.run.executors.kubernetes.api import Cluster
+from selfalign.run.executors.kubernetes.cluster import Resource
 from selfalign.run.record import Attempt, StageState
 from selfalign.serving.card import Score
 from selfalign.store.artifact import artifact_prefix, read_file_as, read_manifest
@@ -40,10 +41,7 @@ class Findings(NamedTuple):
         verdict: one of VERDICTS; "None" where the run ended before its gate judged.
         scores: overall means; those of single kinds, and of variants without a principle, are in
             the report.
-        tokens_per_second: by stage, as its manifest says.
-        gpu_seconds: by stage, of the attempts of this run: how long each took, times the GPUs of
-            its pods. A stage that was reused has none.
-        seconds: by stage, of all attempts.
+        gpu_seconds: by stage, of this run's attempts; a stage that was reused has none.
     """
 
     run: str

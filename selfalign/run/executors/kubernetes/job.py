@@ -14,8 +14,8 @@ from selfalign.pipeline import BY_NAME
 from selfalign.records import digest
 from selfalign.run.drive import iso
 from selfalign.run.executors.kubernetes import crd
+from selfalign.run.executors.kubernetes.api import Cluster
 from selfalign.run.executors.kubernetes.cluster import (
-    Cluster,
     Conflict,
     Gone,
     Resource,

@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 
 from selfalign.run.drive import iso
 from selfalign.run.executors.kubernetes import crd
-from selfalign.run.executors.kubernetes.cluster import Cluster, Gone, Resource, annotations_of
+from selfalign.run.executors.kubernetes.api import Cluster
+from selfalign.run.executors.kubernetes.cluster import Gone, Resource, annotations_of
 from selfalign.run.executors.kubernetes.serving import Reason, Wanted
 from selfalign.telemetry import log
 

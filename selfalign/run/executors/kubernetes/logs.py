@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 
 from selfalign.errors import ConfigurationError, SelfAlignError, TemporaryError
 from selfalign.run.executors.kubernetes import crd
+from selfalign.run.executors.kubernetes.api import Cluster
 from selfalign.run.executors.kubernetes.cluster import (
-    Cluster,
     ClusterUnavailable,
     Gone,
     Resource,
@@ -105,6 +107,7 @@ class Follower:
     show: Callable[[str, str], None]
     tell: Callable[[str], None]
     _streams: dict[str, threading.Thread] = field(default_factory=dict)
+    _shown: Counter[str] = field(default_factory=Counter)  # lines, by the pod's uid
     _last: str = ""
 
     def to_the_end(self, job: str) -> int:
@@ -127,7 +130,7 @@ class Follower:
                 time.sleep(backoff_seconds(failures))
                 continue
             if code is not None:
-                for stream in self._streams.values():
+                for stream in list(self._streams.values()):
                     stream.join(timeout=30)
                 return code
             time.sleep(_POLL_SECONDS)
@@ -158,14 +161,17 @@ class Follower:
         thread.start()
 
     def _copy(self, pod: Resource) -> None:
+        uid, name = pod["metadata"]["uid"], name_of(pod)
         try:
-            for line in self.cluster.log_lines(
-                name_of(pod), container=crd.STAGE_CONTAINER, follow=True
-            ):
+            lines = self.cluster.log_lines(name, container=crd.STAGE_CONTAINER, follow=True)
+            for line in islice(lines, self._shown[uid], None):
                 self.show(shard_of(pod), line)
+                self._shown[uid] += 1
         except (Gone, SelfAlignError) as error:
             # The Job's end is found out by asking for the Job, not by its log.
-            self._say(f"the log of pod {name_of(pod)} broke off: {error}")
+            self._say(f"the log of pod {name} broke off: {error}")
+            if isinstance(error, ClusterUnavailable):
+                del self._streams[uid]  # so that it is begun again
 
     def _say(self, sentence: str) -> None:
         if sentence and sentence != self._last:

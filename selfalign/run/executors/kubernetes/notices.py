@@ -24,8 +24,8 @@ from selfalign.config import NotifyConfig
 from selfalign.errors import ConfigurationError, SelfAlignError
 from selfalign.run.drive import iso
 from selfalign.run.executors.kubernetes import configuration, crd
+from selfalign.run.executors.kubernetes.api import Cluster
 from selfalign.run.executors.kubernetes.cluster import (
-    Cluster,
     Conflict,
     Gone,
     Resource,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from selfalign.errors import PERMANENT_EXIT_CODES, UNCHARGED_EXIT_CODES
 from selfalign.pipeline import BY_NAME
 from selfalign.run.executors.kubernetes import crd
-from selfalign.run.executors.kubernetes.cluster import Resource, annotations_of, labels_of
+from selfalign.run.executors.kubernetes.cluster import Resource, annotations_of, is_true, labels_of
 from selfalign.run.record import Attempt, Cause
 from selfalign.telemetry import parse_event
 
@@ -122,10 +122,7 @@ def job_end(job: Resource) -> Resource | None:
 
 def is_disrupted(pod: Resource) -> bool:
     """Whether the pod was evicted, preempted or drained."""
-    return any(
-        condition.get("type") == "DisruptionTarget" and condition.get("status") == "True"
-        for condition in (pod.get("status") or {}).get("conditions") or []
-    )
+    return is_true(pod, "DisruptionTarget")
 
 
 def failed_ends(pods: Iterable[Resource]) -> list[ContainerEnd]:

@@ -15,17 +15,25 @@ from functools import partial
 
 from selfalign import __version__
 from selfalign.config import RunConfig
-from selfalign.errors import ConfigurationError, PermanentError, SelfAlignError, StoreDenied
+from selfalign.errors import (
+    ConfigurationError,
+    PermanentError,
+    SelfAlignError,
+    StoreDenied,
+    hide_secrets,
+    printable,
+)
 from selfalign.records import digest
 from selfalign.run.drive import Driver, failed, iso
 from selfalign.run.executors.kubernetes import configuration, crd
+from selfalign.run.executors.kubernetes.api import Cluster
 from selfalign.run.executors.kubernetes.cluster import (
-    Cluster,
     ClusterUnavailable,
     Conflict,
     Gone,
     Resource,
     is_terminating,
+    is_true,
     labels_of,
     name_of,
 )
@@ -69,8 +77,6 @@ class Reconciler:
     """Brings one run at a time closer to its end.
 
     Attributes:
-        open_store: opens the store of a run's configuration.
-        clock: the time; a fixed one in tests.
         monotonic: seconds, for what is remembered.
         on_attempt_ended: called with each attempt that was seen to end.
         is_owed: whether somebody is still to be told how a run ended, before it may be deleted.
@@ -86,14 +92,9 @@ class Reconciler:
     _recorded: dict[str, tuple[Store, RunStatus]] = field(default_factory=dict)  # by run's name
 
     def reconcile(self, name: str) -> float | None:
-        """Take one step of a run.
-
-        Returns:
-            Seconds until the next step is due; None waits for an event.
-
-        Raises:
-            SelfAlignError: API server or store fail or refuse; to be tried again, always.
-        """
+        """Take one step of a run; the seconds until the next one is due, or None to wait for an
+        event. Raises SelfAlignError where API server or store fail or refuse; to be tried again,
+        always."""
         try:
             run = self.cluster.get(crd.PLURAL, name)
         except Gone:
@@ -214,13 +215,8 @@ class Reconciler:
 
 @dataclass(slots=True)
 class _Step:
-    """One step of one run.
-
-    Attributes:
-        run: as last read or written, so that the next write has the right version.
-        status: as last read or written.
-        config: once it is known.
-    """
+    """One step of one run; `run` and `status` are as last read or written, so that the next write
+    has the right version."""
 
     by: Reconciler
     run: Resource
@@ -228,9 +224,11 @@ class _Step:
     config: RunConfig | None = None
     driver: Driver | None = None
     began: float = field(init=False)
+    told: tuple[str, str] = field(init=False)  # before this step
 
     def __post_init__(self) -> None:
         self.began = self.by.monotonic()
+        self.told = (self.status.reason, self.status.message)
 
     def take(self) -> float | None:
         """Take the step. Whatever goes wrong ends the run or is explained in its status."""
@@ -248,14 +246,14 @@ class _Step:
             self._explain(type(error).__name__, error.message, error.remedy)
             raise
         except Exception as error:
-            message = f"{type(error).__name__}: {str(error)[:300]}"
+            message = printable(hide_secrets(f"{type(error).__name__}: {error}"))[:300]
             self._explain("InternalError", message, "report this bug; it is tried again")
             raise
 
     def _take(self) -> float | None:
         check_run_name(name_of(self.run))
         spec = crd.parse_spec(self.run)
-        if not crd.is_true(self.run, "Accepted"):
+        if not is_true(self.run, "Accepted"):
             self._refuse_overlap()
         self.config = configuration.pinned_config(self.by.cluster, self.run, spec)
         if not spec.suspend and not _has_a_turn(self.run) and (ahead := self._ahead()):
@@ -336,9 +334,8 @@ class _Step:
 
     def _explain(self, reason: str, message: str, remedy: str | None) -> None:
         """Say why the run does not move; it is tried again."""
-        known = (self.status.reason, self.status.message) == (reason, message)
         self.save(self._changed(reason=reason, message=message, remedy=remedy))
-        if not known:
+        if self.told != (reason, message):
             self.by.emit(self.run, reason, crd.one_line(self.status), warning=True)
 
     def _fail(self, error: SelfAlignError) -> None:
@@ -359,7 +356,7 @@ class _Step:
         known = {attempt.identity: attempt.condition for attempt in before.attempts}
         for attempt in after.attempts:
             was = known.get(attempt.identity)
-            if was is None and attempt.condition in ("Pending", "Active"):
+            if was in (None, "Pending") and attempt.condition != "Pending":  # its Job was seen
                 job = crd.job_name(name, attempt.stage, attempt.number)
                 self.by.emit(self.run, "StageStarted", f"{attempt.stage}: starts as Job {job}")
             if attempt.condition == was or attempt.condition not in ("Complete", "Failed"):
@@ -391,7 +388,7 @@ def running_nightly(cluster: Cluster, besides: Resource | None = None) -> Resour
             return other
         if other["metadata"]["uid"] == besides["metadata"]["uid"]:
             continue
-        if crd.is_true(other, "Accepted") or _turn(other) < _turn(besides):
+        if is_true(other, "Accepted") or _turn(other) < _turn(besides):
             return other
     return None
 

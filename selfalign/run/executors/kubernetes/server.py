@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -25,10 +26,6 @@ class Metrics:
     Args:
         phases: how many AlignmentRuns stand in which phase.
         depth: how many runs are due.
-
-    Attributes:
-        standing: how the current model stands; None while none was promoted.
-        findings: what the newest finished run found.
     """
 
     def __init__(self, phases: Callable[[], Counter[str]], depth: Callable[[], int]) -> None:
@@ -144,13 +141,7 @@ def _of_newest_run(findings: Findings) -> Iterator[Any]:
 
 
 class Server:
-    """Serves health and metrics until it is closed.
-
-    Args:
-        port: 0 lets the system choose (tests).
-        healthy: what is wrong, or nothing.
-        ready: what is missing, or nothing.
-    """
+    """Serves health and metrics until it is closed; port 0 lets the system choose."""
 
     def __init__(self, port: int, metrics: Metrics, healthy: Problems, ready: Problems) -> None:
         from prometheus_client import make_wsgi_app
@@ -170,7 +161,7 @@ class Server:
             start_response(status, [("Content-Type", "text/plain")])
             return ["\n".join([*problems, "" if problems else "ok\n"]).encode()]
 
-        self._server = make_server("", port, app, _Threads, _Quiet)
+        self._server = make_server("", port, app, _DualStack, _Quiet)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
         self.port = int(self._server.server_port)
@@ -182,8 +173,16 @@ class Server:
         self._thread.join()
 
 
-class _Threads(ThreadingMixIn, WSGIServer):
+class _DualStack(ThreadingMixIn, WSGIServer):
+    """Listens to IPv4 and IPv6, as far as the machine has them."""
+
     daemon_threads = True
+    address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
 
 
 class _Quiet(WSGIRequestHandler):

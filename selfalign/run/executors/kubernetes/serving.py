@@ -17,7 +17,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from selfalign.run.drive import iso
 from selfalign.run.executors.kubernetes import configuration, crd
-from selfalign.run.executors.kubernetes.cluster import Cluster, Conflict, Gone, Resource, name_of
+from selfalign.run.executors.kubernetes.api import Cluster
+from selfalign.run.executors.kubernetes.cluster import Conflict, Gone, Resource, name_of
 from selfalign.run.executors.kubernetes.reconcile import emit
 from selfalign.store.base import Store
 from selfalign.store.pointer import Pointer, read_pointer
@@ -33,10 +34,8 @@ class Wanted(NamedTuple):
     """The model that is to be served.
 
     Attributes:
-        digest: of the model that `current` names.
         uri: where its files lie, complete and under their real names: STORE/models/<digest>.
         run: that promoted it; None after a rollback.
-        moved_at: when the pointer moved.
     """
 
     digest: str
@@ -64,10 +63,8 @@ class Standing(NamedTuple):
     """How the current model stands.
 
     Attributes:
-        digest: of the model that `current` names.
         reason: the reason of the condition Served; NotFollowed where nothing is to serve it.
         message: cause and remedy; the same text as long as nothing changes.
-        promoted_at: when the pointer moved.
     """
 
     digest: str
@@ -83,12 +80,7 @@ class Standing(NamedTuple):
 
 @dataclass(slots=True)
 class Serving:
-    """Follows the pointer with one target.
-
-    Attributes:
-        open_store: opens the platform's store.
-        target: None only reads the pointer, for the metrics.
-    """
+    """Follows the pointer with one target; without one it only reads it, for the metrics."""
 
     cluster: Cluster
     open_store: Callable[[str], Store]
@@ -96,14 +88,8 @@ class Serving:
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     def step(self) -> Standing | None:
-        """Roll the target where the pointer has moved, and write what is served.
-
-        Returns:
-            How the current model stands; None while none is promoted.
-
-        Raises:
-            SelfAlignError: API server or store fail or refuse; the next step tries again.
-        """
+        """Roll the target where the pointer has moved, write what is served, and return it; None
+        while no model is promoted. Raises SelfAlignError; the next step tries again."""
         store = self.open_store(configuration.platform_store(self.cluster))
         current = read_pointer(store)
         if current is None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,8 +16,8 @@ from selfalign.load import deep_merge, validate_config
 from selfalign.pipeline import BY_NAME
 from selfalign.run.drive import iso
 from selfalign.run.executors.kubernetes import crd
+from selfalign.run.executors.kubernetes.api import Cluster
 from selfalign.run.executors.kubernetes.cluster import (
-    Cluster,
     Conflict,
     Resource,
     annotations_of,
@@ -42,64 +41,64 @@ from selfalign.run.record import check_run_name
 _ACCEPTED_WITHIN_SECONDS = 60
 
 
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """Makes runs in one namespace.
+def submit(cluster: Cluster, name: str, config: Resource, spec: Resource) -> Resource:
+    """Make a run. Raises ConfigurationError when the name is taken.
 
-    Attributes:
-        submitter: what makes it; the same for each try of one nightly Job, else empty.
+    Args:
         spec: of the AlignmentRun, beside its configuration; None leaves a field to its default.
     """
+    try:
+        return _create(cluster, name, config, spec)
+    except Conflict:
+        raise ConfigurationError(
+            f"an AlignmentRun {name!r} exists in namespace {cluster.namespace}",
+            remedy="give the run another name with --name, or leave it out: a new run reuses "
+            "what an earlier one finished",
+        ) from None
 
-    cluster: Cluster
-    clock: Callable[[], datetime]
-    submitter: str = ""
-    spec: dict[str, Any] = field(default_factory=dict)
 
-    def submit(self, name: str, config: dict[str, Any]) -> Resource:
-        """Make a run. Raises ConfigurationError when the name is taken."""
-        try:
-            return self._create(name, config)
-        except Conflict:
-            raise ConfigurationError(
-                f"an AlignmentRun {name!r} exists in namespace {self.cluster.namespace}",
-                remedy="give the run another name with --name, or leave it out: a new run reuses "
-                "what an earlier one finished",
-            ) from None
+def submit_nightly(
+    cluster: Cluster, config: Resource, spec: Resource, *, submitter: str = ""
+) -> Resource:
+    """Make tonight's run, or find the one that an earlier try of this submitter made.
 
-    def submit_nightly(self, config: dict[str, Any]) -> Resource:
-        """Make tonight's run, or find the one that an earlier try of this submitter made.
+    Raises NightlyOverlap while another nightly run is running.
 
-        Raises NightlyOverlap while another nightly run is running.
-        """
-        for run in self.cluster.list(crd.PLURAL, crd.NIGHTLY_LABEL):
-            submitter = annotations_of(run).get(crd.SUBMITTED_BY_ANNOTATION)
-            if self.submitter and submitter == self.submitter:
-                return run
-        name = f"nightly-{self.clock():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-        running = running_nightly(self.cluster)
-        if running is not None:
-            error = overlap(name_of(running), name)
-            moment = iso(self.clock())
-            emit(self.cluster, running, "NightlyRefused", error.message, True, moment)
-            raise error
-        mark = {crd.SUBMITTED_BY_ANNOTATION: self.submitter} if self.submitter else None
-        return self._create(name, config, labels={crd.NIGHTLY_LABEL: "true"}, annotations=mark)
+    Args:
+        submitter: what makes it; the same for each try of one nightly Job, else empty.
+    """
+    for run in cluster.list(crd.PLURAL, crd.NIGHTLY_LABEL):
+        if submitter and annotations_of(run).get(crd.SUBMITTED_BY_ANNOTATION) == submitter:
+            return run
+    moment = datetime.now(UTC)
+    name = f"nightly-{moment:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    running = running_nightly(cluster)
+    if running is not None:
+        error = overlap(name_of(running), name)
+        emit(cluster, running, "NightlyRefused", error.message, True, iso(moment))
+        raise error
+    mark = {crd.SUBMITTED_BY_ANNOTATION: submitter} if submitter else None
+    return _create(
+        cluster, name, config, spec, labels={crd.NIGHTLY_LABEL: "true"}, annotations=mark
+    )
 
-    def _create(self, name: str, config: dict[str, Any], **metadata: Any) -> Resource:
-        check_run_name(name)
-        platform = read_platform(self.cluster)
-        own = config_in(platform)
-        # The stages' own sections are merged when the run starts.
-        merged = validate_config(deep_merge(own, config), "the run's configuration")
-        spec = {key: value for key, value in self.spec.items() if value is not None}
-        if config:
-            spec["config"] = config
-        body = crd.new_run(name, self.cluster.namespace, spec, **metadata)
-        parsed, policy = crd.parse_spec(body), policy_in(platform)
-        check_allowed(parsed, policy, own)
-        check_limits(parsed, policy, merged)
-        return self.cluster.create(crd.PLURAL, body)
+
+def _create(
+    cluster: Cluster, name: str, config: Resource, spec: Resource, **metadata: Any
+) -> Resource:
+    check_run_name(name)
+    platform = read_platform(cluster)
+    own = config_in(platform)
+    # The stages' own sections are merged when the run starts.
+    merged = validate_config(deep_merge(own, config), "the run's configuration")
+    spec = {key: value for key, value in spec.items() if value is not None}
+    if config:
+        spec["config"] = config
+    body = crd.new_run(name, cluster.namespace, spec, **metadata)
+    parsed, policy = crd.parse_spec(body), policy_in(platform)
+    check_allowed(parsed, policy, own)
+    check_limits(parsed, policy, merged)
+    return cluster.create(crd.PLURAL, body)
 
 
 def start_by_hand(

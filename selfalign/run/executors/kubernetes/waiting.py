@@ -10,7 +10,13 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import NamedTuple
 
-from selfalign.run.executors.kubernetes.cluster import Resource, is_terminating, labels_of, name_of
+from selfalign.run.executors.kubernetes.cluster import (
+    Resource,
+    container_statuses,
+    is_terminating,
+    labels_of,
+    name_of,
+)
 from selfalign.run.executors.kubernetes.crd import KUEUE_QUEUE_LABEL
 from selfalign.run.executors.kubernetes.outcome import job_end
 
@@ -101,10 +107,7 @@ def _pod_waits(pod: Resource, moment: datetime) -> Waiting | None:
     status = pod.get("status") or {}
     if status.get("phase") != "Pending":
         return None
-    for container in [
-        *(status.get("initContainerStatuses") or []),
-        *(status.get("containerStatuses") or []),
-    ]:
+    for container in container_statuses(pod):
         waiting = (container.get("state") or {}).get("waiting") or {}
         found = _CONTAINER_WAITS.get(waiting.get("reason", ""))
         if found:
