@@ -86,7 +86,7 @@ def print_promotions(count: int) -> None:
             ]
             row = " | ".join(f"{share:.2f}" for share in shares)
             print(f"| {said} | {len(example.items)} | {row} |", flush=True)
-    half = proportion([1.0] * (count // 2) + [0.0] * (count // 2), confidence=0.95)
+    half = proportion([[1.0]] * (count // 2) + [[0.0]] * (count // 2), confidence=0.95)
     assert half.low is not None
     print(f"each share is within {0.5 - half.low:.2f} of the truth (95%)\n")
 

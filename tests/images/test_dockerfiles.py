@@ -160,6 +160,7 @@ def test_all_that_images_may_install_has_hashes_at_the_version_of_the_constraint
         install.locked({"install": [{"metadata": metadata} for metadata in unknown]})
 
 
+@pytest.mark.usefixtures("install")  # beside it
 def test_a_file_with_another_hash_is_not_installed(tmp_path: Path) -> None:
     wheel, site = tmp_path / "tiny-1.0-py3-none-any.whl", tmp_path / "site"
     with zipfile.ZipFile(wheel, "w") as archive:
