@@ -89,11 +89,9 @@ def _guards(config: GuardsConfig) -> Iterator[GateRule]:
             )
     if config.min_length_ratio is not None or config.max_length_ratio is not None:
         for against in ("promoted", "anchor"):
-            yield GateRule.model_validate(
-                {
-                    "metric": scores.LENGTH_WORDS,
-                    "against": against,
-                    "min_ratio": config.min_length_ratio,
-                    "max_ratio": config.max_length_ratio,
-                }
+            yield GateRule(
+                metric=scores.LENGTH_WORDS,
+                against=against,
+                min_ratio=config.min_length_ratio,
+                max_ratio=config.max_length_ratio,
             )

@@ -94,8 +94,7 @@ def read_decision(store: Store, promotion: str) -> Approval | None:
 
 def ask(store: Store, request: ApprovalRequest) -> Approval | None:
     """Put up a request, unless an earlier attempt has; what is `decided` on the one that stands."""
-    write_once(store, _request_place(request.promotion), request)
-    return decided(store, request.promotion)
+    return _decision_on(store, write_once(store, _request_place(request.promotion), request))
 
 
 def decided(store: Store, promotion: str) -> Approval | None:
@@ -103,12 +102,16 @@ def decided(store: Store, promotion: str) -> Approval | None:
 
     Raises DataError for a decision on another request.
     """
-    request, found = read_request(store, promotion), read_decision(store, promotion)
-    if request is None or found is None:
-        return None
-    if found.request != request.digest:
+    request = read_request(store, promotion)
+    return None if request is None else _decision_on(store, request)
+
+
+def _decision_on(store: Store, request: ApprovalRequest) -> Approval | None:
+    found = read_decision(store, request.promotion)
+    if found is not None and found.request != request.digest:
         raise DataError(
-            f"{store.url}/{_place(promotion)}: answers another request than {request.digest[:12]}",
+            f"{store.url}/{_place(request.promotion)}: answers another request than "
+            f"{request.digest[:12]}",
             remedy="it was copied, or made for one that gc has deleted: delete it and decide again",
         )
     return found

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selfalign.config import EngineConfig, RunConfig
+from selfalign.config import EngineConfig, EvaluateConfig, RunConfig
 from selfalign.engines.base import GenerationRequest, Sampling, ScoreRequest
 from selfalign.errors import ConfigurationError, DataError
 from selfalign.evaluation.datasets import load_heldout
@@ -75,13 +75,21 @@ def check_long_items(config: RunConfig, seeds: Seeds) -> None:
     limit = _limit(config, config.evaluate.engine)
     if limit is None:
         return
+    heldout = load_heldout(config.evaluate.heldout) if config.evaluate.heldout else ()
+    sampling = Sampling(**config.evaluate.sampling.model_dump())
+    choices = {name: list(_choices(name, config.evaluate)) for name in SUITES}
     for variant in ("base", "base_principled"):
         principled = variant == "base_principled"
+        render = render_align if principled else render_standard
+        rules = render_principles(seeds.principles) + "\n\n" if principled else ""
         tasks: dict[str, list[GenerationRequest] | list[ScoreRequest]] = {
-            "heldout": list(_prompts(config, seeds, principled=principled))
+            "heldout": [
+                GenerationRequest(item.id, render(seeds, item.prompt), sampling, 0)
+                for item in heldout
+            ]
         }
-        for suite in SUITES:
-            tasks[suite] = list(_choices(suite, config, seeds, principled=principled))
+        for name, asked in choices.items():
+            tasks[name] = [replace(each, prompt=rules + each.prompt) for each in asked]
         for task, requests in tasks.items():
             # an item's requests count as one, in the order of the file
             items = list(dict.fromkeys(name.split("\t")[0] for name in limit.too_long(requests)))
@@ -118,20 +126,10 @@ def _limit(config: RunConfig, own: EngineConfig | None) -> ContextLimit | None:
     return ContextLimit(engine, directory)
 
 
-def _prompts(config: RunConfig, seeds: Seeds, *, principled: bool) -> Iterator[GenerationRequest]:
-    path = config.evaluate.heldout
-    render = render_align if principled else render_standard
-    sampling = Sampling(**config.evaluate.sampling.model_dump())
-    for item in load_heldout(path) if path else ():
-        yield GenerationRequest(item.id, render(seeds, item.prompt), sampling, 0)
-
-
-def _choices(
-    name: str, config: RunConfig, seeds: Seeds, *, principled: bool
-) -> Iterator[ScoreRequest]:
-    path = getattr(config.evaluate, name)
-    template = load_template(name, getattr(config.evaluate, f"{name}_template"))
-    rules = render_principles(seeds.principles) + "\n\n" if principled else ""
+def _choices(name: str, config: EvaluateConfig) -> Iterator[ScoreRequest]:
+    """What a suite asks of a model without principles; an item's name begins its requests' ids."""
+    path = getattr(config, name)
+    template = load_template(name, getattr(config, f"{name}_template"))
     for item in SUITES[name].load(path) if path else ():
         for each in SUITES[name].requests([item], template):
-            yield replace(each, id=f"{item.id}\t{each.id}", prompt=rules + each.prompt)
+            yield replace(each, id=f"{item.id}\t{each.id}")

@@ -70,7 +70,6 @@ class _Answer:
 
     item: HeldoutItem
     sample: int
-    samples: int  # that the model was asked for
     text: str
 
 
@@ -151,23 +150,26 @@ def _refusals(
     for model, answers in read.items():
         mine = {key: each for key, each in answers.items() if each.item.refusal is not None}
         if mine:
-            find = partial(_refusal_scores, mine, template, judged=judge.refusals == "judge")
+            samples = 1 + max(each.sample for each in answers.values())
+            judged = judge.refusals == "judge"
+            find = partial(_refusal_scores, mine, samples, template, judged=judged)
             yield f"judge-refusals-{model}", _Work(model, len(mine), find)
 
 
 def _refusal_scores(
-    answers: Mapping[str, _Answer], template: Template, engine: Asked, *, judged: bool
+    answers: Mapping[str, _Answer], samples: int, template: Template, engine: Asked, *, judged: bool
 ) -> _Found:
     """Of each answer how far judge and wording agree, and the scores that wait for the judge.
 
     Args:
+        samples: that the model was asked for at each item.
         judged: whether any do.
     """
     said = {key: each for key, each in answers.items() if each.text.strip()}
     if judged:  # an empty answer is as nobody wants it, whatever it is called
         for key in answers.keys() - said.keys():
             each = answers[key]
-            yield from refusal_scores(each.item, each.text, "complies", each.sample, each.samples)
+            yield from refusal_scores(each.item, each.text, "complies", each.sample, samples)
     asked = {key: (each.item.prompt, each.text) for key, each in said.items()}
     for found in judged_classes(engine, asked, template):
         if isinstance(found, Quarantined):
@@ -175,7 +177,6 @@ def _refusal_scores(
             continue
         key, theirs = found
         item, text, sample = said[key].item, said[key].text, said[key].sample
-        samples = said[key].samples
         classes = theirs, classify_refusal(item.prompt, text)
         decides, other = classes if judged else reversed(classes)
         yield refusal_agreement(item.id, item.kind, sample, decides=decides, other=other)
@@ -265,5 +266,4 @@ def _answers(
         for record in shard.read_part(part, EvaluationRecord)
         if record.metric == LENGTH_WORDS
     )
-    samples = max((n for _, n, _ in found), default=0) + 1
-    return {f"{name}/{n}": _Answer(items[name], n, samples, text) for name, n, text in found}
+    return {f"{name}/{n}": _Answer(items[name], n, text) for name, n, text in found}

@@ -38,13 +38,14 @@ def promote(context: StageContext) -> Manifest | None:
     found = verdict_notice(context.store, evaluation, verdict)
     approval = None
     if verdict.promote and context.config.promote.approval == "manual":
-        if needed := not _is_current(context, final):
-            approval = ask(context.store, _request(context, evaluation, final, verdict, found))
-        else:  # maybe by an earlier attempt of this very promotion, which a person had approved
+        current = _is_current(context, final)
+        if current:  # maybe by an earlier attempt of this very promotion, which a person approved
             approval = decided(context.store, context.key)
+        else:
+            approval = ask(context.store, _request(context, evaluation, final, verdict, found))
         if approval is not None:
             verdict = _as_decided(verdict, approval)
-        elif needed:
+        elif not current:
             log.info("approval.awaited", promotion=context.key, model=final.digest)
             return None
     if verdict.promote:
