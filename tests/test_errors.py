@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +10,8 @@ import pytest
 
 import selfalign
 from selfalign import errors
+from selfalign.cli.approve import _this_user
+from selfalign.cli.options import Place
 from selfalign.errors import SelfAlignError
 
 PACKAGE = Path(selfalign.__file__).parent
@@ -42,11 +43,11 @@ def test_no_expected_error_ends_with_the_code_of_a_bug(tree: set[type]) -> None:
     assert [cls for cls in tree - bases if cls.exit_code == 1] == []  # type: ignore[attr-defined]
 
 
-def test_a_signal_ends_whatever_goes_on_after_an_error() -> None:
-    def follow() -> None:
-        with contextlib.suppress(SelfAlignError, Exception):
-            raise errors.Interrupted(15)
+def test_a_signal_ends_what_goes_on_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(_where: Place) -> None:
+        raise errors.Interrupted(15)
 
+    monkeypatch.setattr(Place, "connect", connect)
     with pytest.raises(errors.Interrupted) as ending:
-        follow()
+        _this_user(Place(namespace="nights"))  # who approves; it goes on where no cluster says
     assert ending.value.exit_code == 143

@@ -30,6 +30,7 @@ from selfalign.stages.rollback import roll_back
 from selfalign.store.local import LocalStore
 from selfalign.store.manifest import Manifest
 from tests.artifacts import promote, publish
+from tests.loopback import answering
 
 from .adapter_server import Surface, adapter_server
 
@@ -308,9 +309,7 @@ def test_the_token_follows_no_redirect_to_another_server() -> None:
 
         do_GET = do_POST  # noqa: N815  http.server names it
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        with pytest.raises(TemporaryError, match="HTTP 302"):
-            request(f"http://127.0.0.1:{server.server_port}/", {}, {TOKEN_HEADER: "secret"})
-        server.shutdown()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere)
+    with answering(server), pytest.raises(TemporaryError, match="HTTP 302"):
+        request(f"http://127.0.0.1:{server.server_port}/", {}, {TOKEN_HEADER: "secret"})
     assert asked == [("/", "secret")]
